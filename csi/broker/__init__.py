@@ -1,0 +1,1 @@
+"""Program `sealed-local broker`: KBS-compatible key broker and volume register."""

@@ -1,0 +1,1 @@
+"""Program `sealed-local guest`: attest, unlock, mount. Runs inside the confidential VM."""

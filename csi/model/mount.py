@@ -1,0 +1,22 @@
+"""A mount as the kernel reports it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One line of mountinfo. `options` are the mount point's own, `super_options` the filesystem's."""
+
+    target: str
+    root: str
+    device: tuple[int, int]
+    """Major and minor number. A block device bound onto a file shows devtmpfs's here, and its own path in `root`."""
+    fstype: str
+    source: str
+    options: frozenset[str]
+    super_options: frozenset[str]
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes through this mount point are refused."""
+        return "ro" in self.options or "ro" in self.super_options

@@ -1,0 +1,58 @@
+"""The sealed volume format v1: names, offsets and the room it needs below the size that CSI reports.
+
+Sizes were measured with cryptsetup 2.6.1, 2.7.5 and 2.8.8; `docs/sealed-format.md` describes every byte. Cryptography is
+not here: the node plugin uses this module to size an LV, and it holds no keys.
+"""
+
+from enum import StrEnum
+
+from csi.model.size import KIB, MIB, round_up
+
+HEADER_BYTES = 16 * MIB
+"""One copy of the LUKS2 header: two binary headers with JSON, and the keyslot area."""
+
+HEADER_A_OFFSET = 0
+HEADER_B_OFFSET = 16 * MIB
+STATE_RECORD_OFFSETS = (32 * MIB, 33 * MIB)
+"""The two ping-pong state records; generation n lies at index n % 2."""
+
+STATE_RECORD_BYTES = 4 * KIB
+PAYLOAD_OFFSET = 34 * MIB
+"""Where ciphertext of the filesystem starts; everything below is authenticated by MAC before it is parsed."""
+
+PAYLOAD_BLOCK_BYTES = 4096
+"""dm-crypt's sector size in every profile; the payload is a whole number of these."""
+
+
+class Profile(StrEnum):
+    """How a volume is sealed. A profile is versioned by its name: its meaning never changes."""
+
+    NONE = "none"
+    XTS = "xts"
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the guest encrypts the volume."""
+        return self is not Profile.NONE
+
+
+RESERVED_PROFILES = ("xts-hmac",)
+"""Names that the format defines and this version can't open yet; they are refused by name, never treated as unknown."""
+
+
+def device_bytes(usable_bytes: int, profile: Profile) -> int:
+    """The device size in bytes that gives at least `usable_bytes` inside the guest.
+
+    Only the format's own room is counted; rounding to LVM extents comes on top.
+    """
+    if profile is Profile.NONE:
+        return usable_bytes
+    return PAYLOAD_OFFSET + round_up(usable_bytes, PAYLOAD_BLOCK_BYTES)
+
+
+def usable_bytes(device_size_bytes: int, profile: Profile) -> int:
+    """What the guest can use of a device of that size in bytes; never negative. The inverse of `device_bytes`."""
+    if profile is Profile.NONE:
+        return device_size_bytes
+    payload = max(0, device_size_bytes - PAYLOAD_OFFSET)
+    return payload - payload % PAYLOAD_BLOCK_BYTES

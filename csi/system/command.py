@@ -1,0 +1,129 @@
+"""The one place that runs processes: argv lists, an environment built from nothing, bounded time, no shell."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from csi.model.errors import CommandError, CommandTimeout, ToolFailed
+from csi.model.secret import Secret
+
+_log = logging.getLogger(__name__)
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BASE_ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C"}
+_GIVE_UP_ON_PIPES_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a finished command said."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; undecodable bytes stay visible as escapes."""
+        return self.stdout.decode(errors="backslashreplace")
+
+
+class Runner(Protocol):
+    """Runs one command to its end. Tests give their own."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        stdin: bytes | Secret = b"",
+        ok: Collection[int] = (0,),
+        env: Mapping[str, str] | None = None,
+        pass_fds: Collection[int] = (),
+    ) -> Result:
+        """Run `argv`, give it `stdin`, wait at most `timeout` seconds.
+
+        Raises `CommandError` when the exit status is not in `ok`, `CommandTimeout` when time is up (the whole process
+        group is then killed), `ToolFailed` when the program can't be started.
+        """
+        ...
+
+
+class LocalRunner:
+    """Runs commands on this machine. `prefix` goes before every argv (for example nsenter into the host)."""
+
+    def __init__(self, prefix: Sequence[str] = ()) -> None:
+        self._prefix = tuple(prefix)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout: float,
+        stdin: bytes | Secret = b"",
+        ok: Collection[int] = (0,),
+        env: Mapping[str, str] | None = None,
+        pass_fds: Collection[int] = (),
+    ) -> Result:
+        """See `Runner.run`."""
+        full = (*self._prefix, *argv)
+        started = time.monotonic()
+        child = _start(full, {**_BASE_ENVIRONMENT, **(env or {})}, tuple(pass_fds))
+        stdout, stderr = _finish(child, full, stdin, timeout)
+        result = Result(argv=full, returncode=child.returncode, stdout=stdout, stderr=stderr)
+        _log.debug(
+            "command",
+            extra={"argv": list(full), "rc": child.returncode, "ms": round((time.monotonic() - started) * 1000)},
+        )
+        if child.returncode not in ok:
+            raise CommandError(full, child.returncode, result.text, stderr.decode(errors="backslashreplace"))
+        return result
+
+
+def _start(argv: tuple[str, ...], environment: dict[str, str], pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    try:
+        # A process group of its own, so that a time-out ends children of the command too.
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=pass_fds,
+            process_group=0,
+        )
+    except FileNotFoundError as error:
+        raise ToolFailed(f"{argv[0]}: not found on PATH; install the package that holds it") from error
+    except OSError as error:
+        raise ToolFailed(f"{argv[0]}: can't be started: {error.strerror}") from error
+
+
+def _finish(
+    child: subprocess.Popen[bytes], argv: tuple[str, ...], stdin: bytes | Secret, timeout: float
+) -> tuple[bytes, bytes]:
+    data = stdin.reveal() if isinstance(stdin, Secret) else stdin
+    try:
+        return child.communicate(data, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _kill_group(child)
+        raise CommandTimeout(argv, timeout) from None
+    except BaseException:
+        _kill_group(child)
+        raise
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    """SIGKILL, because cryptsetup ignores SIGTERM inside a PBKDF. A child in D state is left behind, not waited for."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    try:
+        child.communicate(timeout=_GIVE_UP_ON_PIPES_SECONDS)
+    except subprocess.TimeoutExpired:
+        _log.error("a killed command does not end", extra={"pid": child.pid})

@@ -1,0 +1,83 @@
+"""Mounting, unmounting and looking at mounts. The kernel's own list is the truth, never a return value of before."""
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from csi.model.errors import InUse, Refused
+from csi.model.mount import Mount
+from csi.system.command import Runner
+from csi.wire import kernel_mounts
+
+_TIMEOUT_SECONDS = 120.0
+
+
+def listed(mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[Mount, ...]:
+    """Every mount that this process sees."""
+    return kernel_mounts.parse(mountinfo.read_text(errors="surrogateescape"))
+
+
+def at(target: str) -> tuple[Mount, ...]:
+    """The mounts on exactly this path, lowest first; empty when it is no mount point."""
+    return tuple(mount for mount in listed() if mount.target == target)
+
+
+def mount(runner: Runner, source: str, target: str, *, fstype: str | None = None, options: Iterable[str] = ()) -> None:
+    """Mount `source` on `target`. The type is always given by the caller; mount(8) is never left to guess one."""
+    argv = ["mount", "--no-mtab"]
+    if fstype is not None:
+        argv += ["-t", fstype]
+    joined = ",".join(options)
+    if joined:
+        argv += ["-o", joined]
+    runner.run([*argv, "--", source, target], timeout=_TIMEOUT_SECONDS)
+
+
+def bind(runner: Runner, source: str, target: str, *, read_only: bool) -> None:
+    """Bind `source` on `target`. The kernel ignores `ro` on the first bind, so read-only needs a second call.
+
+    Killed between the two, the mount is writable: the caller compares `Mount.read_only` before it trusts a mount.
+    """
+    runner.run(["mount", "--no-mtab", "--bind", "--", source, target], timeout=_TIMEOUT_SECONDS)
+    if read_only:
+        runner.run(["mount", "--no-mtab", "-o", "remount,bind,ro", "--", target], timeout=_TIMEOUT_SECONDS)
+
+
+def unmount(runner: Runner, target: str) -> None:
+    """Unmount everything on exactly this path. Raises `InUse` when something is busy; a path without mounts is fine."""
+    for _ in range(len(at(target))):
+        result = runner.run(["umount", "--", target], timeout=_TIMEOUT_SECONDS, ok=(0, 1, 32))
+        if result.returncode != 0 and at(target):
+            said = result.stderr.decode(errors="backslashreplace").strip()
+            raise InUse(
+                f"{target} can't be unmounted: {said}. End the processes that use it; the call is then repeated."
+            )
+
+
+def remove_directory(path: str) -> None:
+    """Remove an empty directory or an empty plain file; absent is fine.
+
+    Raises `Refused` when it holds anything: what a pod wrote there is somebody's data, so it is never removed.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        _remove_empty_directory(path)
+        return
+    if not stat.S_ISREG(mode) or os.lstat(path).st_size > 0:
+        raise Refused(f"{path} is not an empty file; it is left alone. Look at it and remove it by hand.")
+    Path(path).unlink()
+
+
+def _remove_empty_directory(path: str) -> None:
+    try:
+        Path(path).rmdir()
+    except OSError as error:
+        names = ", ".join(sorted(entry.name for entry in Path(path).iterdir())[:5])
+        raise Refused(
+            f"{path} can't be removed ({error.strerror}); it holds: {names or 'nothing visible'}. A pod may have written "
+            "there while its volume was missing. Save what is needed, empty the directory, and the call is repeated."
+        ) from error

@@ -1,0 +1,1 @@
+"""What bytes mean: pure parsers and encoders, one module a foreign format. No I/O."""

@@ -1,0 +1,34 @@
+"""/proc/self/mountinfo: kernel text to `Mount`. Format: proc(5)."""
+
+import re
+
+from csi.model.mount import Mount
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def parse(text: str) -> tuple[Mount, ...]:
+    """All mounts, in the order in which the kernel lists them (a later one hides an earlier one on the same target)."""
+    return tuple(_line(line) for line in text.splitlines() if line)
+
+
+def _line(line: str) -> Mount:
+    left, _, right = line.partition(" - ")
+    fields = left.split(" ")
+    fstype, source, super_options = right.split(" ", 2)
+    major, _, minor = fields[2].partition(":")
+    return Mount(
+        target=_plain(fields[4]),
+        root=_plain(fields[3]),
+        device=(int(major), int(minor)),
+        fstype=fstype,
+        source=_plain(source),
+        options=frozenset(fields[5].split(",")),
+        super_options=frozenset(super_options.split(",")),
+    )
+
+
+def _plain(field: str) -> str:
+    """Undo the kernel's octal escapes (space, tab, newline, backslash), byte by byte so that UTF-8 survives."""
+    unescaped = _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+    return unescaped if unescaped == field else unescaped.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
