@@ -43,7 +43,10 @@ class PendingOpen:
 class VolumeRecord:
     """One row of the register. `header_sha256` is lower-case hex of copy A's 16 MiB; `payload_bytes` the mapped size.
 
-    `generation` is the committed one: the disk must show it, or the pending one.
+    `generation` is the newest committed one. Every generation above it up to `newest_generation` was announced and never
+    mounted, so the disk must show one of `generation` to `newest_generation`: an older one is a rollback, a newer one a
+    forgery. A takeover always announces a *new* number: were one number announced twice, the host could keep the disk of
+    the guest that died and present it later as the state that the second guest had committed.
     """
 
     volume_id: str
@@ -57,12 +60,29 @@ class VolumeRecord:
     payload_bytes: int | None = None
     generation: int = 0
     pending: PendingOpen | None = None
+    committed_nonce: str | None = None
+    """The nonce of the last commit, by which a commit whose answer was lost is recognised when it is repeated."""
+
+    @property
+    def newest_generation(self) -> int:
+        """The newest generation that was ever announced, committed or not."""
+        return self.generation if self.pending is None else self.pending.generation
+
+    def next_generation(self, found: int) -> int:
+        """The generation to announce by a guest that found generation `found` on the disk.
+
+        It is above everything announced, and lies in the state record slot (generation modulo 2) that does not hold
+        `found`: a torn write must never destroy the only good record.
+        """
+        newest = self.newest_generation
+        return newest + 1 if (newest - found) % 2 == 0 else newest + 2
 
 
 class Register(Protocol):
     """What an attested guest asks of the register. Every method raises `NotReleased` when the broker's policy refuses,
     `Busy` when another guest changed the record since it was read, `Refused` when the record's state forbids the change,
-    and `Unavailable` when the broker can't be reached.
+    and `Unavailable` when the broker can't be reached. Every method may be repeated with the same arguments when its
+    answer was lost: the repeat gets the first answer, or `Busy` when the record has moved on since.
     """
 
     def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
@@ -84,7 +104,10 @@ class Register(Protocol):
         ...
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
-        """Announce the generation that is about to be written to the disk; takes over a dead guest's pending one."""
+        """Announce the generation that is about to be written to the disk: `record.next_generation(found on the disk)`.
+
+        A dead guest's pending announcement is taken over; it can't be committed any more.
+        """
         ...
 
     def commit_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:

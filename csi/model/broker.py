@@ -1,0 +1,19 @@
+"""How a guest reaches its broker: values of the measured policy. Holds no connection and no key."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerSettings:
+    """Everything a guest needs to know about its broker; all of it is measured, none of it comes from the host."""
+
+    url: str
+    """`https://host[:port]`, without the protocol's `/kbs/v0`."""
+    ca_pem: str
+    """The only certificate authority that is trusted for this broker; the system's trust store is not used."""
+    init_data: str
+    """The whole init-data text of this guest, byte for byte as it was measured; empty when there is none."""
+    allow_sample: bool
+    """Whether the development-only `sample` TEE, which proves nothing, may be used."""
+    timeout_seconds: float = 30.0
+    """Bound of one HTTP exchange."""
