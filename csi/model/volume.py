@@ -1,0 +1,123 @@
+"""A volume of this driver: what a request wants, and what the tags of an LV say is there."""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+from csi.model.lvm import LogicalVolume
+from csi.model.sealed import Profile
+
+
+class State(StrEnum):
+    """Where a volume is in its life. The order of the words is the only way through it."""
+
+    CREATING = "creating"
+    """Allocated. Nobody was ever given it, so whatever its extents hold is left over from before and may be overwritten."""
+    READY = "ready"
+    """Prepared by the first stage. From here on nothing ever formats or overwrites it except its deletion."""
+    DELETING = "deleting"
+    """Its owner has given it up; it is being wiped and can't be used again."""
+
+
+class Kind(StrEnum):
+    """What an LV of this driver is for."""
+
+    VOLUME = "volume"
+
+
+class Layout(StrEnum):
+    """How an LV lies on its disks (StorageClass parameter `lvmType`)."""
+
+    LINEAR = "linear"
+    STRIPING = "striping"
+
+
+class Wipe(StrEnum):
+    """What happens to the content when the volume is deleted (StorageClass parameter `wipe`)."""
+
+    AUTO = "auto"
+    """Sealed: the 34 MiB head is zeroed and the rest discarded, as its key is destroyed elsewhere. Plain: all zeroed."""
+    ZERO = "zero"
+    DISCARD = "discard"
+    NONE = "none"
+
+
+class Access(Enum):
+    """CSI access modes that a volume on one node can serve."""
+
+    SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
+    SINGLE_NODE_READER_ONLY = "SINGLE_NODE_READER_ONLY"
+    SINGLE_NODE_SINGLE_WRITER = "SINGLE_NODE_SINGLE_WRITER"
+    SINGLE_NODE_MULTI_WRITER = "SINGLE_NODE_MULTI_WRITER"
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the mode itself forbids writing."""
+        return self is Access.SINGLE_NODE_READER_ONLY
+
+    @property
+    def many_targets(self) -> bool:
+        """Whether a second pod on this node may have the volume too."""
+        return self in (Access.SINGLE_NODE_MULTI_WRITER, Access.SINGLE_NODE_READER_ONLY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """One CSI volume capability. `fstype` is empty when the request leaves it to the driver; unused for block."""
+
+    block: bool
+    access: Access
+    fstype: str = ""
+    mount_flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """The StorageClass parameters, checked, with defaults filled in."""
+
+    vg_name: str | None = None
+    pool: str | None = None
+    layout: Layout = Layout.LINEAR
+    stripes: int | None = None
+    stripe_kib: int | None = None
+    direct: bool = False
+    profile: Profile = Profile.NONE
+    fstype: str = ""
+    mkfs_options: tuple[str, ...] = ()
+    wipe: Wipe = Wipe.AUTO
+    digest: str = ""
+    """Short hex digest over the immutable parameters as given; equal parameters give equal digests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A volume that `CreateVolume` asks for. `size_bytes` is what the pod can use and what CSI reports."""
+
+    name: str
+    volume_id: str
+    name_digest: str
+    size_bytes: int
+    limit_bytes: int | None
+    block: bool
+    parameters: Parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume that exists: an LV and what its tags say."""
+
+    lv: LogicalVolume
+    name_digest: str
+    state: State
+    size_bytes: int
+    params_digest: str
+    profile: Profile
+    direct: bool
+    wipe: Wipe
+    formatted: str | None
+    """Filesystem that the first stage made, or `block` for a raw volume; None until then."""
+    mkfs_options: tuple[str, ...]
+
+    @property
+    def volume_id(self) -> str:
+        """The CSI volume id, which is the LV's name."""
+        return self.lv.name

@@ -1,0 +1,121 @@
+"""CreateVolume and DeleteVolume: (what LVM shows, what is wanted) to steps. An empty plan is idempotent success."""
+
+from collections.abc import Sequence
+
+from csi.model.errors import AlreadyExists, ForeignContent, InUse, Refused
+from csi.model.lvm import Activation, Report
+from csi.model.sealed import PAYLOAD_OFFSET
+from csi.model.volume import State, Volume, Wanted, Wipe
+from csi.plan import placement, steps
+from csi.wire import volume_tags
+from csi.wire.node_config import NodeConfig
+
+
+def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
+    """Steps that make the volume exist; none when it does.
+
+    Raises `AlreadyExists` when it exists otherwise, `Refused` while it is being deleted, `NoSpace` when nothing fits.
+    """
+    existing = by_name(report, wanted.name_digest)
+    if existing is not None:
+        _require_same(existing, wanted)
+        return ()
+    _require_free_name(report, wanted)
+    place = placement.place(config, report, wanted.parameters, wanted.size_bytes)
+    return (
+        steps.CreateLV(
+            vg=place.vg.name,
+            name=wanted.volume_id,
+            extents=place.extents,
+            tags=volume_tags.encode(wanted),
+            layout=wanted.parameters.layout,
+            stripes=place.stripes,
+            stripe_kib=wanted.parameters.stripe_kib,
+            pvs=place.pvs,
+        ),
+    )
+
+
+def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:
+    """Steps that wipe and remove the volume. Killed anywhere and repeated, they start the wipe again and end the same.
+
+    `published` are paths that still show the volume. Raises `InUse` when there are any or something holds the device.
+    """
+    if published:
+        raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
+    if volume.lv.is_open:
+        raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
+    vg, name = volume.lv.vg, volume.lv.name
+    mark: steps.Plan = ()
+    if volume.state is not State.DELETING:
+        old, new = volume_tags.state_tag(volume.state), volume_tags.state_tag(State.DELETING)
+        mark = (steps.ChangeTags(vg=vg, name=name, remove=(old,), add=(new,)),)
+    wiped: steps.Plan = ()
+    if volume.formatted is not None and volume.wipe is not Wipe.NONE:
+        # A read-only flag left by a publication would stop the wipe.
+        wiped = (
+            steps.Activate(vg=vg, name=name),
+            steps.SetReadOnly(device=volume.lv.path, read_only=False),
+            *_wipe(volume),
+        )
+    active = wiped or volume.lv.activation is not Activation.INACTIVE
+    off: steps.Plan = (steps.Deactivate(vg=vg, name=name),) if active else ()
+    return (*mark, *wiped, *off, steps.RemoveLV(vg=vg, name=name))
+
+
+def by_name(report: Report, name_digest: str) -> Volume | None:
+    """The volume that was made for a CSI name."""
+    return next((v for v in volume_tags.volumes(report) if v.name_digest == name_digest), None)
+
+
+def by_id(report: Report, volume_id: str) -> Volume | None:
+    """The volume with this id, found by its tags in whatever group it is.
+
+    Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other.
+    """
+    found = [volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id]
+    if len(found) > 1:
+        groups = ", ".join(sorted(volume.lv.vg for volume in found))
+        raise Refused(
+            f"volume {volume_id} exists in several volume groups ({groups}); remove the tag sl:v1 from the wrong one"
+        )
+    return found[0] if found else None
+
+
+def _require_same(existing: Volume, wanted: Wanted) -> None:
+    if existing.state is State.DELETING:
+        raise Refused(f"volume {existing.volume_id} is being deleted; repeat when that is done")
+    if existing.lv.partial:
+        raise Refused(f"volume {existing.volume_id} exists, but a disk that holds part of it is missing")
+    too_small = existing.size_bytes < wanted.size_bytes
+    too_large = wanted.limit_bytes is not None and existing.size_bytes > wanted.limit_bytes
+    if too_small or too_large:
+        raise AlreadyExists(
+            f"a volume named {wanted.name!r} exists with {existing.size_bytes} bytes, which is not what is asked for "
+            f"({wanted.size_bytes} bytes, at most {wanted.limit_bytes or 'any'}); use another name or the same size"
+        )
+    if existing.params_digest != wanted.parameters.digest:
+        raise AlreadyExists(
+            f"a volume named {wanted.name!r} exists with other StorageClass parameters; use another name"
+        )
+
+
+def _require_free_name(report: Report, wanted: Wanted) -> None:
+    for lv in report.lvs:
+        if lv.name == wanted.volume_id:
+            raise ForeignContent(
+                f"volume group {lv.vg} already holds a logical volume {lv.name} that was not made for this claim; "
+                "rename or remove it by hand"
+            )
+
+
+def _wipe(volume: Volume) -> steps.Plan:
+    device, size = volume.lv.path, volume.lv.size_bytes
+    if volume.wipe is Wipe.DISCARD:
+        return (steps.DiscardRange(device=device, offset=0, length=size),)
+    if volume.wipe is Wipe.AUTO and volume.profile.is_sealed:
+        # Without header and state records the rest is noise that no key opens any more.
+        head = min(PAYLOAD_OFFSET, size)
+        zero = steps.ZeroRange(device=device, offset=0, length=head)
+        return (zero, steps.DiscardRange(device=device, offset=head, length=size - head)) if size > head else (zero,)
+    return (steps.ZeroRange(device=device, offset=0, length=size),)

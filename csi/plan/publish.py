@@ -1,0 +1,159 @@
+"""NodePublish and NodeUnpublish: show a staged volume at a pod's target path, in one of three ways.
+
+Plain filesystem: a bind mount. Block: the device node bound on a file. Direct: Kata's record, and under it a read-only
+tombstone on the target, put there first, so that at every moment a runtime that misses the record fails closed.
+"""
+
+from dataclasses import dataclass
+
+from csi.model.errors import AlreadyExists, InUse, Refused
+from csi.model.lvm import Activation
+from csi.model.volume import Capability, State, Volume
+from csi.plan import steps
+from csi.plan.node_view import PathKind, PathView, Publications
+from csi.plan.stage import DEFAULT_FSTYPE, FORMATTED_SEALED, host_mounts, require_not_deleted
+from csi.wire.kata_record import PROFILE_KEY, VOLUME_ID_KEY, Record, guest_options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publishing:
+    """One NodePublish request with what the node shows around it."""
+
+    volume: Volume
+    capability: Capability
+    read_only: bool
+    """What the request and the access mode together ask for."""
+    staging: PathView
+    target: PathView
+    publications: Publications
+    device_read_only: bool
+    """The kernel's read-only flag of the device, which block mode uses."""
+
+
+def publish(view: Publishing) -> steps.Plan:
+    """Steps that show the volume at the target. Raises `Refused` when it isn't staged or may have only one target."""
+    require_not_deleted(view.volume)
+    _require_staged(view)
+    if view.capability.block:
+        return _publish_block(view)
+    if host_mounts(view.volume, view.capability):
+        return _publish_mount(view)
+    return _publish_direct(view)
+
+
+def unpublish(target: PathView, *, has_record: bool, reset_device: str | None) -> steps.Plan:
+    """Steps that take the target away again; none when nothing is there. Needs no volume: it may be gone already.
+
+    `reset_device` is a device whose read-only flag was set for this publication alone.
+    """
+    plan: list[steps.Step] = []
+    if has_record:
+        plan.append(steps.RemoveRecord(target=target.path))
+    if target.mounts:
+        plan.append(steps.Unmount(target=target.path))
+    if reset_device is not None:
+        plan.append(steps.SetReadOnly(device=reset_device, read_only=False))
+    if target.mounts or target.kind is not PathKind.ABSENT:
+        plan.append(steps.RemoveTarget(target=target.path))
+    return tuple(plan)
+
+
+def _require_staged(view: Publishing) -> None:
+    volume, staging = view.volume, view.staging
+    ready = volume.state is State.READY and volume.lv.activation is not Activation.INACTIVE
+    if ready and host_mounts(volume, view.capability):
+        ready = staging.top is not None and staging.top.device == volume.lv.device
+    if not ready:
+        where = staging.path or "any path"
+        raise Refused(f"volume {volume.volume_id} is not staged at {where}; call NodeStageVolume first")
+
+
+def _require_exclusive(view: Publishing, *, shared: bool) -> None:
+    others = view.publications.others(view.target.path)
+    if others and not shared:
+        raise InUse(
+            f"volume {view.volume.volume_id} is already published at {', '.join(others)} and can't have a second target; "
+            "wait until the other pod is gone, or use an access mode for several pods"
+        )
+
+
+def _publish_mount(view: Publishing) -> steps.Plan:
+    target, top = view.target, view.target.top
+    if top is not None:
+        if top.device != view.volume.lv.device:
+            raise Refused(f"{target.path} is already a mount of {top.source}; unmount it, then repeat")
+        if top.read_only != view.read_only:
+            raise _published_otherwise(target, read_only=top.read_only)
+        return ()
+    _require_exclusive(view, shared=view.capability.access.many_targets)
+    _require_plain_directory(target)
+    return (steps.BindDirectory(source=view.staging.path, target=target.path, read_only=view.read_only),)
+
+
+def _publish_block(view: Publishing) -> steps.Plan:
+    volume, target = view.volume, view.target
+    if target.kind is PathKind.DEVICE:
+        if target.device != volume.lv.device:
+            raise Refused(f"{target.path} is another device already; unmount it, then repeat")
+        if view.device_read_only != view.read_only:
+            raise _published_otherwise(target, read_only=view.device_read_only)
+        return ()
+    if target.mounts or target.kind not in (PathKind.ABSENT, PathKind.FILE):
+        raise Refused(f"{target.path} is not free for a block device ({target.kind.value}); remove it, then repeat")
+    _require_exclusive(view, shared=view.capability.access.many_targets)
+    bind = steps.BindDevice(device=volume.lv.path, target=target.path)
+    if view.device_read_only == view.read_only:
+        return (bind,)
+    if view.publications.others(target.path):
+        raise InUse(f"volume {volume.volume_id} can't be read-only for one pod and writable for another in block mode")
+    return (steps.SetReadOnly(device=volume.lv.path, read_only=view.read_only), bind)
+
+
+def _publish_direct(view: Publishing) -> steps.Plan:
+    volume, target = view.volume, view.target
+    wanted = direct_record(volume, view.capability, read_only=view.read_only)
+    present = view.publications.records.get(target.path)
+    if present is not None and present != wanted:
+        raise AlreadyExists(f"{target.path} has a Kata record with other content; unpublish it first")
+    # Two guests on one device destroy it, whatever the access mode says; QEMU's own locks don't stop them.
+    _require_exclusive(view, shared=False)
+    if present is None and volume.lv.is_open:
+        raise InUse(f"volume {volume.volume_id} is still held open on this node, maybe by a guest that ends; repeat")
+    plan: list[steps.Step] = []
+    if not target.is_tombstone:
+        if target.mounts:
+            raise Refused(f"{target.path} is already a mount; unmount it, then repeat")
+        _require_plain_directory(target)
+        plan.append(steps.MountTombstone(target=target.path))
+    if present is None:
+        plan.append(steps.WriteRecord(target=target.path, record=wanted))
+    return tuple(plan)
+
+
+def _published_otherwise(target: PathView, *, read_only: bool) -> AlreadyExists:
+    now = "read-only" if read_only else "writable"
+    return AlreadyExists(f"{target.path} is published {now} already; unpublish it first")
+
+
+def direct_record(volume: Volume, capability: Capability, *, read_only: bool) -> Record:
+    """The record for a direct volume. For a sealed one the filesystem type is a hint that the guest checks."""
+    held = volume.formatted or DEFAULT_FSTYPE
+    metadata = {VOLUME_ID_KEY: volume.volume_id}
+    if volume.profile.is_sealed:
+        metadata[PROFILE_KEY] = volume.profile.value
+    return Record(
+        device=volume.lv.path,
+        fstype=(capability.fstype or DEFAULT_FSTYPE) if held == FORMATTED_SEALED else held,
+        options=guest_options(capability.mount_flags, read_only=read_only),
+        metadata=metadata,
+    )
+
+
+def _require_plain_directory(target: PathView) -> None:
+    if target.kind not in (PathKind.ABSENT, PathKind.DIRECTORY):
+        raise Refused(f"{target.path} is no directory ({target.kind.value}); remove it, then repeat")
+    if not target.empty:
+        raise Refused(
+            f"{target.path} is a directory with content, which a mount would hide. A pod may have written there while its "
+            "volume was missing: save what is needed, empty it, and the call is repeated."
+        )

@@ -1,0 +1,141 @@
+"""NodeStage and NodeUnstage: prepare a volume once, activate it, mount a plain filesystem.
+
+The rule that keeps data: only a volume in state `creating` is ever written to by the driver. That state means that nobody
+was given the volume yet; the same LVM command that ends it adds the `formatted` tag, before anybody is.
+"""
+
+from csi.model.errors import AlreadyExists, InUse, Refused
+from csi.model.lvm import Activation
+from csi.model.sealed import PAYLOAD_OFFSET
+from csi.model.size import MIB
+from csi.model.volume import Capability, State, Volume
+from csi.plan import steps
+from csi.plan.node_view import PathView, Publications
+from csi.wire import volume_tags
+
+DEFAULT_FSTYPE = "ext4"
+FORMATTED_BLOCK = "block"
+FORMATTED_SEALED = "sealed"
+_EDGE_BYTES = 1 * MIB
+
+
+def content(volume: Volume, capability: Capability) -> str:
+    """What the volume is prepared as: `sealed`, `block`, or the filesystem's name.
+
+    A request that names no filesystem takes the one that the volume holds.
+    """
+    if volume.profile.is_sealed:
+        return FORMATTED_SEALED
+    if capability.block:
+        return FORMATTED_BLOCK
+    held = volume.formatted if volume.formatted != FORMATTED_BLOCK else None
+    return capability.fstype or held or DEFAULT_FSTYPE
+
+
+def host_mounts(volume: Volume, capability: Capability) -> bool:
+    """Whether the node itself mounts the filesystem; a direct or sealed one is mounted in the guest only."""
+    return not (capability.block or volume.direct or volume.profile.is_sealed)
+
+
+def stage(volume: Volume, capability: Capability, staging: PathView) -> steps.Plan:
+    """Steps that make the volume ready to publish. Raises when what is there is not what is asked for."""
+    _require_usable(volume)
+    wanted = content(volume, capability)
+    mounted = _already_staged(volume, capability, staging)
+    first = volume.state is State.CREATING
+    if not first:
+        _require_content(volume, wanted)
+    if mounted:
+        return ()
+    device = volume.lv.path
+    on = _activate(volume)
+    prepared = _prepare(volume, wanted) if first else ()
+    if not host_mounts(volume, capability):
+        return (*on, *prepared)
+    looked: steps.Plan = ()
+    if not first:
+        looked = (
+            steps.RequireFilesystem(device=device, fstype=wanted),
+            steps.CheckFilesystem(device=device, fstype=wanted),
+        )
+    options = (*capability.mount_flags, *(("ro",) if capability.access.read_only else ()))
+    mount = steps.MountFilesystem(device=device, target=staging.path, fstype=wanted, options=options)
+    return (*on, *prepared, *looked, mount)
+
+
+def unstage(volume: Volume | None, staging: PathView, publications: Publications) -> steps.Plan:
+    """Steps that undo `stage`; works for a volume that is gone, too. Raises `InUse` while it is still published."""
+    if publications.targets:
+        raise InUse(f"the volume is still published at {', '.join(publications.targets)}; unpublish it first")
+    plan: list[steps.Step] = []
+    if staging.top is not None:
+        if volume is not None and volume.lv.device is not None and staging.top.device != volume.lv.device:
+            raise Refused(f"{staging.path} is a mount of another device ({staging.top.source}); it is left alone")
+        plan.append(steps.Unmount(target=staging.path))
+    if volume is not None and volume.lv.activation is not Activation.INACTIVE:
+        plan.append(steps.Deactivate(vg=volume.lv.vg, name=volume.lv.name))
+    return tuple(plan)
+
+
+def require_not_deleted(volume: Volume) -> None:
+    """Raises `Refused` for a volume that its owner has given up."""
+    if volume.state is State.DELETING:
+        raise Refused(f"volume {volume.volume_id} is being deleted and can't be used again")
+
+
+def _require_usable(volume: Volume) -> None:
+    require_not_deleted(volume)
+    if volume.lv.partial:
+        raise Refused(
+            f"a disk that holds part of volume {volume.volume_id} is missing; see pvs, and bring the disk back"
+        )
+
+
+def _require_content(volume: Volume, wanted: str) -> None:
+    if volume.formatted != wanted:
+        raise Refused(
+            f"volume {volume.volume_id} holds {volume.formatted or 'nothing that its tags name'}, and {wanted} is asked for; it is never formatted again. "
+            "Ask for what it holds, or make a new volume."
+        )
+
+
+def _already_staged(volume: Volume, capability: Capability, staging: PathView) -> bool:
+    top = staging.top
+    if top is None:
+        return False
+    if volume.lv.device is None or top.device != volume.lv.device:
+        raise Refused(f"{staging.path} is already a mount of {top.source}; unmount it, then repeat")
+    if not host_mounts(volume, capability):
+        raise AlreadyExists(f"volume {volume.volume_id} is staged as a mounted filesystem; unstage it first")
+    if top.read_only != capability.access.read_only:
+        raise AlreadyExists(f"volume {volume.volume_id} is staged with another access mode; unstage it first")
+    if capability.fstype and top.fstype != capability.fstype:
+        raise AlreadyExists(f"volume {volume.volume_id} is staged as {top.fstype}, not {capability.fstype}")
+    return True
+
+
+def _activate(volume: Volume) -> steps.Plan:
+    if volume.lv.activation is Activation.ACTIVE:
+        return ()
+    return (steps.Activate(vg=volume.lv.vg, name=volume.lv.name),)
+
+
+def _prepare(volume: Volume, wanted: str) -> steps.Plan:
+    """Zero the edges, where signatures of former content may lie, format a plain filesystem, and end `creating`."""
+    device, size = volume.lv.path, volume.lv.size_bytes
+    head = min(size, PAYLOAD_OFFSET if volume.profile.is_sealed else _EDGE_BYTES)
+    plan: list[steps.Step] = [steps.ZeroRange(device=device, offset=0, length=head)]
+    if size > head:
+        tail = min(_EDGE_BYTES, size - head)
+        plan.append(steps.ZeroRange(device=device, offset=size - tail, length=tail))
+    if wanted not in (FORMATTED_BLOCK, FORMATTED_SEALED):
+        plan.append(steps.MakeFilesystem(device=device, fstype=wanted, options=volume.mkfs_options))
+    plan.append(
+        steps.ChangeTags(
+            vg=volume.lv.vg,
+            name=volume.lv.name,
+            remove=(volume_tags.state_tag(State.CREATING),),
+            add=(volume_tags.state_tag(State.READY), volume_tags.formatted_tag(wanted)),
+        )
+    )
+    return tuple(plan)

@@ -1,0 +1,105 @@
+"""Block devices as the node handles them: zeroing, discarding, the read-only flag, size. Parses nothing on them."""
+
+import fcntl
+import logging
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from csi.model.errors import ForeignContent
+from csi.model.size import GIB, MIB, SECTOR_BYTES
+
+_log = logging.getLogger(__name__)
+
+# Numbers of linux/fs.h.
+_BLKROSET: Final = 0x125D
+_BLKROGET: Final = 0x125E
+_BLKDISCARD: Final = 0x1277
+_BLKZEROOUT: Final = 0x127F
+_SLICE_BYTES: Final = 1 * GIB
+_EDGE_BYTES: Final = 1 * MIB
+
+
+def size(device: str) -> int:
+    """Size of a block device in bytes."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+
+
+def zero(device: str, offset: int, length: int) -> None:
+    """Write zeroes over a range and flush; the kernel uses the disk's own command for it where there is one."""
+    with _opened(device, os.O_RDWR) as descriptor:
+        for start, part in _slices(offset, length):
+            fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("QQ", start, part))
+            if length > _SLICE_BYTES:
+                _log.info("zeroing", extra={"device": device, "done_bytes": start + part - offset, "of_bytes": length})
+        os.fsync(descriptor)
+
+
+def discard(device: str, offset: int, length: int) -> None:
+    """Tell the disk that a range is free; a disk without discard keeps the bytes, which is no error."""
+    with _opened(device, os.O_RDWR) as descriptor:
+        for start, part in _slices(offset, length):
+            try:
+                fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("QQ", start, part))
+            except OSError as error:
+                _log.info("no discard", extra={"device": device, "reason": error.strerror})
+                return
+
+
+def read_only(device: str) -> bool:
+    """The kernel's read-only flag."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        return bool(struct.unpack("i", fcntl.ioctl(descriptor, _BLKROGET, struct.pack("i", 0)))[0])
+
+
+def set_read_only(device: str, flag: bool) -> None:
+    """Set the kernel's read-only flag; it lasts until the device is deactivated."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        fcntl.ioctl(descriptor, _BLKROSET, struct.pack("i", int(flag)))
+
+
+def edges_blank(device: str) -> bool:
+    """Whether the first and the last MiB hold only zeroes: content that no probe knows is content, too."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        head = os.pread(descriptor, min(_EDGE_BYTES, end), 0)
+        tail = os.pread(descriptor, min(_EDGE_BYTES, end), max(0, end - _EDGE_BYTES))
+        return not head.strip(b"\0") and not tail.strip(b"\0")
+
+
+def number(path: str) -> tuple[int, int] | None:
+    """Major and minor number of the block device at a path, links not followed; None for anything else."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return (os.major(status.st_rdev), os.minor(status.st_rdev)) if stat.S_ISBLK(status.st_mode) else None
+
+
+def resolved(path: str) -> str | None:
+    """The device that a path leads to; None when it is absent or no block device."""
+    real = os.path.realpath(path)
+    return real if number(real) is not None else None
+
+
+def _slices(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Whole 512-byte sectors in pieces that end soon enough to show progress."""
+    end = offset + length - length % SECTOR_BYTES
+    for start in range(offset, end, _SLICE_BYTES):
+        yield start, min(_SLICE_BYTES, end - start)
+
+
+@contextmanager
+def _opened(device: str, flags: int) -> Iterator[int]:
+    descriptor = os.open(Path(device), flags | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
+            raise ForeignContent(f"{device} is no block device; something else lies there")
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""LVM by its command line: one function a verb, every setting of ours with its reason, one command at a time.
+
+LVM's own exit status 5 means nearly anything, so callers look first (`report`) and plan; an error here is one to show.
+A command that writes is never ended because a caller lost patience: half-made volumes come from that.
+"""
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from csi.model.errors import CommandError, InUse, Unavailable
+from csi.model.lvm import Report
+from csi.system.command import Result, Runner
+from csi.wire import lvm_report
+
+_READ_SECONDS = 60.0
+_WRITE_SECONDS = 600.0
+_FAILED = 5
+
+
+def _settings(*, udev: bool) -> str:
+    """LVM settings for every command, independent of the host's lvm.conf where that could harm."""
+    on = int(udev)
+    return " ".join(
+        (
+            # A devices file that appears by itself would make the filter useless and hide disks.
+            "devices/use_devicesfile=0",
+            # Hints go stale when disks come and go; a scan costs milliseconds.
+            'devices/hints="none"',
+            f"devices/obtain_device_list_from_udev={on}",
+            # Never look for PVs inside volumes: tenants write there.
+            "devices/scan_lvs=0",
+            # Network and replicated devices can freeze a scan for ever when their peer is gone.
+            'devices/global_filter=["r|^/dev/drbd|","r|^/dev/nbd|","r|^/dev/rbd|","r|^/dev/zram|","a|.*|"]',
+            # Waiting for udev in a container without the host's IPC namespace never ends.
+            f"activation/udev_sync={on}",
+            f"activation/udev_rules={on}",
+            # dmeventd can't be started from a container.
+            "activation/monitoring=0",
+            # The archive in /etc/lvm belongs to the host's administrator.
+            "backup/archive=0",
+            "backup/backup=0",
+            "log/silent=0",
+        )
+    )
+
+
+_REPORT = (
+    "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
+    "--configreport", "vg", "-o", lvm_report.VG_FIELDS,
+    "--configreport", "pv", "-o", lvm_report.PV_FIELDS,
+    "--configreport", "lv", "-o", lvm_report.LV_FIELDS,
+    "--configreport", "pvseg", "-o", "pvseg_start",
+    "--configreport", "seg", "-o", "seg_start",
+)  # fmt: skip
+_ENVIRONMENT = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
+
+
+class Lvm:
+    """LVM of this node. `lock_file` makes two driver processes take turns; threads wait for one another inside."""
+
+    def __init__(self, runner: Runner, *, udev: bool, lock_file: Path) -> None:
+        self._runner = runner
+        self._config = _settings(udev=udev)
+        self._lock_file = lock_file
+        self._lock = threading.Lock()
+        self._holder = ""
+
+    @contextmanager
+    def exclusive(self, holder: str, wait_seconds: float = 300.0) -> Iterator[None]:
+        """Hold this node's LVM for a look, a plan and its steps. `holder` is named to whoever waits in vain.
+
+        Raises `Unavailable` when the turn doesn't come in time.
+        """
+        if not self._lock.acquire(timeout=wait_seconds):
+            raise Unavailable(f"LVM is busy with {self._holder!r} for more than {wait_seconds:g} s; try again later")
+        try:
+            self._holder = holder
+            descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _flock(descriptor, self._lock_file, wait_seconds)
+                yield
+            finally:
+                os.close(descriptor)
+        finally:
+            self._lock.release()
+
+    def report(self) -> Report:
+        """All volume groups, disks and volumes as LVM sees them now."""
+        result = self._run(
+            _REPORT,
+            _READ_SECONDS,
+        )
+        return lvm_report.parse(result.stdout)
+
+    def create(
+        self,
+        vg: str,
+        name: str,
+        *,
+        extents: int,
+        tags: Sequence[str],
+        stripes: int = 1,
+        stripe_kib: int | None = None,
+        pvs: Sequence[str] = (),
+    ) -> None:
+        """Make an inactive LV with its tags in one metadata change. Nothing is zeroed: the first stage does that."""
+        argv = ["lvcreate", "--yes", "--name", name, "--extents", str(extents)]
+        argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n"]
+        for tag in tags:
+            argv += ["--addtag", tag]
+        if stripes > 1:
+            argv += ["--stripes", str(stripes)]
+            argv += ["--stripesize", f"{stripe_kib}k"] if stripe_kib is not None else []
+        self._run([*argv, vg, *pvs], _WRITE_SECONDS)
+
+    def remove(self, vg: str, name: str) -> None:
+        """Remove an inactive LV."""
+        self._run(["lvremove", "--yes", f"{vg}/{name}"], _WRITE_SECONDS)
+
+    def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
+        """Change tags of an LV in one metadata change."""
+        argv = ["lvchange", "--yes"]
+        for tag in remove:
+            argv += ["--deltag", tag]
+        for tag in add:
+            argv += ["--addtag", tag]
+        self._run([*argv, f"{vg}/{name}"], _WRITE_SECONDS)
+
+    def activate(self, vg: str, name: str) -> None:
+        """Make the kernel device; `vgmknodes` brings a /dev entry back that a restart of udev or of the pod lost."""
+        self._run(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"], _WRITE_SECONDS)
+        if not Path(f"/dev/{vg}/{name}").exists():
+            self._run(["vgmknodes", f"{vg}/{name}"], _WRITE_SECONDS)
+
+    def deactivate(self, vg: str, name: str, *, patience_seconds: float = 5.0) -> None:
+        """Take the kernel device away. A virtual machine may close it a moment late, so busy is tried again for a while.
+
+        Raises `InUse` when it stays open.
+        """
+        give_up = time.monotonic() + patience_seconds
+        while True:
+            try:
+                self._run(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"], _WRITE_SECONDS)
+            except CommandError as error:
+                if error.returncode != _FAILED or "in use" not in error.stderr:
+                    raise
+                if time.monotonic() > give_up:
+                    raise InUse(f"{vg}/{name} stays open; end the process or virtual machine that holds it") from error
+                time.sleep(0.25)
+            else:
+                return
+
+    def create_vg(self, vg: str, devices: Sequence[str]) -> None:
+        """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
+        self._run(["vgcreate", vg, *devices], _WRITE_SECONDS)
+
+    def extend_vg(self, vg: str, devices: Sequence[str]) -> None:
+        """Add blank devices to a volume group."""
+        self._run(["vgextend", vg, *devices], _WRITE_SECONDS)
+
+    def version(self) -> str:
+        """LVM's own version line. Raises `ToolFailed` when lvm is not installed."""
+        lines = self._run(["version"], _READ_SECONDS).text.splitlines()
+        return lines[0].split(":", 1)[-1].strip() if lines else "unknown"
+
+    def _run(self, argv: Sequence[str], timeout: float) -> Result:
+        # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
+        return self._runner.run(
+            ["lvm", argv[0], "--config", self._config, *argv[1:]], timeout=timeout, env=_ENVIRONMENT
+        )
+
+
+def _flock(descriptor: int, path: Path, wait_seconds: float) -> None:
+    give_up = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise Unavailable(f"another driver process holds {path}; end it, or wait for it to end") from None
+            time.sleep(0.05)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps({"pid": os.getpid()}).encode())
+            return

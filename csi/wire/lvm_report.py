@@ -1,0 +1,106 @@
+"""`lvm fullreport --reportformat json`: LVM's strings to model objects. Read with LVM 2.03.16 to 2.03.31.
+
+Every value of that report is a string; an inactive LV has kernel major "-1"; tags are joined by commas. Letters of the
+attribute strings: lvs(8) and vgs(8).
+"""
+
+from typing import Final
+
+import msgspec
+
+from csi.model.errors import ToolFailed
+from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+
+VG_FIELDS: Final = "vg_name,vg_extent_size,vg_extent_count,vg_free_count,vg_attr"
+PV_FIELDS: Final = "pv_name,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing"
+LV_FIELDS: Final = "lv_name,lv_size,lv_tags,lv_attr,lv_active,lv_device_open,lv_kernel_major,lv_kernel_minor"
+
+
+class _Vg(msgspec.Struct):
+    vg_name: str
+    vg_extent_size: str
+    vg_extent_count: str
+    vg_free_count: str
+    vg_attr: str
+
+
+class _Pv(msgspec.Struct):
+    pv_name: str
+    pv_pe_count: str
+    pv_pe_alloc_count: str
+    pv_attr: str
+    pv_missing: str
+
+
+class _Lv(msgspec.Struct):
+    lv_name: str
+    lv_size: str
+    lv_tags: str
+    lv_attr: str
+    lv_active: str
+    lv_device_open: str
+    lv_kernel_major: str
+    lv_kernel_minor: str
+
+
+class _Section(msgspec.Struct):
+    vg: list[_Vg] = []
+    pv: list[_Pv] = []
+    lv: list[_Lv] = []
+
+
+class _Full(msgspec.Struct):
+    report: list[_Section]
+
+
+_decoder = msgspec.json.Decoder(_Full)
+
+
+def parse(text: bytes) -> Report:
+    """The report as model objects. Raises `ToolFailed` when it has another shape than the one asked for."""
+    try:
+        sections = _decoder.decode(text).report
+        return Report(vgs=tuple(_vg(section) for section in sections if section.vg and section.vg[0].vg_name))
+    except (msgspec.DecodeError, ValueError, IndexError) as error:
+        raise ToolFailed(f"LVM's report can't be read ({error}); is another lvm than lvm2 2.03 installed?") from error
+
+
+def _vg(section: _Section) -> VolumeGroup:
+    raw = section.vg[0]
+    return VolumeGroup(
+        name=raw.vg_name,
+        extent_bytes=int(raw.vg_extent_size),
+        extents=int(raw.vg_extent_count),
+        free_extents=int(raw.vg_free_count),
+        writable=raw.vg_attr[0] == "w",
+        exported=raw.vg_attr[2] == "x",
+        partial=raw.vg_attr[3] == "p",
+        pvs=tuple(_pv(pv) for pv in section.pv),
+        lvs=tuple(_lv(lv, raw.vg_name) for lv in section.lv if lv.lv_name),
+    )
+
+
+def _pv(raw: _Pv) -> PhysicalVolume:
+    return PhysicalVolume(
+        name=raw.pv_name,
+        extents=int(raw.pv_pe_count),
+        free_extents=int(raw.pv_pe_count) - int(raw.pv_pe_alloc_count),
+        allocatable=raw.pv_attr[0] == "a",
+        missing=raw.pv_missing != "",
+    )
+
+
+def _lv(raw: _Lv, vg: str) -> LogicalVolume:
+    active = raw.lv_active.startswith("active")
+    major = int(raw.lv_kernel_major)
+    unknown = raw.lv_active == "unknown"
+    return LogicalVolume(
+        name=raw.lv_name,
+        vg=vg,
+        size_bytes=int(raw.lv_size),
+        tags=frozenset(tag for tag in raw.lv_tags.split(",") if tag),
+        activation=Activation.UNKNOWN if unknown else Activation.ACTIVE if active else Activation.INACTIVE,
+        is_open=raw.lv_device_open == "open",
+        partial=raw.lv_attr[8] == "p",
+        device=(major, int(raw.lv_kernel_minor)) if major >= 0 else None,
+    )

@@ -1,0 +1,146 @@
+"""The node's configuration file (YAML): text to checked settings. Every error names the place in the file."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+import yaml
+
+from csi.model.errors import InvalidInput
+from csi.wire.quantity import NO_RESERVE, Reserve, reserve
+from csi.wire.volume_names import checked_vg_name
+
+
+class Strategy(StrEnum):
+    """Which volume group of a pool a new volume goes to."""
+
+    BINPACK = "binpack"
+    """The fullest one in which it fits."""
+    SPREAD = "spread"
+    """The one with most room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """A named set of volume groups. With `devices` there is exactly one group, made and extended by the driver."""
+
+    name: str
+    vgs: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    strategy: Strategy = Strategy.SPREAD
+    reserve: Reserve = NO_RESERVE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """What the operator lets this node's driver use. Nothing is used that isn't named here."""
+
+    pools: tuple[Pool, ...] = ()
+    include: tuple[re.Pattern[str], ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
+    default_pool: str | None = None
+    udev: bool = False
+
+    def pool(self, name: str) -> Pool | None:
+        """The pool of that name."""
+        return next((pool for pool in self.pools if pool.name == name), None)
+
+    def pool_of(self, vg: str) -> Pool | None:
+        """The pool that a volume group belongs to."""
+        return next((pool for pool in self.pools if vg in pool.vgs), None)
+
+    def allows(self, vg: str) -> bool:
+        """Whether volumes may be made in this group: it is in a pool, or matches `include` and not `exclude`."""
+        if self.pool_of(vg) is not None:
+            return True
+        included = any(pattern.fullmatch(vg) for pattern in self.include)
+        return included and not any(pattern.fullmatch(vg) for pattern in self.exclude)
+
+
+class _Pool(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    vgs: list[str] = []
+    devices: list[str] = []
+    strategy: Strategy = Strategy.SPREAD
+    reserve: str | int = 0
+
+
+class _Names(msgspec.Struct, forbid_unknown_fields=True):
+    include: list[str] = []
+    exclude: list[str] = []
+
+
+class _ListConfig(msgspec.Struct, forbid_unknown_fields=True):
+    vgs: _Names = msgspec.field(default_factory=_Names)
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    pools: list[_Pool] = []
+    list_config: _ListConfig = msgspec.field(default_factory=_ListConfig)
+    default_pool: str | None = None
+    udev: bool = False
+
+
+def parse(text: str, source: str) -> NodeConfig:
+    """The checked configuration. Raises `InvalidInput` naming `source` and the place in it."""
+    try:
+        raw = msgspec.convert(yaml.safe_load(text) or {}, type=_File)
+    except yaml.YAMLError as error:
+        raise InvalidInput(source, f"is no valid YAML: {' '.join(str(error).split())}") from error
+    except msgspec.ValidationError as error:
+        raise InvalidInput(source, str(error)) from error
+    pools = tuple(_pool(pool, f"{source}: pools[{number}]") for number, pool in enumerate(raw.pools))
+    _refuse_overlap(pools, source)
+    if raw.default_pool is not None and raw.default_pool not in {pool.name for pool in pools}:
+        raise InvalidInput(f"{source}: defaultPool", f"there is no pool {raw.default_pool!r}")
+    names = raw.list_config.vgs
+    return NodeConfig(
+        pools=pools,
+        include=_patterns(names.include, f"{source}: listConfig.vgs.include"),
+        exclude=_patterns(names.exclude, f"{source}: listConfig.vgs.exclude"),
+        default_pool=raw.default_pool or (pools[0].name if len(pools) == 1 else None),
+        udev=raw.udev,
+    )
+
+
+def _pool(raw: _Pool, place: str) -> Pool:
+    if not raw.name:
+        raise InvalidInput(f"{place}.name", "is required and empty")
+    if not raw.vgs and not raw.devices:
+        raise InvalidInput(place, f"pool {raw.name!r} names neither vgs nor devices")
+    if raw.devices and len(raw.vgs) != 1:
+        raise InvalidInput(
+            f"{place}.vgs", "must name exactly one volume group when devices are given: the one they form"
+        )
+    for number, device in enumerate(raw.devices):
+        if not device.startswith("/dev/") or ".." in device:
+            raise InvalidInput(f"{place}.devices[{number}]", f"{device!r} is no absolute path below /dev")
+    return Pool(
+        name=raw.name,
+        vgs=tuple(checked_vg_name(vg, f"{place}.vgs[{number}]") for number, vg in enumerate(raw.vgs)),
+        devices=tuple(raw.devices),
+        strategy=raw.strategy,
+        reserve=reserve(str(raw.reserve), f"{place}.reserve"),
+    )
+
+
+def _refuse_overlap(pools: tuple[Pool, ...], source: str) -> None:
+    seen: dict[str, str] = {}
+    for pool in pools:
+        if sum(other.name == pool.name for other in pools) > 1:
+            raise InvalidInput(f"{source}: pools", f"two pools are called {pool.name!r}")
+        for vg in pool.vgs:
+            if vg in seen:
+                raise InvalidInput(f"{source}: pools", f"group {vg!r} is in both {seen[vg]!r} and {pool.name!r}")
+            seen[vg] = pool.name
+
+
+def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:
+    patterns = []
+    for number, text in enumerate(texts):
+        try:
+            patterns.append(re.compile(text))
+        except re.error as error:
+            raise InvalidInput(f"{place}[{number}]", f"{text!r} is no regular expression: {error}") from error
+    return tuple(patterns)

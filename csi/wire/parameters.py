@@ -1,0 +1,146 @@
+"""StorageClass parameters: strings to `Parameters`, or an error that names the key and the nearest known one."""
+
+import difflib
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from csi.model.errors import InvalidInput
+from csi.model.sealed import RESERVED_PROFILES, Profile
+from csi.model.volume import Layout, Parameters, Wipe
+from csi.wire.volume_names import checked_vg_name
+
+_KNOWN: Final = (
+    "volumeType", "vgName", "pool", "lvmType", "stripes", "stripeSize", "direct", "mkfsOptions", "wipe", "sealed", "fsType",
+)  # fmt: skip
+_LATER: Final = ("mediaType", "iops", "bps", "mirrors")
+"""Keys that other versions offer; refused by name, because ignoring them would silently break a promise."""
+
+_PROVISIONER_PREFIX = "csi.storage.k8s.io/"
+_FSTYPE_KEY = "csi.storage.k8s.io/fstype"
+_MAX_STRIPES = 128
+_STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
+_SAFE_MKFS_WORD = re.compile(r"-?[A-Za-z0-9][A-Za-z0-9_.,=^:-]*")
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def parse(given: Mapping[str, str]) -> Parameters:
+    """Check every key and value. Raises `InvalidInput` naming `parameters[KEY]`.
+
+    Keys that begin with `csi.storage.k8s.io/` come from the provisioner, not from the class; of those only `fstype`
+    has a meaning here.
+    """
+    own = {key: value for key, value in given.items() if not key.startswith(_PROVISIONER_PREFIX)}
+    for key in own:
+        _refuse_unknown(key)
+    if own.get("volumeType", "LVM") != "LVM":
+        raise _bad("volumeType", f"{own['volumeType']!r} is not offered by this version; use LVM")
+    if "vgName" in own and "pool" in own:
+        raise _bad("pool", "and vgName exclude each other; give one of them")
+    profile = _profile(own)
+    layout = _choice(own, "lvmType", Layout, Layout.LINEAR)
+    return Parameters(
+        vg_name=checked_vg_name(own["vgName"], "parameters[vgName]") if "vgName" in own else None,
+        pool=own.get("pool"),
+        layout=layout,
+        stripes=_stripes(own, layout),
+        stripe_kib=_stripe_kib(own, layout),
+        direct=_direct(own, profile),
+        profile=profile,
+        fstype=own.get("fsType") or given.get(_FSTYPE_KEY, ""),
+        mkfs_options=_mkfs_options(own),
+        wipe=_choice(own, "wipe", Wipe, Wipe.AUTO),
+        digest=digest(given),
+    )
+
+
+def digest(given: Mapping[str, str]) -> str:
+    """Digest over the class's own keys; what the provisioner adds (names of PVC and PV) doesn't count."""
+    own = {key: value for key, value in given.items() if not key.startswith(_PROVISIONER_PREFIX)}
+    return hashlib.sha256(json.dumps(own, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def own_keys(given: Mapping[str, str]) -> dict[str, str]:
+    """The class's own keys and values, for the volume context that later calls get back."""
+    return {key: value for key, value in given.items() if not key.startswith(_PROVISIONER_PREFIX)}
+
+
+def _bad(key: str, problem: str) -> InvalidInput:
+    return InvalidInput(f"parameters[{key}]", problem)
+
+
+def _refuse_unknown(key: str) -> None:
+    if key in _LATER:
+        raise _bad(key, "is not offered by this version; remove it from the StorageClass")
+    if key in _KNOWN:
+        return
+    near = difflib.get_close_matches(key.lower(), [known.lower() for known in _KNOWN], n=1, cutoff=0.5)
+    spelled = next((known for known in _KNOWN if near and known.lower() == near[0]), None)
+    hint = f"did you mean {spelled!r}?" if spelled else f"known keys: {', '.join(_KNOWN)}"
+    raise _bad(key, f"is an unknown parameter; {hint}")
+
+
+def _choice(own: Mapping[str, str], key: str, choices: type[_Choice], default: _Choice) -> _Choice:
+    value = own.get(key, default)
+    try:
+        return choices(value)
+    except ValueError:
+        raise _bad(key, f"{value!r} is not offered by this version; choose {', '.join(choices)}") from None
+
+
+def _profile(own: Mapping[str, str]) -> Profile:
+    if own.get("sealed") in RESERVED_PROFILES:
+        raise _bad("sealed", f"the profile {own['sealed']!r} is not offered by this version yet; use 'xts'")
+    return _choice(own, "sealed", Profile, Profile.NONE)
+
+
+def _direct(own: Mapping[str, str], profile: Profile) -> bool:
+    """`direct` as open-local spells booleans. A sealed filesystem is opened in the guest, so sealed implies direct."""
+    value = own.get("direct")
+    if value is None:
+        return profile.is_sealed
+    if value.lower() not in ("true", "false", "1", "0", "t", "f"):
+        raise _bad("direct", f"{value!r} is neither true nor false")
+    direct = value.lower() in ("true", "1", "t")
+    if profile.is_sealed and not direct:
+        raise _bad("direct", "false contradicts sealed: only the guest has the key, so the node can't mount the volume")
+    return direct
+
+
+def _stripes(own: Mapping[str, str], layout: Layout) -> int | None:
+    if "stripes" not in own:
+        return None
+    if layout is not Layout.STRIPING:
+        raise _bad("stripes", "needs lvmType: striping")
+    if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= _MAX_STRIPES:
+        raise _bad("stripes", f"{own['stripes']!r} is no number from 2 to {_MAX_STRIPES}")
+    return int(own["stripes"])
+
+
+def _stripe_kib(own: Mapping[str, str], layout: Layout) -> int | None:
+    if "stripeSize" not in own:
+        return None
+    if layout is not Layout.STRIPING:
+        raise _bad("stripeSize", "needs lvmType: striping")
+    match = _STRIPE_SIZE.fullmatch(own["stripeSize"])
+    kib = int(match[1]) * (1024 if (match[2] or "k").lower().startswith("m") else 1) if match else 0
+    if kib < 4 or kib > 1024 * 1024 or kib & (kib - 1):
+        raise _bad("stripeSize", f"{own['stripeSize']!r} is no power of two from 4Ki to 1024Mi")
+    return kib
+
+
+def _mkfs_options(own: Mapping[str, str]) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(own.get("mkfsOptions", "")))
+    except ValueError as error:
+        raise _bad("mkfsOptions", f"can't be split into words: {error}") from error
+    for word in words:
+        if _SAFE_MKFS_WORD.fullmatch(word) is None or "dev=" in word or "file" in word:
+            raise _bad("mkfsOptions", f"{word!r} is not allowed; options may not name files or devices")
+    if len(words) > 32 or sum(map(len, words)) > 256:
+        raise _bad("mkfsOptions", "are too long; at most 32 words and 256 characters")
+    return words

@@ -1,0 +1,91 @@
+"""The tags of an LV, which are the node's whole store: encode a wanted volume, decode an existing one.
+
+LVM allows letters, digits and `_+.-/=!:&#` in a tag. Readers ignore tags that they don't know.
+"""
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Callable
+from typing import Final
+
+from csi.model.lvm import LogicalVolume, Report
+from csi.model.sealed import Profile
+from csi.model.volume import Kind, State, Volume, Wanted, Wipe
+
+OURS: Final = "sl:v1"
+_PREFIX = "sl:"
+
+
+def state_tag(state: State) -> str:
+    """The tag that holds the life state."""
+    return f"{_PREFIX}state={state}"
+
+
+def formatted_tag(what: str) -> str:
+    """The durable evidence that the volume was prepared, and as what. It is what forbids every later format."""
+    return f"{_PREFIX}formatted={what}"
+
+
+def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str, ...]:
+    """All tags of a new volume; they go into the one `lvcreate` that makes it."""
+    parameters = wanted.parameters
+    tags = [
+        OURS,
+        f"{_PREFIX}name={wanted.name_digest}",
+        state_tag(State.CREATING),
+        f"{_PREFIX}size={wanted.size_bytes}",
+        f"{_PREFIX}params={parameters.digest}",
+        f"{_PREFIX}kind={Kind.VOLUME}",
+        f"{_PREFIX}sealed={parameters.profile}",
+        f"{_PREFIX}wipe={parameters.wipe}",
+        f"{_PREFIX}created={int(clock())}",
+    ]
+    if parameters.direct:
+        tags.append(f"{_PREFIX}direct=true")
+    if parameters.mkfs_options:
+        tags.append(f"{_PREFIX}mkfs={_pack(parameters.mkfs_options)}")
+    return tuple(tags)
+
+
+def decode(lv: LogicalVolume) -> Volume | None:
+    """The volume that an LV is, None for an LV that isn't ours. Unreadable tags of ours make it None too, never a guess."""
+    if OURS not in lv.tags:
+        return None
+    values = dict(tag.removeprefix(_PREFIX).split("=", 1) for tag in lv.tags if tag.startswith(_PREFIX) and "=" in tag)
+    try:
+        if values.get("kind") != Kind.VOLUME:
+            return None
+        return Volume(
+            lv=lv,
+            name_digest=values["name"],
+            state=State(values["state"]),
+            size_bytes=int(values["size"]),
+            params_digest=values["params"],
+            profile=Profile(values.get("sealed", Profile.NONE)),
+            direct=values.get("direct") == "true",
+            wipe=Wipe(values.get("wipe", Wipe.AUTO)),
+            formatted=values.get("formatted"),
+            mkfs_options=_unpack(values.get("mkfs", "")),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def volumes(report: Report) -> tuple[Volume, ...]:
+    """Every volume of this driver on the node."""
+    return tuple(volume for lv in report.lvs if (volume := decode(lv)) is not None)
+
+
+def _pack(words: tuple[str, ...]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(words).encode()).decode()
+
+
+def _unpack(text: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    try:
+        return tuple(str(word) for word in json.loads(base64.urlsafe_b64decode(text)))
+    except (binascii.Error, json.JSONDecodeError) as error:
+        raise ValueError("unreadable mkfs tag") from error
