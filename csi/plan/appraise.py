@@ -1,0 +1,86 @@
+"""May this guest have that? Claims and policy in, nothing or `NotReleased` out, which names the rule that says no.
+
+Claims are verified before they come here; this module believes them.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import translate
+from functools import lru_cache
+
+from csi.model.errors import NotReleased
+from csi.model.release import ANY, Claims, ReleasePolicy, Workload
+
+_SAMPLE_TEES = ("sample", "sampledevice")
+_REGEX_PREFIX = "regex:"
+
+
+def check_tee(policy: ReleasePolicy, tee: str) -> None:
+    """Refuse the development TEE, whose evidence proves nothing, unless the policy turns it on."""
+    if tee in _SAMPLE_TEES and not policy.allow_sample:
+        raise NotReleased(
+            "[tee.sample] allow = false: the sample TEE proves nothing and this broker does not accept it"
+        )
+
+
+def check_volume(policy: ReleasePolicy, claims: Claims, volume_id: str) -> Workload:
+    """The workload by which the guest may have this volume's secret and change its record."""
+    check_tee(policy, claims.tee)
+    return _permitted(policy, claims, f"volume {volume_id}", lambda work: work.volumes, (volume_id,))
+
+
+def check_resource(policy: ReleasePolicy, claims: Claims, path: tuple[str, str, str]) -> Workload:
+    """The workload by which the guest may read this resource."""
+    check_tee(policy, claims.tee)
+    return _permitted(policy, claims, f"resource {'/'.join(path)}", lambda work: work.resources, path)
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether a glob, or a full `regex:...`, covers `text`. Upper and lower case differ."""
+    return _compiled(pattern).fullmatch(text) is not None
+
+
+def matches_path(pattern: str, path: tuple[str, ...]) -> bool:
+    """The same for a path: a glob covers it segment by segment, so that `*` never reaches over a `/`."""
+    if pattern.startswith(_REGEX_PREFIX):
+        return matches(pattern, "/".join(path))
+    segments = pattern.split("/")
+    return len(segments) == len(path) and all(matches(glob, part) for glob, part in zip(segments, path, strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    if pattern.startswith(_REGEX_PREFIX):
+        return re.compile(pattern.removeprefix(_REGEX_PREFIX), re.ASCII)
+    return re.compile(translate(pattern))
+
+
+def _permitted(
+    policy: ReleasePolicy,
+    claims: Claims,
+    wanted: str,
+    patterns_of: Callable[[Workload], tuple[str, ...]],
+    path: tuple[str, ...],
+) -> Workload:
+    reasons: list[str] = []
+    for work in policy.workloads:
+        reason = _why_not_a_member(work, claims)
+        if reason is None and any(matches_path(pattern, path) for pattern in patterns_of(work)):
+            return work
+        reasons.append(f"workload {work.name!r}: {reason or 'none of its patterns covers it'}")
+    raise NotReleased(f"{wanted} is not released: {'; '.join(reasons) or 'the policy has no [[workload]]'}")
+
+
+def _why_not_a_member(work: Workload, claims: Claims) -> str | None:
+    """The first comparison that keeps this guest out of the workload; None when it belongs to it."""
+    compared: Iterable[tuple[str, tuple[str, ...], str]] = (
+        ("tee", work.tee, claims.tee),
+        ("launch_digests", work.launch_digests, claims.launch_digest),
+        ("init_data", work.init_data, claims.init_data or "none"),
+    )
+    for name, allowed, found in compared:
+        if found not in allowed and ANY not in allowed:
+            return f"{name} does not list {found}"
+    if claims.debug and not work.debug:
+        return "debug is not allowed, and the guest's TEE is in debug mode"
+    return None

@@ -1,0 +1,125 @@
+"""The volume register's messages: our own addition beside the KBS protocol, under `/kbs/v0/volumes/<volume id>/`.
+
+Requests are strict, so that a guest's mistake is never silently half understood. Answers may carry members that an older
+guest doesn't know: a measured guest image is replaced more slowly than a broker. Answers travel as JWE.
+"""
+
+import base64
+import re
+from typing import Annotated
+
+import msgspec
+
+from csi.model import errors
+from csi.model.errors import InvalidInput, SealedLocalError
+from csi.model.register import VolumeRecord
+from csi.model.sealed import PAYLOAD_BLOCK_BYTES, Profile
+from csi.model.secret import Secret
+from csi.wire import kbs, strict_json
+
+SECRET_BYTES = 32
+_VOLUME_ID = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}", re.ASCII)
+_ERROR_TYPE_PREFIX = "urn:sealed-local:error:"
+
+_Nonce = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,128}\Z")]
+_Revision = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+_Generation = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+_Payload = Annotated[int, msgspec.Meta(ge=PAYLOAD_BLOCK_BYTES, multiple_of=PAYLOAD_BLOCK_BYTES, le=2**62)]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `open`."""
+
+    profile: Profile
+
+
+class BeginFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `begin-format`."""
+
+    revision: _Revision
+    nonce: _Nonce
+    payload_bytes: _Payload
+
+
+class CommitFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `commit-format`."""
+
+    revision: _Revision
+    nonce: _Nonce
+    header_sha256: _Sha256
+    payload_bytes: _Payload
+
+
+class BeginOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `begin-open`."""
+
+    revision: _Revision
+    nonce: _Nonce
+    generation: _Generation
+
+
+class CommitOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `commit-open`."""
+
+    revision: _Revision
+    nonce: _Nonce
+    generation: _Generation
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The record after the change; the secret only in the answer to `open`."""
+
+    record: VolumeRecord
+    secret: str | None = None
+
+
+def check_volume_id(volume_id: str) -> None:
+    """Raise `InvalidInput` unless it can be the id of a volume (a legal LVM name of at most 128 characters)."""
+    if not _VOLUME_ID.fullmatch(volume_id) or volume_id in (".", ".."):
+        raise InvalidInput("volume id", f"{volume_id[:160]!r} is not a legal volume name")
+
+
+def volume_path(volume_id: str, action: str) -> str:
+    """The request path of one action on one volume."""
+    check_volume_id(volume_id)
+    return f"{kbs.PREFIX}/volumes/{volume_id}/{action}"
+
+
+def encode_answer(record: VolumeRecord, secret: Secret | None = None) -> Secret:
+    """The text of an answer, itself a secret until it is encrypted."""
+    text = None if secret is None else base64.b64encode(secret.reveal()).decode("ascii")
+    return Secret(strict_json.encode(Answer(record=record, secret=text)))
+
+
+def decode_answer(text: Secret) -> tuple[VolumeRecord, Secret | None]:
+    """The inverse of `encode_answer`. Errors name members, never values."""
+    answer = strict_json.decode(text.reveal(), Answer, "answer")
+    if answer.secret is None:
+        return answer.record, None
+    secret = kbs.standard_base64(answer.secret, "answer.secret")
+    if len(secret) != SECRET_BYTES:
+        raise InvalidInput("answer.secret", f"{len(secret)} bytes instead of {SECRET_BYTES}")
+    return answer.record, Secret(secret)
+
+
+_CARRIED: dict[str, type[SealedLocalError]] = {
+    kind.__name__: kind
+    for kind in (errors.NotFound, errors.Busy, errors.Refused, errors.Unavailable, errors.NotReleased)
+}
+
+
+def encode_error(error: SealedLocalError) -> kbs.ErrorBody:
+    """An error of the register with its class, so that the other side can raise the same one."""
+    return kbs.ErrorBody(type=_ERROR_TYPE_PREFIX + type(error).__name__, detail=str(error))
+
+
+def decode_error(body: kbs.ErrorBody) -> SealedLocalError | None:
+    """The error that the broker raised; None when the body is not one of the register's."""
+    name = body.type.removeprefix(_ERROR_TYPE_PREFIX)
+    if name == body.type:
+        return None
+    if name == errors.InvalidInput.__name__:
+        field, _, problem = body.detail.partition(": ")
+        return InvalidInput(field, problem or "refused by the broker")
+    return _CARRIED.get(name, errors.Refused)(body.detail)
