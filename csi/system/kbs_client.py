@@ -1,0 +1,194 @@
+"""The guest's side of the KBS protocol 0.4.0: attest, then read resources and use our broker's volume register.
+
+Works against Trustee for resources; the register is our broker's own. Nothing is cached on disk, and secrets arrive
+encrypted to a key that lives in this process only.
+"""
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import NoReturn
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from csi.model.broker import BrokerSettings
+from csi.model.errors import InvalidInput, NotFound, NotReleased, Refused, Unavailable, Unsupported
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import Profile
+from csi.model.secret import Secret
+from csi.system.attester import Attester, SampleAttester
+from csi.system.https import HttpsTransport, Response
+from csi.wire import jwe, jwk, kbs, strict_json, volumes_api
+
+_ATTEMPTS = 3
+_JSON = {"Content-Type": "application/json"}
+
+
+@cache
+def _process_key() -> ec.EllipticCurvePrivateKey:
+    """One key for the life of the process: evidence binds it, so a new one for each call would only cost time."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+class BrokerRegister:
+    """A `csi.model.register.Register` at a broker, and its resources. Attests at first use and when a session ends.
+
+    Not for use by several threads at once.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        *,
+        attester: Attester | None = None,
+        key: ec.EllipticCurvePrivateKey | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._attester = attester or SampleAttester(allowed=settings.allow_sample)
+        self._key = key or _process_key()
+        self._init_data = settings.init_data
+        self._cookie: str | None = None
+        self._transport = HttpsTransport(
+            url=settings.url,
+            ca_pem=settings.ca_pem,
+            timeout_seconds=settings.timeout_seconds,
+            max_body_bytes=2 * kbs.BODY_LIMIT_BYTES,
+            sleep=sleep,
+        )
+
+    def get_resource(self, uri: str) -> Secret:
+        """The bytes of `kbs:///repository/type/tag`, exactly as they were stored (a trailing newline stays)."""
+        path = kbs.ResourcePath.parse_uri(uri)
+        response = self._attested("GET", f"{kbs.PREFIX}/resource/{path}", None)
+        if response.status != 200:
+            _raise_error(response, f"resource {path}")
+        return jwe.decrypt(self._key, response.body)
+
+    def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
+        """See `Register.open`."""
+        record, secret = self._change(volume_id, "open", volumes_api.OpenRequest(profile=profile))
+        if secret is None:
+            raise Refused(f"the broker answered without the secret of volume {volume_id}")
+        if record.profile is not profile:
+            raise Refused(f"the broker answered with profile {record.profile} for volume {volume_id}, not {profile}")
+        return record, secret
+
+    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
+        """See `Register.begin_format`."""
+        request = volumes_api.BeginFormatRequest(revision=record.revision, nonce=nonce, payload_bytes=payload_bytes)
+        answer, _ = self._change(record.volume_id, "begin-format", request)
+        # The one answer that lets data be overwritten is read twice, even from a broker that is trusted.
+        if answer.state is not VolumeState.FORMATTING or answer.grant is None or answer.grant.nonce != nonce:
+            raise Refused(f"the broker gave no permission to format volume {record.volume_id}")
+        return answer
+
+    def commit_format(
+        self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
+    ) -> VolumeRecord:
+        """See `Register.commit_format`."""
+        request = volumes_api.CommitFormatRequest(
+            revision=record.revision, nonce=nonce, header_sha256=header_sha256, payload_bytes=payload_bytes
+        )
+        return self._change(record.volume_id, "commit-format", request)[0]
+
+    def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
+        """See `Register.begin_open`."""
+        request = volumes_api.BeginOpenRequest(revision=record.revision, nonce=nonce, generation=generation)
+        return self._change(record.volume_id, "begin-open", request)[0]
+
+    def commit_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
+        """See `Register.commit_open`."""
+        request = volumes_api.CommitOpenRequest(revision=record.revision, nonce=nonce, generation=generation)
+        return self._change(record.volume_id, "commit-open", request)[0]
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._transport.close()
+
+    def _change(self, volume_id: str, action: str, request: msgspec.Struct) -> tuple[VolumeRecord, Secret | None]:
+        path = volumes_api.volume_path(volume_id, action)
+        response = self._attested("POST", path, strict_json.encode(request))
+        if response.status != 200:
+            _raise_error(response, f"volume {volume_id}")
+        record, secret = volumes_api.decode_answer(jwe.decrypt(self._key, response.body))
+        if record.volume_id != volume_id:
+            raise Refused(f"the broker answered for volume {record.volume_id} instead of {volume_id}")
+        return record, secret
+
+    def _attested(self, method: str, path: str, body: bytes | None) -> Response:
+        """One exchange in an attested session. 401 means that the session ended; it is renewed, three tries in all."""
+        for _ in range(_ATTEMPTS):
+            cookie = self._cookie or self._handshake()
+            response = self._transport.exchange(method, path, body, {**_JSON, "Cookie": cookie})
+            if response.status != 401:
+                return response
+            self._cookie = None
+        raise NotReleased(f"the broker refuses {path} after {_ATTEMPTS} attestations: {_detail(response)}")
+
+    def _handshake(self) -> str:
+        request = kbs.Request(
+            version=kbs.PROTOCOL_VERSION,
+            tee=self._attester.tee,
+            extra_params={"supported-hash-algorithms": list(kbs.HASH_ALGORITHMS)},
+        )
+        first = self._transport.exchange("POST", f"{kbs.PREFIX}/auth", strict_json.encode(request), _JSON)
+        if first.status != 200:
+            raise NotReleased(f"the broker refuses to talk to this guest: {_detail(first)}")
+        cookie = _session_cookie(first)
+        challenge = strict_json.decode(first.body, kbs.Challenge, "Challenge")
+        _check_hash(challenge)
+        attestation = strict_json.encode(self._attestation(challenge.nonce))
+        second = self._transport.exchange("POST", f"{kbs.PREFIX}/attest", attestation, {**_JSON, "Cookie": cookie})
+        if second.status != 200:
+            raise NotReleased(f"the broker does not accept this guest's evidence: {_detail(second)}")
+        self._cookie = cookie
+        return cookie
+
+    def _attestation(self, nonce: str) -> kbs.Attestation:
+        runtime = kbs.RuntimeData(nonce=nonce, tee_pubkey=jwk.from_ec_key(self._key.public_key()))
+        evidence = self._attester.evidence(kbs.runtime_digest(runtime))
+        return kbs.Attestation(
+            init_data=kbs.InitData(format="toml", body=self._init_data) if self._init_data else None,
+            runtime_data=runtime,
+            tee_evidence=kbs.Evidence(primary_evidence=evidence),
+        )
+
+
+def _session_cookie(response: Response) -> str:
+    for header in response.headers.get_all("Set-Cookie", []):
+        pair = str(header).partition(";")[0].strip()
+        if pair.startswith(f"{kbs.SESSION_COOKIE}="):
+            return pair
+    raise Unavailable(f"the broker sent no {kbs.SESSION_COOKIE} cookie; is the address that of a KBS?")
+
+
+def _check_hash(challenge: kbs.Challenge) -> None:
+    """The server may choose a hash; only the default is offered here, which all but one kind of machine use."""
+    chosen = challenge.extra_params.get("selected-hash-algorithm") if isinstance(challenge.extra_params, dict) else None
+    if chosen is not None and str(chosen).lower() != "sha384":
+        raise Unsupported(f"the broker selected the hash {chosen!r}; this guest computes sha384")
+
+
+def _detail(response: Response) -> str:
+    """The human part of an error answer; servers and proxies that send no JSON get their status shown."""
+    try:
+        return strict_json.decode(response.body, kbs.ErrorBody, "error").detail
+    except InvalidInput:
+        return f"HTTP status {response.status}"
+
+
+def _raise_error(response: Response, what: str) -> NoReturn:
+    """Raise the broker's error with its own class; other servers' errors by their status."""
+    try:
+        body = strict_json.decode(response.body, kbs.ErrorBody, "error")
+    except InvalidInput:
+        body = kbs.ErrorBody(type="", detail=f"HTTP status {response.status}")
+    known = volumes_api.decode_error(body)
+    if known is not None:
+        raise known
+    if response.status == 404:
+        raise NotFound(f"{what}: {body.detail}")
+    if response.status == 403:
+        raise NotReleased(f"{what}: {body.detail}")
+    raise Refused(f"{what}: {body.detail}")
