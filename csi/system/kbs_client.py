@@ -187,8 +187,5 @@ def _raise_error(response: Response, what: str) -> NoReturn:
     known = volumes_api.decode_error(body)
     if known is not None:
         raise known
-    if response.status == 404:
-        raise NotFound(f"{what}: {body.detail}")
-    if response.status == 403:
-        raise NotReleased(f"{what}: {body.detail}")
-    raise Refused(f"{what}: {body.detail}")
+    text = body.detail if what in body.detail else f"{what}: {body.detail}"
+    raise {403: NotReleased, 404: NotFound}.get(response.status, Refused)(text)

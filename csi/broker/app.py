@@ -1,0 +1,206 @@
+"""The broker over HTTP: routes, cookies, and one table from errors to statuses. All decisions are in `service`.
+
+Every answer but 200 is JSON `{"type", "detail"}`, because real clients fail on anything else. Where the upstream server
+answers 401 to everything, this one says 403 (denied) and 404 (missing): clients then don't attest again in vain.
+"""
+
+import hashlib
+import hmac
+import logging
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from csi.broker.service import Broker
+from csi.broker.sessions import Guest, NotAttested, Session
+from csi.model import errors
+from csi.model.errors import SealedLocalError
+from csi.model.secret import Secret
+from csi.system import log
+from csi.wire import kbs, strict_json, volumes_api
+
+_log = logging.getLogger(__name__)
+
+_STATUS_OF: tuple[tuple[type[SealedLocalError], int], ...] = (
+    (errors.InvalidInput, 400),
+    (errors.NotReleased, 403),
+    (errors.NotFound, 404),
+    (errors.Busy, 409),
+    (errors.Refused, 412),
+    (errors.Unavailable, 503),
+)
+_KBS_NAME_OF = {403: "PolicyDeny", 404: "PluginInternalError", 503: "StorageBackendInitialization"}
+_ADMIN = "admin"
+
+Handler = Callable[[Request, bytes], Response]
+
+
+class Admin:
+    """Recognises the administrator's bearer token. Without a configured token nobody is one."""
+
+    def __init__(self, token: Secret | None) -> None:
+        self._digest = None if token is None else hashlib.sha256(token.reveal()).digest()
+
+    def check(self, bearer: str | None) -> None:
+        """Raise `NotReleased` unless `bearer` is the token."""
+        offered = hashlib.sha256((bearer or "").encode()).digest()
+        if self._digest is None or not hmac.compare_digest(offered, self._digest):
+            raise errors.NotReleased("the administrator's bearer token is missing or wrong")
+
+
+class BrokerApp:
+    """The handlers; `asgi` is what a server runs."""
+
+    def __init__(self, broker: Broker, admin: Admin) -> None:
+        self._broker = broker
+        self._admin = admin
+        self._counts: Counter[tuple[str, int]] = Counter()
+        self._counts_lock = threading.Lock()
+        resource, volume = f"{kbs.PREFIX}/resource/{{path:path}}", f"{kbs.PREFIX}/volumes/{{volume_id}}/{{action}}"
+        self.asgi = Starlette(
+            routes=[
+                Route(f"{kbs.PREFIX}/auth", self._endpoint("auth", self._auth), methods=["POST"]),
+                Route(f"{kbs.PREFIX}/attest", self._endpoint("attest", self._attest), methods=["POST"]),
+                Route(resource, self._endpoint("resource", self._get_resource), methods=["GET"]),
+                Route(resource, self._endpoint("resource-admin", self._put_resource), methods=["POST"]),
+                Route(resource, self._endpoint("resource-admin", self._delete_resource), methods=["DELETE"]),
+                Route(volume, self._endpoint("volumes", self._volume), methods=["POST"]),
+                Route("/healthz", lambda _: PlainTextResponse("ok\n")),
+                Route("/metrics", self._metrics),
+            ],
+            exception_handlers={HTTPException: _unknown_path},
+        )
+
+    def _endpoint(self, name: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            try:
+                body = await _limited_body(request)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            if body is None:
+                response = _error(413, kbs.error_type("SerdeError"), f"more than {kbs.BODY_LIMIT_BYTES} bytes")
+            else:
+                response = await run_in_threadpool(self._answer, name, handler, request, body)
+            with self._counts_lock:
+                self._counts[name, response.status_code] += 1
+            return response
+
+        return endpoint
+
+    def _answer(self, name: str, handler: Handler, request: Request, body: bytes) -> Response:
+        with log.context(request=name, peer=request.client.host if request.client else ""):
+            try:
+                return handler(request, body)
+            except SealedLocalError as error:
+                response = _refusal(name, error)
+                _log.info("refused", extra={"status": response.status_code, "why": str(error)})
+                return response
+            except Exception:
+                # The text of an unforeseen error may hold anything; it goes to the log's traceback only.
+                _log.exception("a request failed")
+                return _error(500, kbs.error_type("PluginInternalError"), "internal error")
+
+    def _auth(self, _: Request, body: bytes) -> Response:
+        session, challenge = self._broker.challenge(body)
+        return _with_cookie(_json(strict_json.encode(challenge)), session)
+
+    def _attest(self, request: Request, body: bytes) -> Response:
+        session, token = self._broker.attest(request.cookies.get(kbs.SESSION_COOKIE), body)
+        return _with_cookie(_json(strict_json.encode(kbs.TokenAnswer(token=token))), session)
+
+    def _get_resource(self, request: Request, _: bytes) -> Response:
+        guest = self._guest(request)
+        return _json(self._broker.resource(guest, _resource_path(request)))
+
+    def _put_resource(self, request: Request, body: bytes) -> Response:
+        self._admin.check(_bearer(request))
+        self._broker.put_resource(_ADMIN, _resource_path(request), Secret(body))
+        return Response(status_code=200)
+
+    def _delete_resource(self, request: Request, _: bytes) -> Response:
+        self._admin.check(_bearer(request))
+        self._broker.delete_resource(_ADMIN, _resource_path(request))
+        return Response(status_code=200)
+
+    def _volume(self, request: Request, body: bytes) -> Response:
+        guest = self._guest(request)
+        volume_id, action = request.path_params["volume_id"], request.path_params["action"]
+        with log.context(volume_id=volume_id, guest=guest.name):
+            answer = self._broker.volume(guest, volume_id, action, body)
+            _log.info("register", extra={"action": action})
+            return _json(answer)
+
+    def _guest(self, request: Request) -> Guest:
+        return self._broker.guest(request.cookies.get(kbs.SESSION_COOKIE), _bearer(request))
+
+    def _metrics(self, _: Request) -> Response:
+        name = "sealed_local_broker_requests_total"
+        with self._counts_lock:
+            counts = sorted(self._counts.items())
+        lines = [f'{name}{{request="{request}",status="{status}"}} {count}' for (request, status), count in counts]
+        text = "\n".join([f"# HELP {name} Requests answered.", f"# TYPE {name} counter", *lines, ""])
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+async def _limited_body(request: Request) -> bytes | None:
+    """The whole body, None when it is longer than the protocol allows; never more than that is held."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > kbs.BODY_LIMIT_BYTES:
+            return None
+    return bytes(body)
+
+
+def _refusal(name: str, error: SealedLocalError) -> Response:
+    """An error as the protocol of its endpoint shows it."""
+    if name in ("auth", "attest"):
+        status = 503 if isinstance(error, errors.Unavailable) else 401
+        kind = "SerdeError" if isinstance(error, errors.InvalidInput) else "AttestationError"
+        return _error(status, kbs.error_type(kind), str(error))
+    if isinstance(error, NotAttested):
+        return _error(401, kbs.error_type("TokenNotFound"), str(error))
+    status = next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
+    if name == "volumes":
+        body = volumes_api.encode_error(error)
+        return _error(status, body.type, body.detail)
+    if name == "resource-admin" and isinstance(error, errors.NotReleased):
+        return _error(401, kbs.error_type("AdminAuthAccess"), str(error))
+    return _error(status, kbs.error_type(_KBS_NAME_OF.get(status, "PluginInternalError")), str(error))
+
+
+def _error(status: int, kind: str, detail: str) -> Response:
+    return _json(strict_json.encode(kbs.ErrorBody(type=kind, detail=detail)), status)
+
+
+async def _unknown_path(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return _error(status, kbs.error_type("InvalidRequestPath"), f"{request.method} {request.url.path} is not offered")
+
+
+def _json(content: bytes, status: int = 200) -> Response:
+    return Response(content, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _with_cookie(response: Response, session: Session) -> Response:
+    """No Path: clients must use the default one, `/kbs/v0`, as with the upstream server."""
+    expires = formatdate(session.expires, usegmt=True)
+    response.headers["Set-Cookie"] = f"{kbs.SESSION_COOKIE}={session.id}; Expires={expires}"
+    return response
+
+
+def _bearer(request: Request) -> str | None:
+    kind, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" and token.strip() else None
+
+
+def _resource_path(request: Request) -> kbs.ResourcePath:
+    return kbs.ResourcePath.parse(request.path_params["path"])

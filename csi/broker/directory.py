@@ -1,0 +1,201 @@
+"""A broker's directory: what lies where, making it (`broker init`), and loading it. Never overwrites what is there."""
+
+import datetime as dt
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from csi.broker import certificates, vault
+from csi.broker.certificates import Pair
+from csi.broker.service import Broker
+from csi.broker.store import Store
+from csi.broker.tokens import TokenIssuer
+from csi.broker.vault import Vault
+from csi.model.errors import InvalidInput, NotFound, Refused
+from csi.model.release import ReleasePolicy
+from csi.model.secret import Secret
+from csi.system.files import write_atomic
+from csi.wire import broker_policy
+
+_SECRET_MODE, _PUBLIC_MODE, _DIRECTORY_MODE = 0o600, 0o644, 0o700
+
+POLICY_TEXT = """\
+# What this broker releases, and to whom. Whatever is not allowed here is denied; so far, that is everything.
+# After a change: restart the broker or send it SIGHUP. A broken file never replaces the policy that is in force.
+version = 1
+
+# Who may bring a new volume into the register: "first-use", a guest that a workload below allows the volume;
+# or "never", nobody.
+allocate = "first-use"
+
+# How long a guest of the same measurement may take over a formatting that another guest did not finish.
+# After that an operator looks: sealed-local broker volume reset ID
+format_deadline_seconds = 3600
+
+# The sample TEE proves NOTHING: with true, anyone who reaches this broker can claim to be any guest.
+# For development only.
+[tee.sample]
+allow = false
+
+# One block for each kind of guest. A guest belongs to it when every list holds its value (or the word "any").
+# [[workload]]
+# name = "spark"
+# tee = ["sample"]                          # names of TEEs
+# launch_digests = ["abcde"]                # what was booted; the sample TEE always says "abcde"
+# init_data = ["sha384:..."]                # what it was configured with: sealed-local broker init-data FILE
+# volumes = ["pvc-*"]                       # volume ids: globs, or "regex:..." that has to match as a whole
+# resources = ["default/spark/*"]           # REPOSITORY/TYPE/TAG: a glob for each part, or "regex:..."
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerDirectory:
+    """The files of one broker."""
+
+    root: Path
+
+    @property
+    def master_key(self) -> Path:
+        """The key that wraps all stored secrets. Whoever has it and the database has everything."""
+        return self.root / "master.key"
+
+    @property
+    def admin_token(self) -> Path:
+        """The administrator's bearer token; without this file nobody administers over HTTP."""
+        return self.root / "admin.token"
+
+    @property
+    def policy(self) -> Path:
+        """The release policy."""
+        return self.root / "policy.toml"
+
+    @property
+    def database(self) -> Path:
+        """Records, wrapped secrets, audit log."""
+        return self.root / "broker.sqlite"
+
+    def certificate(self, name: str) -> Path:
+        """The certificate `ca`, `server` or `token`."""
+        return self.root / f"{name}.pem"
+
+    def key(self, name: str) -> Path:
+        """Its private key."""
+        return self.root / f"{name}.key"
+
+    def load_policy(self) -> ReleasePolicy:
+        """The policy as the file says now."""
+        try:
+            return broker_policy.parse(self.policy.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise self._missing(self.policy) from error
+        except UnicodeDecodeError as error:
+            raise InvalidInput(str(self.policy), "not UTF-8") from error
+
+    def load_pair(self, name: str) -> Pair:
+        """A certificate with its key."""
+        key = vault.read_private(self.key(name)).encode("ascii")
+        try:
+            return certificates.parse(self.certificate(name).read_bytes(), key, str(self.certificate(name)))
+        except FileNotFoundError as error:
+            raise self._missing(self.certificate(name)) from error
+
+    def load_admin_token(self) -> Secret | None:
+        """The administrator's token, None when there is no file."""
+        if not self.admin_token.exists():
+            return None
+        token = vault.read_private(self.admin_token)
+        if len(token) < 32:
+            raise Refused(f"{self.admin_token}: a token of less than 32 characters can be guessed")
+        return Secret(token.encode("ascii"))
+
+    def open_store(self) -> Store:
+        """The database; it must have been made by `init`, so that a wrong directory is not taken for an empty broker."""
+        if not self.database.exists():
+            raise self._missing(self.database)
+        return Store(self.database)
+
+    def open_vault(self, environment: Mapping[str, str]) -> Vault:
+        """The vault under the master key."""
+        return Vault(vault.load_master_key(self.master_key, environment))
+
+    def load_broker(self, environment: Mapping[str, str]) -> Broker:
+        """Everything that a running broker needs."""
+        signer, issuer = self.load_pair("token"), self.certificate("ca").read_bytes()
+        chain = [signer.certificate, *x509.load_pem_x509_certificates(issuer)]
+        master = self.open_vault(environment)
+        return Broker(
+            store=self.open_store(),
+            vault=master,
+            issuer=TokenIssuer(signer.key, chain),
+            policy=self.load_policy(),
+        )
+
+    def _missing(self, path: Path) -> NotFound:
+        return NotFound(f"{path} does not exist; `sealed-local broker init {self.root}` makes a broker's directory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What `init` found or made."""
+
+    written: tuple[Path, ...]
+    kept: tuple[Path, ...]
+
+
+def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Mapping[str, str]) -> Made:
+    """Make whatever of a broker's directory is missing. Killed at any moment and repeated, it ends complete."""
+    directory.root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+    maker = _Maker()
+    if vault.MASTER_KEY_VARIABLE not in environment:
+        if directory.database.exists() and not directory.master_key.exists():
+            raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")
+        maker.file(directory.master_key, _SECRET_MODE, lambda: vault.encode_master_key(Secret(os.urandom(32))))
+    maker.file(directory.admin_token, _SECRET_MODE, f"{secrets.token_urlsafe(32)}\n".encode)
+    maker.file(directory.policy, _PUBLIC_MODE, POLICY_TEXT.encode)
+    now = dt.datetime.now(dt.UTC)
+    maker.pair(directory, "ca", lambda: certificates.authority(now))
+    issuer = directory.load_pair("ca")
+    maker.pair(directory, "server", lambda: certificates.server(issuer, hosts, now))
+    maker.pair(directory, "token", lambda: certificates.token_signer(issuer, now))
+    # An empty file is an empty database to SQLite; made here, it and its companions are never readable by others.
+    maker.file(directory.database, _SECRET_MODE, bytes)
+    Store(directory.database).close()
+    return Made(written=tuple(maker.written), kept=tuple(maker.kept))
+
+
+def missing_hosts(directory: BrokerDirectory, hosts: Sequence[str]) -> list[str]:
+    """Hosts that the server's certificate does not cover."""
+    certificate = x509.load_pem_x509_certificate(directory.certificate("server").read_bytes())
+    covered = certificates.covered_hosts(certificate)
+    return [host for host in hosts if host not in covered]
+
+
+class _Maker:
+    def __init__(self) -> None:
+        self.written: list[Path] = []
+        self.kept: list[Path] = []
+
+    def file(self, path: Path, mode: int, content: Callable[[], bytes]) -> None:
+        if path.exists():
+            self.kept.append(path)
+            return
+        write_atomic(path, content(), mode=mode, temporary=path.with_name(f".{path.name}.new"))
+        self.written.append(path)
+
+    def pair(self, directory: BrokerDirectory, name: str, make: Callable[[], Pair]) -> None:
+        """The key is written last: until it is there, the pair counts as missing and is made again."""
+        certificate, key = directory.certificate(name), directory.key(name)
+        if key.exists():
+            self.kept += [certificate, key]
+            return
+        pair = make()
+        for path, content, mode in (
+            (certificate, pair.certificate_pem(), _PUBLIC_MODE),
+            (key, pair.key_pem(), _SECRET_MODE),
+        ):
+            write_atomic(path, content, mode=mode, temporary=path.with_name(f".{path.name}.new"))
+            self.written.append(path)

@@ -1,0 +1,143 @@
+"""Command line of `sealed-local broker`: arguments in, exit status out. What each command does is in `commands`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from csi.broker import commands
+from csi.model.errors import SealedLocalError
+
+DIRECTORY_VARIABLE = "SEALED_LOCAL_BROKER_DIR"
+_DEFAULT_DIRECTORY = "/var/lib/sealed-local-broker"
+
+_DESCRIPTION = """\
+The tenant's key broker: keeps the secret and the record of every sealed volume, and gives them to attested guests only.
+It speaks the KBS protocol 0.4.0 of Confidential Containers. Run it where the tenant trusts the machine, never on the
+nodes that carry the volumes.
+"""
+
+_EPILOG = """\
+first steps:
+  sealed-local broker init DIR --host broker.example.com     make keys, certificates, database, policy
+  sealed-local broker init-data initdata.toml                the digest to allow in DIR/policy.toml
+  sealed-local broker serve DIR                              run it
+  sealed-local broker volume list --dir DIR                  what the register knows
+
+environment:
+  SEALED_LOCAL_BROKER_DIR          the directory, where --dir is not given
+  SEALED_LOCAL_BROKER_MASTER_KEY   the master key (base64 of 32 bytes) instead of DIR/master.key
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; answers its exit status."""
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except SealedLocalError as error:
+        print(f"sealed-local broker: {error}", file=sys.stderr)
+    except PermissionError as error:
+        print(f"sealed-local broker: {error.filename}: no permission; run it as the broker's user", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sealed-local broker",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # The option stands before or after the command; what was given nearest to the command wins.
+    parser.set_defaults(dir=Path(os.environ.get(DIRECTORY_VARIABLE, _DEFAULT_DIRECTORY)))
+    command = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_init(command)
+    _add_serve(command)
+    _add_volume(command)
+    _add_resource(command)
+    _add_audit(command)
+    _add_init_data(command)
+    _add_policy(command)
+    return parser
+
+
+# argparse has no public name for what add_subparsers() answers.
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
+
+
+def _add(
+    command: _Commands, name: str, run: Callable[[argparse.Namespace], int], text: str, *, positional_dir: bool = False
+) -> argparse.ArgumentParser:
+    parser = command.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    if positional_dir:
+        parser.add_argument("dir", metavar="DIR", type=Path, nargs="?", default=argparse.SUPPRESS)
+    parser.add_argument("--dir", metavar="DIR", type=Path, default=argparse.SUPPRESS, help="the broker's directory")
+    return parser
+
+
+def _add_init(command: _Commands) -> None:
+    parser = _add(
+        command, "init", commands.init, "make a broker's directory; what exists already is kept", positional_dir=True
+    )
+    parser.add_argument(
+        "--host",
+        action="append",
+        metavar="NAME",
+        help="a host name or IP address that guests reach the broker by; may be repeated (default: localhost, 127.0.0.1)",
+    )
+
+
+def _add_serve(command: _Commands) -> None:
+    parser = _add(command, "serve", commands.serve, "run the broker until SIGTERM", positional_dir=True)
+    parser.add_argument("--listen", metavar="HOST:PORT", default="0.0.0.0:8443", help="default: %(default)s")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+
+
+def _add_volume(command: _Commands) -> None:
+    group = command.add_parser("volume", help="look at the register, and the operator's changes of it")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    listing = _add(actions, "list", commands.volume_list, "all volumes with their states")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    for name, run, text in (
+        ("show", commands.volume_show, "everything that the register knows of a volume"),
+        ("reset", commands.volume_reset, "formatting → allocated: a guest died in its first format, let another try"),
+        ("retire", commands.volume_retire, "stop releasing a volume's secret; the secret is kept"),
+    ):
+        _add(actions, name, run, text).add_argument("id", metavar="ID")
+    shred = _add(
+        actions, "shred", commands.volume_shred, "destroy a volume's secret: its data is lost for ever, everywhere"
+    )
+    shred.add_argument("id", metavar="ID")
+    shred.add_argument("--yes", action="store_true", help="needed: this can't be undone")
+
+
+def _add_resource(command: _Commands) -> None:
+    group = command.add_parser("resource", help="secrets that guests may read as kbs:///REPOSITORY/TYPE/TAG")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    put = _add(actions, "put", commands.resource_put, "store a file's bytes, exactly as they are")
+    put.add_argument("path", metavar="REPOSITORY/TYPE/TAG")
+    put.add_argument("file", metavar="FILE", help="'-' reads standard input")
+    delete = _add(actions, "delete", commands.resource_delete, "destroy a resource")
+    delete.add_argument("path", metavar="REPOSITORY/TYPE/TAG")
+
+
+def _add_audit(command: _Commands) -> None:
+    parser = _add(command, "audit", commands.audit, "print the audit log, one JSON object a line")
+    parser.add_argument("--verify", action="store_true", help="check the chain of hashes instead of printing")
+    parser.add_argument(
+        "--head", metavar="DIGEST", help="with --verify: a digest noted earlier; the log must still hold its entry"
+    )
+
+
+def _add_init_data(command: _Commands) -> None:
+    parser = _add(command, "init-data", commands.init_data, "print the digest of an init-data file, for the policy")
+    parser.add_argument("file", type=Path, metavar="FILE")
+
+
+def _add_policy(command: _Commands) -> None:
+    _add(command, "policy", commands.policy, "check the policy file and say what it allows")

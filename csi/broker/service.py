@@ -1,0 +1,152 @@
+"""What the broker does, apart from HTTP: attest guests, release resources, keep the register. Raises domain errors only.
+
+A guest gets an answer only encrypted to the key that its evidence vouches for.
+"""
+
+import hmac
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from csi.broker.audit import Event
+from csi.broker.sessions import Guest, NotAttested, Session, Sessions
+from csi.broker.store import Store
+from csi.broker.tokens import Attested, TokenIssuer
+from csi.broker.vault import Vault
+from csi.broker.verifiers import VERIFIERS, Expected, Verifier, verifier_for
+from csi.broker.volumes import ACTIONS, Call, Volumes
+from csi.model.errors import NotFound, NotReleased
+from csi.model.release import ReleasePolicy
+from csi.model.secret import Secret
+from csi.plan import appraise
+from csi.wire import init_data, jwe, jwk, kbs, strict_json, volumes_api
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Broker:
+    """All parts of a running broker. `policy` may be replaced while it runs; a call uses the one it started with."""
+
+    store: Store
+    vault: Vault
+    issuer: TokenIssuer
+    policy: ReleasePolicy
+    sessions: Sessions = field(default_factory=Sessions)
+    verifiers: Mapping[str, Verifier] = field(default_factory=lambda: VERIFIERS)
+    clock: Callable[[], float] = time.time
+
+    @property
+    def volumes(self) -> Volumes:
+        """The register's requests."""
+        return Volumes(store=self.store, vault=self.vault, clock=self.clock)
+
+    def challenge(self, body: bytes) -> tuple[Session, kbs.Challenge]:
+        """`/auth`: a session and its nonce, for a TEE that could be accepted."""
+        request = strict_json.decode(body, kbs.Request, "Request")
+        if request.version != kbs.PROTOCOL_VERSION:
+            raise NotReleased(
+                f"KBS Client Protocol Version Mismatch: expect ={kbs.PROTOCOL_VERSION} "
+                f"while the request is {request.version}"
+            )
+        verifier_for(request.tee, self.verifiers)
+        appraise.check_tee(self.policy, request.tee)
+        session = self.sessions.begin(request.tee)
+        return session, kbs.Challenge(nonce=session.nonce, extra_params="")
+
+    def attest(self, session_id: str | None, body: bytes) -> tuple[Session, str]:
+        """`/attest`: verify the evidence and issue a token. In an attested session the same token again."""
+        session = self.sessions.find(session_id)
+        if session.token is not None:
+            return session, session.token
+        message = strict_json.decode(body, kbs.Attestation, "Attestation")
+        if not hmac.compare_digest(message.runtime_data.nonce.encode(), session.nonce.encode()):
+            raise NotReleased("the nonce is not the one of this session")
+        attested = self._verified(session.tee, message)
+        token = self.issuer.issue(attested)
+        _log.info("attested", extra={"guest": attested.guest.name, "init_data": attested.guest.claims.init_data})
+        return self.sessions.attested(session, attested.guest, token), token
+
+    def guest(self, session_id: str | None, bearer: str | None) -> Guest:
+        """Who asks: by an attested session first, else by a token; raises `NotAttested`."""
+        if session_id is not None:
+            try:
+                session = self.sessions.find(session_id)
+            except NotAttested:
+                if bearer is None:
+                    raise
+            else:
+                if session.guest is not None:
+                    return session.guest
+        if bearer is None:
+            raise NotAttested("neither an attested session nor a bearer token")
+        return self.issuer.verify(bearer)
+
+    def resource(self, guest: Guest, path: kbs.ResourcePath) -> bytes:
+        """A resource as JWE for a guest that may read it."""
+        event = Event(actor=guest.name, action="resource-released", subject=str(path))
+        with _DenialNoted(self.store, event):
+            appraise.check_resource(self.policy, guest.claims, (path.repository, path.kind, path.tag))
+        secret = self.vault.unwrap(self.store.resource(str(path)), "resource", str(path))
+        self.store.note(event)
+        return jwe.encrypt(guest.key, secret)
+
+    def put_resource(self, actor: str, path: kbs.ResourcePath, content: Secret) -> None:
+        """Store a resource."""
+        event = Event(actor=actor, action="resource-stored", subject=str(path))
+        self.store.put_resource(str(path), self.vault.wrap(content, "resource", str(path)), event)
+
+    def delete_resource(self, actor: str, path: kbs.ResourcePath) -> None:
+        """Destroy a resource."""
+        self.store.delete_resource(str(path), Event(actor=actor, action="resource-deleted", subject=str(path)))
+
+    def volume(self, guest: Guest, volume_id: str, action: str, body: bytes) -> bytes:
+        """One request to the register, answered as JWE."""
+        volumes_api.check_volume_id(volume_id)
+        if action not in ACTIONS:
+            raise NotFound(f"the register has no action {action!r}; there are: {', '.join(ACTIONS)}")
+        policy = self.policy
+        with _DenialNoted(self.store, Event(actor=guest.name, action=action, subject=volume_id)):
+            appraise.check_volume(policy, guest.claims, volume_id)
+            call = Call(guest=guest, volume_id=volume_id, body=body, policy=policy)
+            answer = ACTIONS[action](self.volumes, call)
+        return jwe.encrypt(guest.key, answer)
+
+    def _verified(self, tee: str, message: kbs.Attestation) -> Attested:
+        appraise.check_tee(self.policy, tee)
+        jwk.check(message.runtime_data.tee_pubkey, "runtime-data.tee-pubkey")
+        if message.tee_evidence.additional_evidence not in ("", "{}"):
+            raise NotReleased("this broker can't verify evidence of additional devices")
+        expected = Expected(
+            report_data=kbs.runtime_digest(message.runtime_data, message.tee_evidence.additional_evidence),
+            init_data=_init_data_digest(message.init_data),
+        )
+        claims = verifier_for(tee, self.verifiers).verify(message.tee_evidence.primary_evidence, expected)
+        guest = Guest(claims=claims, key=message.runtime_data.tee_pubkey)
+        return Attested(guest=guest, runtime=message.runtime_data, report_data=expected.report_data)
+
+
+@dataclass(frozen=True, slots=True)
+class _DenialNoted:
+    """Writes what an attested guest was denied into the audit log."""
+
+    store: Store
+    event: Event
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, NotReleased):
+            self.store.note(
+                Event(actor=self.event.actor, action="denied", subject=self.event.subject, detail=str(error))
+            )
+
+
+def _init_data_digest(sent: kbs.InitData | None) -> str | None:
+    if sent is None:
+        return None
+    if sent.format != "toml":
+        raise NotReleased(f"init-data of format {sent.format!r}; only toml is read")
+    return init_data.parse(sent.body).digest

@@ -1,0 +1,142 @@
+"""The register's five requests: decode, apply the rule of `csi.plan.register` in one transaction, encode the answer.
+
+Whether the guest may ask at all was decided before (`csi.plan.appraise`).
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from csi.broker.audit import Event
+from csi.broker.sessions import Guest
+from csi.broker.store import Store
+from csi.broker.vault import Vault
+from csi.model.errors import NotFound, NotReleased
+from csi.model.register import VolumeRecord
+from csi.model.release import Allocate, ReleasePolicy
+from csi.model.sealed import Profile
+from csi.model.secret import Secret
+from csi.plan import register
+from csi.wire import strict_json, volumes_api
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A request of a guest that the policy lets use this volume."""
+
+    guest: Guest
+    volume_id: str
+    body: bytes
+    policy: ReleasePolicy
+
+    def event(self, action: str, detail: str = "") -> Event:
+        """The entry of the audit log."""
+        return Event(actor=self.guest.name, action=action, subject=self.volume_id, detail=detail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volumes:
+    """Answers calls; every answer is a secret until it is encrypted."""
+
+    store: Store
+    vault: Vault
+    clock: Callable[[], float] = time.time
+    random: Callable[[int], bytes] = os.urandom
+
+    def open(self, call: Call) -> Secret:
+        """The record and the secret; the first contact allocates both."""
+        profile = strict_json.decode(call.body, volumes_api.OpenRequest, "open").profile
+
+        def check(record: VolumeRecord) -> Event:
+            register.check_open(record, profile)
+            return call.event("secret-released", f"revision={record.revision} state={record.state}")
+
+        stored = self.store.release(call.volume_id, check)
+        if stored is None:
+            self._allocate(call, profile)
+            stored = self.store.release(call.volume_id, check)
+        if stored is None or stored.wrapped_secret is None:
+            raise NotFound(f"there is no secret of volume {call.volume_id}")
+        secret = self.vault.unwrap(stored.wrapped_secret, *secret_purpose(stored.record))
+        return volumes_api.encode_answer(stored.record, secret)
+
+    def begin_format(self, call: Call) -> Secret:
+        """Ask for the permission to format."""
+        request = strict_json.decode(call.body, volumes_api.BeginFormatRequest, "begin-format")
+
+        def rule(record: VolumeRecord) -> VolumeRecord:
+            return register.begin_format(
+                record,
+                revision=request.revision,
+                nonce=request.nonce,
+                payload_bytes=request.payload_bytes,
+                measurement=call.guest.claims.measurement,
+                now_unix=int(self.clock()),
+                lifetime_seconds=call.policy.format_deadline_seconds,
+            )
+
+        return self._change(call, rule, call.event("format-begun", f"payload_bytes={request.payload_bytes}"))
+
+    def commit_format(self, call: Call) -> Secret:
+        """Say that the volume is formatted."""
+        request = strict_json.decode(call.body, volumes_api.CommitFormatRequest, "commit-format")
+
+        def rule(record: VolumeRecord) -> VolumeRecord:
+            return register.commit_format(
+                record,
+                revision=request.revision,
+                nonce=request.nonce,
+                measurement=call.guest.claims.measurement,
+                header_sha256=request.header_sha256,
+                payload_bytes=request.payload_bytes,
+            )
+
+        return self._change(call, rule, call.event("formatted", f"header_sha256={request.header_sha256}"))
+
+    def begin_open(self, call: Call) -> Secret:
+        """Announce a generation."""
+        request = strict_json.decode(call.body, volumes_api.BeginOpenRequest, "begin-open")
+
+        def rule(record: VolumeRecord) -> VolumeRecord:
+            return register.begin_open(
+                record, revision=request.revision, nonce=request.nonce, generation=request.generation
+            )
+
+        return self._change(call, rule, call.event("open-begun", f"generation={request.generation}"))
+
+    def commit_open(self, call: Call) -> Secret:
+        """Say that the announced generation is on the disk."""
+        request = strict_json.decode(call.body, volumes_api.CommitOpenRequest, "commit-open")
+
+        def rule(record: VolumeRecord) -> VolumeRecord:
+            return register.commit_open(
+                record, revision=request.revision, nonce=request.nonce, generation=request.generation
+            )
+
+        return self._change(call, rule, call.event("opened", f"generation={request.generation}"))
+
+    def _change(self, call: Call, rule: Callable[[VolumeRecord], VolumeRecord], event: Event) -> Secret:
+        return volumes_api.encode_answer(self.store.change(call.volume_id, rule, event))
+
+    def _allocate(self, call: Call, profile: Profile) -> None:
+        if call.policy.allocate is Allocate.NEVER:
+            raise NotReleased(f'volume {call.volume_id} is not in the register, and the policy says allocate = "never"')
+        record = register.allocate(call.volume_id, profile)
+        wrapped = self.vault.wrap(Secret(self.random(volumes_api.SECRET_BYTES)), *secret_purpose(record))
+        self.store.allocate(record, wrapped, call.event("allocated", f"profile={profile}"))
+
+
+ACTIONS: dict[str, Callable[[Volumes, Call], Secret]] = {
+    "open": Volumes.open,
+    "begin-format": Volumes.begin_format,
+    "commit-format": Volumes.commit_format,
+    "begin-open": Volumes.begin_open,
+    "commit-open": Volumes.commit_open,
+}
+"""By the last part of the request path."""
+
+
+def secret_purpose(record: VolumeRecord) -> tuple[str, ...]:
+    """What a volume's wrapped secret is bound to."""
+    return "volume", record.volume_id, str(record.key_version)
