@@ -93,8 +93,9 @@ def _require_usable(volume: Volume) -> None:
 
 def _require_content(volume: Volume, wanted: str) -> None:
     if volume.formatted != wanted:
+        held = volume.formatted or "nothing that its tags name"
         raise Refused(
-            f"volume {volume.volume_id} holds {volume.formatted or 'nothing that its tags name'}, and {wanted} is asked for; it is never formatted again. "
+            f"volume {volume.volume_id} holds {held}, and {wanted} is asked for; it is never formatted again. "
             "Ask for what it holds, or make a new volume."
         )
 

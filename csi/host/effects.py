@@ -1,0 +1,108 @@
+"""What each step of a plan means on this node: the table from step type to the function that carries it out."""
+
+import os
+from pathlib import Path
+
+from csi.model.errors import ForeignContent, Refused
+from csi.plan import steps
+from csi.plan.node_view import TOMBSTONE_SOURCE
+from csi.plan.pools import CreateVG, ExtendVG
+from csi.system import disks, filesystems, mount_api, mounts
+from csi.system.apply import Handlers
+from csi.system.command import Runner
+from csi.system.filesystems import Filesystem
+from csi.system.kata_registry import KataRegistry
+from csi.system.lvm import Lvm
+
+_TARGET_MODE = 0o750
+_TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
+
+
+class Effects:
+    """The hands of the node plugin."""
+
+    def __init__(self, runner: Runner, lvm: Lvm, registry: KataRegistry) -> None:
+        self._runner = runner
+        self._lvm = lvm
+        self._registry = registry
+
+    def handlers(self) -> Handlers:
+        """One function for every step that a host plan can hold."""
+        return {
+            steps.CreateLV: self._create_lv,
+            steps.RemoveLV: lambda step: self._lvm.remove(step.vg, step.name),
+            steps.ChangeTags: lambda step: self._lvm.change_tags(step.vg, step.name, remove=step.remove, add=step.add),
+            steps.Activate: lambda step: self._lvm.activate(step.vg, step.name),
+            steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
+            steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
+            steps.DiscardRange: lambda step: disks.discard(step.device, step.offset, step.length),
+            steps.MakeFilesystem: self._make_filesystem,
+            steps.RequireFilesystem: self._require_filesystem,
+            steps.CheckFilesystem: self._check_filesystem,
+            steps.MountFilesystem: self._mount_filesystem,
+            steps.BindDirectory: self._bind_directory,
+            steps.BindDevice: self._bind_device,
+            steps.SetReadOnly: lambda step: disks.set_read_only(step.device, step.read_only),
+            steps.MountTombstone: self._mount_tombstone,
+            steps.WriteRecord: lambda step: self._registry.put(step.target, step.record),
+            steps.RemoveRecord: lambda step: self._registry.remove(step.target),
+            steps.Unmount: lambda step: mounts.unmount(self._runner, step.target),
+            steps.RemoveTarget: lambda step: mounts.remove_directory(step.target),
+            CreateVG: lambda step: self._lvm.create_vg(step.vg, step.devices),
+            ExtendVG: lambda step: self._lvm.extend_vg(step.vg, step.devices),
+        }
+
+    def _create_lv(self, step: steps.CreateLV) -> None:
+        self._lvm.create(
+            step.vg,
+            step.name,
+            extents=step.extents,
+            tags=step.tags,
+            stripes=step.stripes,
+            stripe_kib=step.stripe_kib,
+            pvs=step.pvs,
+        )
+
+    def _make_filesystem(self, step: steps.MakeFilesystem) -> None:
+        filesystems.make(self._runner, step.device, Filesystem.named(step.fstype, "fs_type"), step.options)
+
+    def _require_filesystem(self, step: steps.RequireFilesystem) -> None:
+        found = filesystems.signature(self._runner, step.device)
+        if found != step.fstype:
+            raise ForeignContent(
+                f"{step.device} was formatted as {step.fstype}, and now shows {found or 'no signature'}. Nothing was "
+                "changed. Look at the disk before anything else; the volume is never formatted again."
+            )
+
+    def _check_filesystem(self, step: steps.CheckFilesystem) -> None:
+        filesystems.check(self._runner, step.device, Filesystem.named(step.fstype, "fs_type"))
+
+    def _mount_filesystem(self, step: steps.MountFilesystem) -> None:
+        _directory(step.target)
+        mounts.mount(self._runner, step.device, step.target, fstype=step.fstype, options=step.options)
+
+    @staticmethod
+    def _bind_directory(step: steps.BindDirectory) -> None:
+        _directory(step.target)
+        mount_api.bind(step.source, step.target, read_only=step.read_only)
+
+    @staticmethod
+    def _bind_device(step: steps.BindDevice) -> None:
+        _directory(str(Path(step.target).parent))
+        # O_NOFOLLOW: a link planted at the target must not make the driver create or cover a file elsewhere.
+        os.close(os.open(step.target, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640))
+        real = disks.resolved(step.device)
+        if real is None:
+            raise Refused(f"{step.device} is no block device; stage the volume again")
+        mount_api.bind(real, step.target, read_only=False)
+
+    def _mount_tombstone(self, step: steps.MountTombstone) -> None:
+        _directory(step.target)
+        mounts.mount(self._runner, TOMBSTONE_SOURCE, step.target, fstype="tmpfs", options=_TOMBSTONE_OPTIONS)
+
+
+def _directory(path: str) -> None:
+    """Make a directory of a request's path; a link planted in its place is refused."""
+    Path(path).mkdir(mode=_TARGET_MODE, parents=True, exist_ok=True)
+    if Path(path).is_symlink():
+        raise Refused(f"{path} is a symbolic link; remove it, then repeat")

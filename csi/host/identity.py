@@ -1,0 +1,47 @@
+"""CSI Identity: who the plugin is and whether it can work."""
+
+import grpc
+
+from csi import __version__
+from csi.model.errors import Refused
+from csi.proto import csi_pb2, csi_pb2_grpc
+
+_SERVICES = (
+    csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE,
+    csi_pb2.PluginCapability.Service.VOLUME_ACCESSIBILITY_CONSTRAINTS,
+)
+
+
+class Identity(csi_pb2_grpc.IdentityServicer):
+    """`ready` tells whether start-up (LVM found, pools brought in) has ended well; it never runs LVM itself."""
+
+    def __init__(self, driver_name: str) -> None:
+        self._driver_name = driver_name
+        self.ready = False
+        self.broken: str | None = None
+
+    def GetPluginInfo(  # noqa: N802
+        self, request: csi_pb2.GetPluginInfoRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GetPluginInfoResponse:
+        """Name and version."""
+        return csi_pb2.GetPluginInfoResponse(name=self._driver_name, vendor_version=__version__)
+
+    def GetPluginCapabilities(  # noqa: N802
+        self, request: csi_pb2.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GetPluginCapabilitiesResponse:
+        """Controller on the node itself, volumes bound to their node."""
+        return csi_pb2.GetPluginCapabilitiesResponse(
+            capabilities=[
+                csi_pb2.PluginCapability(service=csi_pb2.PluginCapability.Service(type=kind)) for kind in _SERVICES
+            ]
+        )
+
+    def Probe(  # noqa: N802
+        self, request: csi_pb2.ProbeRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.ProbeResponse:
+        """Not ready while starting; `FAILED_PRECONDITION` with the reason when it can't work."""
+        if self.broken is not None:
+            raise Refused(self.broken)
+        answer = csi_pb2.ProbeResponse()
+        answer.ready.value = self.ready
+        return answer

@@ -1,0 +1,113 @@
+"""`sealed-local node`: wires settings, world and servicers together, serves until it is told to stop."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+
+from csi.host import settings as node_settings
+from csi.host import startup, world
+from csi.host.controller import Controller
+from csi.host.identity import Identity
+from csi.host.interceptors import Around
+from csi.host.metrics import Metrics
+from csi.host.node import Node
+from csi.host.settings import Settings
+from csi.model.errors import InvalidInput, SealedLocalError
+from csi.proto import csi_pb2_grpc
+from csi.system import log
+
+_log = logging.getLogger(__name__)
+
+_THREADS = 128
+"""Threads start when they are needed. Calls wait for LVM in one of them, so that Probe always finds a free one."""
+
+_STOP_SECONDS = 60.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the node plugin; answers the exit status: 0 after an orderly stop, 2 for wrong settings."""
+    try:
+        settings = node_settings.load(arguments)
+    except InvalidInput as error:
+        print(f"sealed-local node: {error}", file=sys.stderr)
+        return 2
+    log.set_up(settings.log_level)
+    try:
+        return _serve(settings)
+    except SealedLocalError as error:
+        _log.error("can't start", extra={"error": str(error)})
+        print(f"sealed-local node: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidInput) else 1
+
+
+def _serve(settings: Settings) -> int:
+    here = world.real(settings)
+    identity = Identity(settings.driver_name)
+    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report)
+    server = build_server(here, identity, metrics)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    stop_pages = metrics.serve(settings.metrics_address, lambda: identity.ready) if settings.metrics_address else None
+    _bind(server, settings.endpoint)
+    server.start()
+    _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
+    threading.Thread(target=_start_up, args=(here, identity), name="start-up", daemon=True).start()
+    stopping.wait()
+    _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
+    identity.ready = False
+    server.stop(_STOP_SECONDS).wait()
+    if stop_pages is not None:
+        stop_pages()
+    _log.info("stopped")
+    return 0
+
+
+def build_server(here: world.World, identity: Identity, metrics: Metrics) -> grpc.Server:
+    """The gRPC server with all three CSI services, not bound and not started."""
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="rpc"),
+        interceptors=[Around(metrics.observe)],
+        options=[("grpc.so_reuseport", 0)],
+    )
+    csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
+    csi_pb2_grpc.add_ControllerServicer_to_server(Controller(here), server)
+    csi_pb2_grpc.add_NodeServicer_to_server(Node(here), server)
+    return server
+
+
+def _start_up(here: world.World, identity: Identity) -> None:
+    try:
+        for problem in startup.start(here):
+            _log.warning("this node works without a pool", extra={"problem": problem})
+    except Exception as error:
+        identity.broken = f"this node's driver can't work: {error}"
+        _log.error("start-up failed", exc_info=error)
+        return
+    identity.ready = True
+    _log.info("ready")
+
+
+def _bind(server: grpc.Server, endpoint: str) -> None:
+    """Bind the socket so that only root can use it. gRPC replaces the file that a killed process left."""
+    if not endpoint.startswith("unix:"):
+        raise InvalidInput("--endpoint", f"{endpoint!r} is no unix socket; write unix:///PATH/csi.sock")
+    path = Path("/" + endpoint.removeprefix("unix:").lstrip("/"))
+    if not path.parent.is_dir():
+        raise InvalidInput("--endpoint", f"the directory {path.parent} does not exist")
+    before = os.umask(0o077)
+    try:
+        bound = server.add_insecure_port(f"unix://{path}")
+    except RuntimeError as error:
+        raise InvalidInput("--endpoint", f"{path} can't be bound: {error}") from error
+    finally:
+        os.umask(before)
+    if bound == 0:
+        raise InvalidInput("--endpoint", f"{path} can't be bound")

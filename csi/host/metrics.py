@@ -1,0 +1,126 @@
+"""The metrics page and the health page of the node plugin. `docs/metrics.md` lists every name."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from csi.model.errors import InvalidInput, SealedLocalError
+from csi.model.lvm import Report
+from csi.plan import placement
+from csi.wire import volume_tags
+from csi.wire.node_config import NodeConfig
+
+_log = logging.getLogger(__name__)
+_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
+_REPORT_AGE_SECONDS = 30.0
+
+
+class Metrics:
+    """Operation durations under the name that dashboards of other CSI drivers use, and gauges of the node's groups."""
+
+    def __init__(self, driver_name: str, config: NodeConfig, report: Callable[[], Report]) -> None:
+        self.registry = CollectorRegistry()
+        self._driver_name = driver_name
+        self._operations = Histogram(
+            "csi_plugin_operations_seconds",
+            "Duration of CSI calls by method and gRPC code",
+            ["driver_name", "method_name", "grpc_status_code"],
+            registry=self.registry,
+            buckets=_BUCKETS,
+        )
+        self.registry.register(_Groups(config, report))
+
+    def observe(self, method: str, code: str, seconds: float) -> None:
+        """Count one finished call."""
+        self._operations.labels(self._driver_name, method, code).observe(seconds)
+
+    def serve(self, address: str, healthy: Callable[[], bool]) -> Callable[[], None]:
+        """Serve `/metrics` and `/healthz` on HOST:PORT; answers the function that stops it."""
+        host, _, port = address.rpartition(":")
+        if not port.isdigit():
+            raise InvalidInput("--metrics-address", f"{address!r} is no HOST:PORT")
+        try:
+            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, healthy), handler_class=_Quiet)
+        except OSError as error:
+            raise InvalidInput("--metrics-address", f"{address} can't be used: {error.strerror}") from error
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+
+        return stop
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """A scrape is no event."""
+
+
+def _pages(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Callable[..., Iterable[bytes]]:
+    metrics = make_wsgi_app(registry)
+
+    def page(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") == "/healthz":
+            well = healthy()
+            start_response("200 OK" if well else "503 Service Unavailable", [("Content-Type", "text/plain")])
+            return [b"ok\n" if well else b"not ready\n"]
+        body: Iterable[bytes] = metrics(environ, start_response)
+        return body
+
+    return page
+
+
+class _Groups(Collector):
+    """Gauges from LVM's own report, made at most every half minute however often the page is read."""
+
+    def __init__(self, config: NodeConfig, report: Callable[[], Report]) -> None:
+        self._config = config
+        self._report = report
+        self._last: Report | None = None
+        self._at = float("-inf")
+
+    def describe(self) -> Iterable[Metric]:
+        """Named without looking, so that registering does not run LVM."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        size = GaugeMetricFamily("sealed_local_vg_size_bytes", "Size of a volume group", labels=["vg", "pool"])
+        free = GaugeMetricFamily("sealed_local_vg_free_bytes", "Free bytes of a volume group", labels=["vg", "pool"])
+        room = GaugeMetricFamily(
+            "sealed_local_vg_available_bytes",
+            "Free bytes that new volumes may take (reserve kept)",
+            labels=["vg", "pool"],
+        )
+        broken = GaugeMetricFamily("sealed_local_vg_missing_disks", "Disks missing from a group", labels=["vg", "pool"])
+        count = GaugeMetricFamily("sealed_local_volumes", "Volumes of this driver by state", labels=["vg", "state"])
+        report = self._fresh()
+        for vg in report.vgs if report is not None else ():
+            if not self._config.allows(vg.name):
+                continue
+            pool = self._config.pool_of(vg.name)
+            labels = [vg.name, pool.name if pool is not None else ""]
+            size.add_metric(labels, vg.size_bytes)
+            free.add_metric(labels, vg.free_bytes)
+            room.add_metric(labels, placement.available(self._config, vg))
+            broken.add_metric(labels, sum(pv.missing for pv in vg.pvs))
+            states = [volume.state for lv in vg.lvs if (volume := volume_tags.decode(lv)) is not None]
+            for state in sorted(set(states)):
+                count.add_metric([vg.name, state], states.count(state))
+        return [size, free, room, broken, count]
+
+    def _fresh(self) -> Report | None:
+        if time.monotonic() - self._at > _REPORT_AGE_SECONDS:
+            try:
+                self._last = self._report()
+            except SealedLocalError as error:
+                _log.warning("metrics without LVM's report", extra={"error": str(error)})
+            self._at = time.monotonic()
+        return self._last

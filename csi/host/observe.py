@@ -1,0 +1,82 @@
+"""Looking at the node: paths, mounts and Kata records around a volume. Changes nothing."""
+
+import os
+import stat
+
+from csi.model.errors import Refused
+from csi.model.lvm import LogicalVolume
+from csi.model.mount import Mount
+from csi.model.volume import Volume
+from csi.plan.node_view import PathKind, PathView, Publications
+from csi.system import disks, mounts
+from csi.system.kata_registry import KataRegistry
+from csi.wire.kata_record import Record
+
+_DEVICE_FILESYSTEMS = ("devtmpfs", "tmpfs")
+
+
+def path(value: str, listed: tuple[Mount, ...] | None = None) -> PathView:
+    """What lies and what is mounted at a path of a request. An empty path is an absent one."""
+    if not value:
+        return PathView(path=value)
+    found = tuple(mount for mount in (mounts.listed() if listed is None else listed) if mount.target == value)
+    try:
+        status = os.lstat(value)
+    except FileNotFoundError:
+        return PathView(path=value, mounts=found)
+    except OSError as error:
+        raise Refused(f"{value} can't be looked at: {error.strerror}; unmount or repair it, then repeat") from error
+    kind = _kind(status.st_mode)
+    return PathView(
+        path=value,
+        kind=kind,
+        mounts=found,
+        device=disks.number(value) if kind is PathKind.DEVICE else None,
+        empty=_is_empty(value) if kind is PathKind.DIRECTORY else True,
+    )
+
+
+def publications(registry: KataRegistry, volume: Volume | None, staging_path: str = "") -> Publications:
+    """Every place that shows the volume now. Without a volume, none."""
+    if volume is None:
+        return Publications()
+    device, listed = volume.lv.device, mounts.listed()
+    return Publications(
+        mounts=tuple(
+            mount.target
+            for mount in listed
+            if device is not None and mount.device == device and mount.target != staging_path
+        ),
+        devices=tuple(
+            mount.target
+            for mount in listed
+            if device is not None and mount.fstype in _DEVICE_FILESYSTEMS and _shows(mount, device)
+        ),
+        records=_records(registry, volume.lv),
+    )
+
+
+def _records(registry: KataRegistry, lv: LogicalVolume) -> dict[str, Record]:
+    """Records that plug this LV or claim this volume, under whatever name of the device."""
+    return {
+        entry.target: entry.record
+        for entry in registry.entries()
+        if entry.record is not None and (entry.record.device == lv.path or entry.record.volume_id == lv.name)
+    }
+
+
+def _shows(mount: Mount, device: tuple[int, int]) -> bool:
+    return mount.root != "/" and disks.number(mount.target) == device
+
+
+def _kind(mode: int) -> PathKind:
+    if stat.S_ISDIR(mode):
+        return PathKind.DIRECTORY
+    if stat.S_ISREG(mode):
+        return PathKind.FILE
+    return PathKind.DEVICE if stat.S_ISBLK(mode) else PathKind.OTHER
+
+
+def _is_empty(directory: str) -> bool:
+    with os.scandir(directory) as entries:
+        return next(entries, None) is None

@@ -1,0 +1,79 @@
+"""What the node plugin does once when it starts: find LVM, bring pool disks in, drop stale Kata records."""
+
+import logging
+import os
+from pathlib import Path
+
+from csi.host import observe
+from csi.host.world import World
+from csi.model.errors import SealedLocalError
+from csi.model.lvm import Report
+from csi.plan import pools, provision
+from csi.plan.node_view import PathKind
+from csi.system import disks, filesystems
+from csi.system.apply import apply
+from csi.system.command import LocalRunner, Runner
+from csi.wire.node_config import Pool
+
+_log = logging.getLogger(__name__)
+
+
+def start(world: World, runner: Runner | None = None) -> tuple[str, ...]:
+    """Carry out the start-up. Answers the pools that could not be completed, one reason each; the others work.
+
+    Raises `ToolFailed` when LVM itself does not answer.
+    """
+    runner = runner or LocalRunner(world.settings.lvm_prefix)
+    world.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with world.lvm.exclusive("start-up"):
+        _log.info("lvm", extra={"version": world.lvm.version()})
+        problems = tuple(
+            problem for pool in world.settings.config.pools if (problem := _bring_in(world, runner, pool)) is not None
+        )
+        sweep(world, world.lvm.report())
+    return problems
+
+
+def _bring_in(world: World, runner: Runner, pool: Pool) -> str | None:
+    """One bad disk stops its own pool only."""
+    if not pool.devices:
+        return None
+    try:
+        report = world.lvm.report()
+        apply(pools.onboard(pool, report, tuple(_look(runner, device) for device in pool.devices)), world.handlers)
+    except (SealedLocalError, OSError) as error:
+        _log.error("pool is not complete", extra={"pool": pool.name, "error": str(error)})
+        return str(error)
+    return None
+
+
+def _look(runner: Runner, configured: str) -> pools.DeviceView:
+    real = disks.resolved(configured)
+    if real is None:
+        return pools.DeviceView(configured=configured, real=None, holds=None)
+    holds = filesystems.signature(runner, real)
+    if holds is None and not disks.edges_blank(real):
+        holds = "unknown data"
+    return pools.DeviceView(configured=configured, real=real, holds=holds)
+
+
+def sweep(world: World, report: Report) -> None:
+    """Drop records of our volumes whose target is gone and whose device nobody holds; a live one is never dropped.
+
+    A live record that vanished would make the pod's next container start on the host's empty directory.
+    """
+    for entry in tuple(world.registry.entries()):
+        volume_id = entry.record.volume_id if entry.record is not None else None
+        if volume_id is None:
+            continue
+        volume = provision.by_id(report, volume_id)
+        held = volume is not None and volume.lv.is_open
+        if not held and observe.path(entry.target).kind is PathKind.ABSENT and not _pod_exists(entry.target):
+            world.registry.remove(entry.target)
+            _log.info("stale Kata record removed", extra={"target": entry.target, "volume_id": volume_id})
+
+
+def _pod_exists(target: str) -> bool:
+    """Whether kubelet's directory of the pod, three levels above `volumes/<plugin>/<pv>/mount`, is still there."""
+    parents = Path(target).parents
+    return len(parents) > 3 and os.path.isdir(parents[3])  # noqa: PTH112

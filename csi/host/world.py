@@ -1,0 +1,42 @@
+"""What the RPC servicers share: the node's LVM, Kata's registry, the step table, the volume locks."""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from csi.host.effects import Effects
+from csi.host.locks import VolumeLocks
+from csi.host.settings import Settings
+from csi.system.apply import Handlers
+from csi.system.command import LocalRunner, Runner
+from csi.system.kata_registry import KataRegistry
+from csi.system.lvm import Lvm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The node as the servicers see it; tests put fakes in."""
+
+    settings: Settings
+    lvm: Lvm
+    registry: KataRegistry
+    handlers: Handlers
+    locks: VolumeLocks
+
+    @property
+    def roots(self) -> tuple[PurePosixPath, ...]:
+        """Where paths of requests may lie."""
+        return (self.settings.kubelet_dir,)
+
+
+def real(settings: Settings, runner: Runner | None = None) -> World:
+    """The world of this machine."""
+    runner = runner or LocalRunner(settings.lvm_prefix)
+    lvm = Lvm(runner, udev=settings.config.udev, lock_file=settings.state_dir / "lvm.lock")
+    registry = KataRegistry(settings.registry_root)
+    return World(
+        settings=settings,
+        lvm=lvm,
+        registry=registry,
+        handlers=Effects(runner, lvm, registry).handlers(),
+        locks=VolumeLocks(),
+    )

@@ -1,0 +1,240 @@
+"""CSI requests: protobuf messages to model objects, or `InvalidInput` that names the field.
+
+Rules and limits: CSI specification 1.13.0, "Size limits" and each RPC's text. Secrets in requests are never read: a node
+that holds no keys has no use for them.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from csi.model.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
+from csi.model.size import GIB, MIB, human
+from csi.model.volume import Access, Capability, Parameters, Volume, Wanted
+from csi.proto import csi_pb2
+from csi.wire import parameters as class_parameters
+from csi.wire import volume_names
+
+_DEFAULT_BYTES: Final = 1 * GIB
+_LARGEST_BYTES: Final = 1 << 60
+"""1 EiB: far above what LVM makes of one node's disks; a larger request is a mistake, not a lack of space."""
+
+_SMALLEST: Final = {"xfs": 300 * MIB}
+"""Sizes in bytes below which a filesystem's own tool refuses."""
+
+_FSTYPES: Final = ("ext4", "xfs")
+_MAP_LIMIT_BYTES: Final = 4096
+_PATH_LIMIT_BYTES: Final = 4096
+_Mode = csi_pb2.VolumeCapability.AccessMode.Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRequest:
+    """NodeStageVolume."""
+
+    volume_id: str
+    staging_path: str
+    capability: Capability
+    context_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishRequest:
+    """NodePublishVolume. `staging_path` is empty when the caller gives none."""
+
+    volume_id: str
+    staging_path: str
+    target_path: str
+    capability: Capability
+    read_only: bool
+    context_digest: str | None
+
+
+def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str]) -> Wanted:
+    """What CreateVolume asks for. `node_topology` is this node's key and value, which the requirement must allow."""
+    name = volume_names.checked_csi_name(request.name)
+    _check_map(request.parameters, "parameters")
+    if request.mutable_parameters:
+        key = min(request.mutable_parameters)
+        raise InvalidInput(f"mutable_parameters[{key}]", "this driver has no parameters that can be changed later")
+    if request.HasField("volume_content_source"):
+        raise InvalidInput("volume_content_source", "snapshots and clones are not offered by this version")
+    parameters = class_parameters.parse(request.parameters)
+    capabilities = tuple(
+        capability(item, f"volume_capabilities[{number}]", parameters)
+        for number, item in enumerate(request.volume_capabilities)
+    )
+    if not capabilities:
+        raise InvalidInput("volume_capabilities", "are required and missing")
+    block = _one_mode(capabilities)
+    size_bytes, limit_bytes = capacity(request.capacity_range)
+    if not block:
+        _check_smallest(capabilities, parameters, size_bytes)
+    _check_topology(request.accessibility_requirements, node_topology)
+    return Wanted(
+        name=name,
+        volume_id=volume_names.lv_name(name),
+        name_digest=volume_names.name_digest(name),
+        size_bytes=size_bytes,
+        limit_bytes=limit_bytes,
+        block=block,
+        parameters=parameters,
+    )
+
+
+def capability(item: csi_pb2.VolumeCapability, field: str, parameters: Parameters | None = None) -> Capability:
+    """One capability. Raises `InvalidInput` for a mode that a volume on one node can't serve."""
+    kind = item.WhichOneof("access_type")
+    if kind is None:
+        raise InvalidInput(f"{field}.access_type", "is required: mount or block")
+    mode = _Mode.Name(item.access_mode.mode)
+    try:
+        access = Access(mode)
+    except ValueError:
+        offered = ", ".join(one.value for one in Access)
+        raise InvalidInput(f"{field}.access_mode", f"{mode} is not offered on one node; use {offered}") from None
+    if kind == "block":
+        return Capability(block=True, access=access)
+    fstype = item.mount.fs_type or (parameters.fstype if parameters is not None else "")
+    if fstype and fstype not in _FSTYPES:
+        raise InvalidInput(f"{field}.mount.fs_type", f"{fstype!r} is not offered; use {' or '.join(_FSTYPES)}")
+    flags = tuple(item.mount.mount_flags)
+    if sum(len(flag.encode()) for flag in flags) > _MAP_LIMIT_BYTES:
+        raise InvalidInput(f"{field}.mount.mount_flags", f"are longer than {_MAP_LIMIT_BYTES} bytes")
+    for flag in flags:
+        if not flag or "," in flag or flag in ("bind", "rbind", "remount", "loop"):
+            raise InvalidInput(f"{field}.mount.mount_flags", f"{flag!r} is not allowed")
+    return Capability(block=False, access=access, fstype=fstype, mount_flags=flags)
+
+
+def capacity(wanted: csi_pb2.CapacityRange) -> tuple[int, int | None]:
+    """The size to make and the limit, in bytes. Raises `OutOfRange` for what no disk can satisfy."""
+    required, limit = wanted.required_bytes, wanted.limit_bytes
+    if required < 0 or limit < 0:
+        raise OutOfRange("capacity_range: sizes can't be negative")
+    if limit and required > limit:
+        raise OutOfRange(f"capacity_range: required_bytes {required} is above limit_bytes {limit}")
+    size_bytes = required or min(_DEFAULT_BYTES, limit or _DEFAULT_BYTES)
+    if size_bytes > _LARGEST_BYTES:
+        raise OutOfRange(f"capacity_range: {human(size_bytes)} is more than a node's disks can hold")
+    return size_bytes, limit or None
+
+
+def stage(request: csi_pb2.NodeStageVolumeRequest, roots: Iterable[PurePosixPath]) -> StageRequest:
+    """NodeStageVolume, with the staging path kept below `roots`."""
+    return StageRequest(
+        volume_id=volume_id(request.volume_id),
+        staging_path=path(request.staging_target_path, "staging_target_path", roots),
+        capability=_required_capability(request),
+        context_digest=_context_digest(request.volume_context),
+    )
+
+
+def publish(request: csi_pb2.NodePublishVolumeRequest, roots: Iterable[PurePosixPath]) -> PublishRequest:
+    """NodePublishVolume, with both paths kept below `roots`."""
+    roots = tuple(roots)
+    staging = request.staging_target_path
+    return PublishRequest(
+        volume_id=volume_id(request.volume_id),
+        staging_path=path(staging, "staging_target_path", roots) if staging else "",
+        target_path=path(request.target_path, "target_path", roots),
+        capability=_required_capability(request),
+        read_only=request.readonly,
+        context_digest=_context_digest(request.volume_context),
+    )
+
+
+def volume_id(value: str) -> str:
+    """A volume id that is there. Raises `NotFound` for one that this driver can't have given out."""
+    if not value:
+        raise InvalidInput("volume_id", "is required and missing")
+    if not volume_names.is_possible_id(value):
+        raise NotFound(f"there is no volume {value[:80]!r} on this node")
+    return value
+
+
+def path(value: str, field: str, roots: Iterable[PurePosixPath]) -> str:
+    """An absolute, plain path below one of the directories that the driver may mount in. Raises `InvalidInput`."""
+    if not value:
+        raise InvalidInput(field, "is required and missing")
+    if len(value.encode()) > _PATH_LIMIT_BYTES or "\0" in value or "\n" in value:
+        raise InvalidInput(field, "is too long or contains control characters")
+    plain = PurePosixPath(value)
+    if not plain.is_absolute() or ".." in plain.parts or str(plain) != value:
+        raise InvalidInput(field, f"{value!r} is no plain absolute path")
+    allowed = tuple(roots)
+    if not any(plain.is_relative_to(root) for root in allowed):
+        raise InvalidInput(
+            field,
+            f"{value!r} is not below {' or '.join(map(str, allowed))}; start the driver with the right --kubelet-dir",
+        )
+    return value
+
+
+def require_same_context(volume: Volume, context_digest: str | None) -> None:
+    """Raises `InvalidInput` when the PV's attributes are not those that the volume was made with."""
+    if context_digest is not None and context_digest != volume.params_digest:
+        raise InvalidInput(
+            "volume_context",
+            f"differs from the parameters that volume {volume.volume_id} was made with; a PersistentVolume's attributes "
+            "must not be edited",
+        )
+
+
+def require_confirmed(volume: Volume, capabilities: Iterable[Capability], parameters: Mapping[str, str]) -> None:
+    """Raises `AlreadyExists` when the volume can't serve these capabilities or has other parameters."""
+    if parameters and class_parameters.digest(parameters) != volume.params_digest:
+        raise AlreadyExists("the volume has other parameters")
+    for item in capabilities:
+        if volume.formatted not in (None, "sealed") and item.block != (volume.formatted == "block"):
+            raise AlreadyExists(f"the volume holds {volume.formatted}")
+
+
+def _required_capability(request: csi_pb2.NodeStageVolumeRequest | csi_pb2.NodePublishVolumeRequest) -> Capability:
+    if not request.HasField("volume_capability"):
+        raise InvalidInput("volume_capability", "is required and missing")
+    given = class_parameters.own_keys(request.volume_context)
+    fallback = class_parameters.parse(given) if given else None
+    return capability(request.volume_capability, "volume_capability", fallback)
+
+
+def _context_digest(context: Mapping[str, str]) -> str | None:
+    """Keys that Kubernetes adds (`csi.storage.k8s.io/...`, `storage.kubernetes.io/...`) are not the class's."""
+    own = {key: value for key, value in context.items() if not key.startswith("storage.kubernetes.io/")}
+    return class_parameters.digest(own) if class_parameters.own_keys(own) else None
+
+
+def _one_mode(capabilities: tuple[Capability, ...]) -> bool:
+    block = capabilities[0].block
+    if any(item.block != block for item in capabilities):
+        raise InvalidInput("volume_capabilities", "ask for block and mount at once; a volume is one or the other")
+    return block
+
+
+def _check_smallest(capabilities: tuple[Capability, ...], parameters: Parameters, size_bytes: int) -> None:
+    for item in capabilities:
+        least = _SMALLEST.get(item.fstype or parameters.fstype, 0)
+        if size_bytes < least:
+            raise OutOfRange(
+                f"capacity_range: xfs needs at least {human(least)}, and {human(size_bytes)} are asked for"
+            )
+
+
+def _check_map(given: Mapping[str, str], field: str) -> None:
+    total = sum(len(key.encode()) + len(value.encode()) for key, value in given.items())
+    if total > _MAP_LIMIT_BYTES:
+        raise InvalidInput(field, f"are {total} bytes long; CSI allows {_MAP_LIMIT_BYTES}")
+
+
+def _check_topology(requirement: csi_pb2.TopologyRequirement, node_topology: tuple[str, str]) -> None:
+    """With distributed provisioning each node gets only requests for itself; anything else is a wrong set-up."""
+    key, value = node_topology
+    wanted = [term.segments for term in requirement.requisite] or [term.segments for term in requirement.preferred]
+    relevant = [segments[key] for segments in wanted if key in segments]
+    if relevant and value not in relevant:
+        raise InvalidInput(
+            "accessibility_requirements",
+            f"ask for {', '.join(sorted(set(relevant)))}, and this driver serves {value} only; run the provisioner with "
+            "--node-deployment on each node",
+        )
