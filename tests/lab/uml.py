@@ -1,0 +1,100 @@
+"""A node in User-mode Linux: a real kernel with LVM and dm-crypt as an ordinary process, for machines without device-mapper."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.lab.node import REPOSITORY, Node
+
+_MEMORY_MIB = 3072
+
+
+class UmlNode(Node):
+    """The machine's own root is its root, read-only below an overlay in memory; its disks are sparse files."""
+
+    kind = "uml"
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.disks = tuple(f"/dev/ubd{chr(ord('a') + number)}" for number in range(len(self.images)))
+        self._kernel: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def why_not() -> str | None:
+        """Why this machine can't run it; None when it can."""
+        if shutil.which("linux.uml") is None:
+            return "the package user-mode-linux is not installed"
+        return None if os.geteuid() == 0 else "not root"
+
+    def boot(self) -> None:
+        """See `Node.boot`. Two to four seconds."""
+        ours, theirs = socket.socketpair()
+        argv = [
+            "linux.uml",
+            f"mem={_MEMORY_MIB}M",
+            "root=/dev/root",
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+            "quiet",
+            "con=null",
+            "con0=null,fd:1",
+            f"ssl0=fd:{theirs.fileno()}",
+            f"init={REPOSITORY}/tests/lab/uml-init",
+            f"LAB_SHARED={self.shared}",
+            f"LAB_ROOT={REPOSITORY}",
+            f"LAB_PYTHON={sys.executable}",
+            *(f"ubd{number}={image}" for number, image in enumerate(self.images)),
+        ]
+        console = (self.folder / "console.log").open("ab")
+        # Its memory is a file in TMPDIR; on a disk it would be slow.
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else str(self.folder)
+        self._kernel = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            pass_fds=(theirs.fileno(),),
+            env={"PATH": os.environ["PATH"], "TMPDIR": memory, "HOME": str(self.folder)},
+            process_group=0,
+        )
+        console.close()
+        theirs.close()
+        self._socket = ours
+        try:
+            self._await_agent(ours.makefile("rb"), ours.makefile("wb"))
+        except BaseException:
+            self.crash()
+            raise RuntimeError(f"the node does not boot: {self._console()[-2000:]}") from None
+
+    def stop(self) -> None:
+        """See `Node.stop`."""
+        if self._kernel is None:
+            return
+        self._socket.shutdown(socket.SHUT_WR)
+        try:
+            self._kernel.wait(20)
+        except subprocess.TimeoutExpired:
+            pass
+        self.crash()
+
+    def crash(self) -> None:
+        """See `Node.crash`: the whole process group ends at once, with everything that the kernel had not written."""
+        if self._kernel is None:
+            return
+        try:
+            os.killpg(self._kernel.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._kernel.wait()
+        self._kernel = None
+        self._channel = None
+        self._socket.close()
+
+    def _console(self) -> str:
+        return (self.folder / "console.log").read_text(errors="replace")
