@@ -1,5 +1,6 @@
 """A node in User-mode Linux: a real kernel with LVM and dm-crypt as an ordinary process, for machines without device-mapper."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -77,20 +78,16 @@ class UmlNode(Node):
         if self._kernel is None:
             return
         self._socket.shutdown(socket.SHUT_WR)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._kernel.wait(20)
-        except subprocess.TimeoutExpired:
-            pass
         self.crash()
 
     def crash(self) -> None:
         """See `Node.crash`: the whole process group ends at once, with everything that the kernel had not written."""
         if self._kernel is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._kernel.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._kernel.wait()
         self._kernel = None
         self._channel = None
