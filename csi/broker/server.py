@@ -37,7 +37,7 @@ def serve(directory: BrokerDirectory, broker: Broker, address: tuple[str, int]) 
     """Serve until told to stop. Requests in flight are finished; the database is closed last."""
     application = BrokerApp(broker, Admin(directory.load_admin_token()))
     vault.read_private(directory.key("server"))
-    listener = _listen(address)
+    listener = listen(address)
     server = uvicorn.Server(configure(directory, application.asgi))
     _handle_signals(directory, broker)
     _warn_of_sample(broker)
@@ -76,7 +76,8 @@ def configure(directory: BrokerDirectory, application: Starlette) -> uvicorn.Con
     return config
 
 
-def _listen(address: tuple[str, int]) -> socket.socket:
+def listen(address: tuple[str, int]) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     # The protocol is named because asyncio turns off Nagle's algorithm only then; with it every answer takes 40 ms more.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

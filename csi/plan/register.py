@@ -55,7 +55,7 @@ def begin_format(
         _same_revision(record, revision)
         deadline = now_unix + lifetime_seconds
     elif record.state is VolumeState.FORMATTING and record.grant is not None:
-        if _is_repeat(record, revision, record.grant.nonce, nonce) and record.payload_bytes == payload_bytes:
+        if (record.revision, record.grant.nonce, record.payload_bytes) == (revision + 1, nonce, payload_bytes):
             _same_measurement(record, record.grant, measurement)
             return record
         _check_takeover(record, record.grant, measurement, now_unix)
@@ -74,7 +74,7 @@ def commit_format(
     """`formatting` → `active`, generation 1. Allowed after the deadline, too: the grant still stands, so no one else has
     formatted since, and a large device may take long.
     """
-    if record.state is VolumeState.ACTIVE and _is_repeat(record, revision, record.committed_nonce, nonce):
+    if record.generation == _FIRST_GENERATION and _is_repeated_commit(record, revision, nonce):
         if (record.header_sha256, record.payload_bytes) != (header_sha256, payload_bytes):
             raise Refused(f"volume {record.volume_id} was committed with other values under the same nonce")
         return record
@@ -116,7 +116,7 @@ def begin_open(record: VolumeRecord, *, revision: int, nonce: str, generation: i
 def commit_open(record: VolumeRecord, *, revision: int, nonce: str, generation: int) -> VolumeRecord:
     """The announced generation is on the disk: it becomes the committed one."""
     _only_active(record)
-    if _is_repeat(record, revision, record.committed_nonce, nonce) and record.generation == generation:
+    if record.generation == generation > _FIRST_GENERATION and _is_repeated_commit(record, revision, nonce):
         return record
     _same_revision(record, revision)
     if record.pending != PendingOpen(generation=generation, nonce=nonce):
@@ -153,9 +153,10 @@ def _next(record: VolumeRecord, **changes: object) -> VolumeRecord:
     return replace(record, revision=record.revision + 1, **changes)  # type: ignore[arg-type]
 
 
-def _is_repeat(record: VolumeRecord, revision: int, stored: str | None, nonce: str) -> bool:
-    """Whether the change asked for is the very last one that was made."""
-    return stored == nonce and record.revision == revision + 1
+def _is_repeated_commit(record: VolumeRecord, revision: int, nonce: str) -> bool:
+    """Whether the very last change was a commit, made from this revision with this nonce."""
+    last_was_commit = record.state is VolumeState.ACTIVE and record.pending is None
+    return last_was_commit and record.committed_nonce == nonce and record.revision == revision + 1
 
 
 def _same_revision(record: VolumeRecord, revision: int) -> None:

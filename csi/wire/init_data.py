@@ -29,7 +29,7 @@ def parse(text: str, field: str = "init-data") -> InitDataText:
     if document.get("version") != _VERSION:
         raise InvalidInput(f"{field}.version", f'must be "{_VERSION}"')
     algorithm = document.get("algorithm")
-    if algorithm not in _HASHES:
+    if not isinstance(algorithm, str) or algorithm not in _HASHES:
         raise InvalidInput(f"{field}.algorithm", f"must be one of {', '.join(_HASHES)}")
     return InitDataText(
         algorithm=algorithm,

@@ -1,0 +1,91 @@
+"""A real broker on loopback over real TLS, in a thread of the test, and guests for it."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from csi.broker import server
+from csi.broker.app import Admin, BrokerApp
+from csi.broker.directory import BrokerDirectory, initialise
+from csi.broker.service import Broker
+from csi.model.broker import BrokerSettings
+from csi.system.kbs_client import BrokerRegister
+from csi.wire import init_data
+
+INIT_DATA = 'version = "0.1.0"\nalgorithm = "sha384"\n\n[data]\n"guest.toml" = "volumes allowed"\n'
+OTHER_INIT_DATA = INIT_DATA.replace("volumes allowed", "something else")
+
+POLICY = f"""
+version = 1
+
+[tee.sample]
+allow = true
+
+[[workload]]
+name = "spark"
+tee = ["sample"]
+launch_digests = ["abcde"]
+init_data = ["{init_data.parse(INIT_DATA).digest}"]
+volumes = ["pvc-*"]
+resources = ["default/test/*"]
+"""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunningBroker:
+    """A broker that answers at `url`."""
+
+    directory: BrokerDirectory
+    broker: Broker
+    url: str
+
+    def settings(
+        self, *, init_data: str = INIT_DATA, allow_sample: bool = True, url: str | None = None
+    ) -> BrokerSettings:
+        """What a guest of this broker is configured with."""
+        return BrokerSettings(
+            url=url or self.url,
+            ca_pem=self.directory.certificate("ca").read_text(),
+            init_data=init_data,
+            allow_sample=allow_sample,
+            timeout_seconds=5.0,
+        )
+
+    def guest(self, *, init_data: str = INIT_DATA) -> BrokerRegister:
+        """A guest with its own session."""
+        return BrokerRegister(self.settings(init_data=init_data), sleep=lambda _: None)
+
+
+def make_directory(root: Path, policy: str = POLICY) -> BrokerDirectory:
+    """What `broker init` makes, with a policy."""
+    directory = BrokerDirectory(root)
+    initialise(directory, ["localhost", "127.0.0.1"], {})
+    directory.policy.write_text(policy)
+    return directory
+
+
+@contextmanager
+def running_broker(root: Path, policy: str = POLICY) -> Iterator[RunningBroker]:
+    """Make and run a broker; stop it at the end of the block."""
+    directory = make_directory(root, policy)
+    broker = directory.load_broker({})
+    application = BrokerApp(broker, Admin(directory.load_admin_token()))
+    listener = server.listen(("127.0.0.1", 0))
+    http = uvicorn.Server(server.configure(directory, application.asgi))
+    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not http.started:
+        time.sleep(0.005)
+    try:
+        yield RunningBroker(directory=directory, broker=broker, url=f"https://127.0.0.1:{listener.getsockname()[1]}")
+    finally:
+        http.should_exit = True
+        http.force_exit = True
+        thread.join()
+        listener.close()
+        broker.store.close()

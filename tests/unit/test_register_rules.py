@@ -1,0 +1,254 @@
+"""The register's rules one by one. What they guarantee together is in tests/properties/test_register_guests.py."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from csi.model.errors import Busy, InvalidInput, Refused
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import Profile
+from csi.plan import register
+
+NOW = 1_000_000
+ALLOCATED = register.allocate("pvc-1", Profile.XTS)
+
+
+def begin_format(record: VolumeRecord, **changes: Any) -> VolumeRecord:
+    arguments = {
+        "revision": record.revision,
+        "nonce": "first",
+        "payload_bytes": 4096,
+        "measurement": "m",
+        "now_unix": NOW,
+        "lifetime_seconds": 100,
+    }
+    return register.begin_format(record, **(arguments | changes))
+
+
+def commit_format(record: VolumeRecord, **changes: Any) -> VolumeRecord:
+    arguments = {
+        "revision": record.revision,
+        "nonce": "first",
+        "measurement": "m",
+        "header_sha256": "ab" * 32,
+        "payload_bytes": 4096,
+    }
+    return register.commit_format(record, **(arguments | changes))
+
+
+FORMATTING = begin_format(ALLOCATED)
+ACTIVE = commit_format(FORMATTING)
+RETIRED = register.retire(ACTIVE)
+SHREDDED = register.shred(RETIRED)
+
+
+def begin_open(record: VolumeRecord, generation: int, nonce: str = "open", **changes: Any) -> VolumeRecord:
+    return register.begin_open(
+        record, **({"revision": record.revision, "nonce": nonce, "generation": generation} | changes)
+    )
+
+
+def commit_open(record: VolumeRecord, generation: int, nonce: str = "open", **changes: Any) -> VolumeRecord:
+    return register.commit_open(
+        record, **({"revision": record.revision, "nonce": nonce, "generation": generation} | changes)
+    )
+
+
+OPENING = begin_open(ACTIVE, 2)
+
+
+def test_a_life() -> None:
+    opened = commit_open(OPENING, 2)
+    assert (FORMATTING.state, FORMATTING.grant.deadline_unix if FORMATTING.grant else 0) == ("formatting", NOW + 100)
+    assert (ACTIVE.state, ACTIVE.generation, ACTIVE.grant, ACTIVE.header_sha256) == ("active", 1, None, "ab" * 32)
+    assert (opened.generation, opened.pending) == (2, None)
+    assert [item.revision for item in (ALLOCATED, FORMATTING, ACTIVE, OPENING, opened)] == [1, 2, 3, 4, 5]
+    assert (RETIRED.state, SHREDDED.state) == ("retired", "shredded")
+
+
+def test_an_unsealed_volume_has_no_record() -> None:
+    with pytest.raises(InvalidInput, match="profile"):
+        register.allocate("pvc-1", Profile.NONE)
+
+
+@pytest.mark.parametrize("record", [ACTIVE, OPENING, RETIRED, SHREDDED], ids=lambda item: item.state)
+def test_a_volume_that_was_formatted_is_never_formatted_again(record: VolumeRecord) -> None:
+    for nonce in ("first", "another"):
+        with pytest.raises(Refused, match="never formatted again"):
+            begin_format(record, nonce=nonce)
+    with pytest.raises(Refused):
+        register.reset(record)
+
+
+@pytest.mark.parametrize(
+    ("repeat", "record", "answer"),
+    [
+        (lambda record: begin_format(record, revision=ALLOCATED.revision), FORMATTING, FORMATTING),
+        (lambda record: commit_format(record, revision=FORMATTING.revision), ACTIVE, ACTIVE),
+        (lambda record: begin_open(record, 2, revision=ACTIVE.revision), OPENING, OPENING),
+        (
+            lambda record: commit_open(record, 2, revision=OPENING.revision),
+            commit_open(OPENING, 2),
+            commit_open(OPENING, 2),
+        ),
+        (register.retire, RETIRED, RETIRED),
+        (register.shred, SHREDDED, SHREDDED),
+    ],
+)
+def test_a_request_whose_answer_was_lost_gets_it_when_repeated(
+    repeat: Callable[[VolumeRecord], VolumeRecord], record: VolumeRecord, answer: VolumeRecord
+) -> None:
+    assert repeat(record) == answer
+
+
+def test_a_repeat_comes_too_late_once_another_guest_went_on() -> None:
+    with pytest.raises(Busy):
+        begin_open(begin_open(OPENING, 3, "other"), 2, revision=ACTIVE.revision)
+    with pytest.raises(Refused):
+        commit_format(OPENING, revision=FORMATTING.revision)
+    with pytest.raises(Busy):
+        commit_open(begin_open(commit_open(OPENING, 2), 3, "other"), 2, revision=OPENING.revision)
+
+
+def test_one_kind_of_commit_is_not_the_repeat_of_the_other() -> None:
+    with pytest.raises(Busy):
+        commit_open(ACTIVE, 1, "first", revision=FORMATTING.revision)
+    opened = commit_open(OPENING, 2)
+    with pytest.raises(Refused):
+        commit_format(opened, revision=OPENING.revision, nonce="open")
+
+
+def test_a_takeover_from_an_old_reading_is_busy() -> None:
+    with pytest.raises(Busy):
+        begin_format(FORMATTING, nonce="second", revision=ALLOCATED.revision)
+
+
+def test_a_repeat_with_other_values_is_refused() -> None:
+    with pytest.raises(Refused, match="other values"):
+        commit_format(ACTIVE, revision=FORMATTING.revision, header_sha256="cd" * 32)
+
+
+@pytest.mark.parametrize("state", [ALLOCATED, FORMATTING, ACTIVE, OPENING])
+def test_a_change_from_an_old_reading_is_busy(state: VolumeRecord) -> None:
+    change = {
+        VolumeState.ALLOCATED: lambda record, revision: begin_format(record, revision=revision),
+        VolumeState.FORMATTING: lambda record, revision: commit_format(record, revision=revision),
+        VolumeState.ACTIVE: lambda record, revision: begin_open(record, 9, revision=revision),
+    }[state.state]
+    for revision in (state.revision - 1, state.revision + 1):
+        with pytest.raises(Busy, match="another guest"):
+            change(state, revision)
+
+
+def test_formatting_is_taken_over_by_the_same_measurement_before_the_deadline() -> None:
+    taken = begin_format(FORMATTING, nonce="second", payload_bytes=8192, now_unix=NOW + 100)
+    assert taken.grant is not None
+    assert (taken.grant.nonce, taken.grant.deadline_unix, taken.revision) == (
+        "second",
+        NOW + 100,
+        FORMATTING.revision + 1,
+    )
+    assert taken.payload_bytes == 8192
+    # The guest that was taken for dead comes back: its commit must not count.
+    with pytest.raises(Busy):
+        commit_format(taken, revision=FORMATTING.revision)
+    with pytest.raises(Refused, match="another guest"):
+        commit_format(taken)
+
+
+def test_formatting_is_not_taken_over_late_or_by_another_measurement() -> None:
+    with pytest.raises(Refused, match=r"not finished in time.*reset pvc-1"):
+        begin_format(FORMATTING, nonce="second", now_unix=NOW + 101)
+    with pytest.raises(Refused, match="another measurement"):
+        begin_format(FORMATTING, nonce="second", measurement="n")
+    with pytest.raises(Refused, match="another measurement"):
+        begin_format(FORMATTING, revision=ALLOCATED.revision, measurement="n")
+    with pytest.raises(Refused, match="another measurement"):
+        commit_format(FORMATTING, measurement="n")
+
+
+def test_a_slow_format_is_still_committed() -> None:
+    assert commit_format(FORMATTING).state is VolumeState.ACTIVE  # commit_format knows no clock
+
+
+def test_a_commit_must_name_what_was_granted() -> None:
+    with pytest.raises(Refused, match="4096"):
+        commit_format(FORMATTING, payload_bytes=8192)
+    with pytest.raises(Refused, match="no permission"):
+        commit_format(ALLOCATED)
+
+
+def test_reset_gives_up_a_format_for_good() -> None:
+    again = register.reset(FORMATTING)
+    assert (again.state, again.grant, again.payload_bytes) == ("allocated", None, None)
+    with pytest.raises(Refused):
+        commit_format(again, revision=FORMATTING.revision)
+    second = begin_format(again, nonce="second")
+    with pytest.raises(Busy):
+        commit_format(second, revision=FORMATTING.revision)
+
+
+@pytest.mark.parametrize("generation", [0, 1, 4, 99])
+def test_generations_go_up_by_one_or_two(generation: int) -> None:
+    with pytest.raises(Refused, match="must be 2, or 3"):
+        begin_open(ACTIVE, generation)
+
+
+def test_a_takeover_announces_a_number_that_nobody_announced() -> None:
+    with pytest.raises(Refused, match="1 is committed and 2 announced"):
+        begin_open(OPENING, 2, "other")
+    taken = begin_open(OPENING, 3, "other")
+    with pytest.raises(Refused, match="not announced"):
+        commit_open(taken, 2)
+    assert commit_open(taken, 3, "other").generation == 3
+
+
+def test_only_the_announced_generation_with_its_nonce_is_committed() -> None:
+    for generation, nonce in ((3, "open"), (2, "other"), (1, "open")):
+        with pytest.raises(Refused, match="not announced"):
+            commit_open(OPENING, generation, nonce)
+
+
+@pytest.mark.parametrize("record", [ALLOCATED, FORMATTING, RETIRED, SHREDDED], ids=lambda item: item.state)
+def test_only_an_active_volume_is_opened_for_writing(record: VolumeRecord) -> None:
+    with pytest.raises(Refused, match=f"is {record.state}"):
+        begin_open(record, 2)
+    with pytest.raises(Refused, match=f"is {record.state}"):
+        commit_open(record, 2)
+
+
+@pytest.mark.parametrize("record", [RETIRED, SHREDDED], ids=lambda item: item.state)
+def test_the_secret_of_a_retired_volume_is_not_released(record: VolumeRecord) -> None:
+    with pytest.raises(Refused, match="not released"):
+        register.check_open(record, Profile.XTS)
+
+
+def test_a_guest_that_expects_another_profile_gets_no_secret() -> None:
+    with pytest.raises(Refused, match="profile"):
+        register.check_open(ACTIVE, Profile.NONE)
+
+
+@pytest.mark.parametrize("record", [FORMATTING, ACTIVE], ids=lambda item: item.state)
+def test_a_volume_in_use_is_not_shredded_by_one_word(record: VolumeRecord) -> None:
+    with pytest.raises(Refused, match="retire"):
+        register.shred(record)
+
+
+def test_what_was_destroyed_stays_so() -> None:
+    with pytest.raises(Refused):
+        register.retire(SHREDDED)
+    assert register.shred(ALLOCATED).state is VolumeState.SHREDDED
+
+
+@pytest.mark.parametrize(("committed", "pending", "found", "announced"), [(4, None, 4, 5), (4, 5, 5, 6), (4, 5, 4, 7)])
+def test_next_generation_spares_the_good_record(
+    committed: int, pending: int | None, found: int, announced: int
+) -> None:
+    record = replace(ACTIVE, generation=committed)
+    if pending is not None:
+        record = begin_open(record, pending)
+    assert record.next_generation(found) == announced
+    assert (announced - found) % 2 == 1
+    begin_open(record, announced, "next")

@@ -1,0 +1,138 @@
+"""The policy file is strict, and everything that it does not allow is denied with the rule's name."""
+
+import dataclasses
+
+import pytest
+
+from csi.broker.directory import POLICY_TEXT
+from csi.model.errors import InvalidInput, NotReleased
+from csi.model.release import Allocate, Claims, ReleasePolicy
+from csi.plan import appraise
+from csi.wire import broker_policy
+
+DIGEST = "sha384:" + "ab" * 48
+WORKLOAD = f"""
+version = 1
+[[workload]]
+name = "spark"
+tee = ["tdx"]
+launch_digests = ["L"]
+init_data = ["{DIGEST}"]
+volumes = ["pvc-*", "regex:scratch-[0-9]+"]
+resources = ["default/*/key-*", "regex:team/.*/a"]
+"""
+GUEST = Claims(tee="tdx", launch_digest="L", init_data=DIGEST, svn="1")
+
+
+def test_the_policy_that_init_writes_denies_everything() -> None:
+    policy = broker_policy.parse(POLICY_TEXT)
+    assert policy == ReleasePolicy()
+    with pytest.raises(NotReleased, match=r"no \[\[workload\]\]"):
+        appraise.check_volume(policy, GUEST, "pvc-1")
+    with pytest.raises(NotReleased, match="sample"):
+        appraise.check_tee(policy, "sample")
+
+
+def test_the_example_in_that_policy_is_valid() -> None:
+    example = POLICY_TEXT[POLICY_TEXT.index("# [[workload]]") :].replace("\n# ", "\n").removeprefix("# ")
+    policy = broker_policy.parse("version = 1\n" + example.replace("sha384:...", DIGEST))
+    assert [work.name for work in policy.workloads] == ["spark"]
+
+
+@pytest.mark.parametrize("volume", ["pvc-1", "pvc-", "scratch-12"])
+def test_allowed_volumes(volume: str) -> None:
+    assert appraise.check_volume(broker_policy.parse(WORKLOAD), GUEST, volume).name == "spark"
+
+
+@pytest.mark.parametrize(
+    "volume", ["PVC-1", "xpvc-1", "scratch-", "scratch-1x", "xscratch-1", "scratch-1\n", "default"]
+)
+def test_other_volumes_are_denied(volume: str) -> None:
+    with pytest.raises(NotReleased, match="none of its patterns"):
+        appraise.check_volume(broker_policy.parse(WORKLOAD), GUEST, volume)
+
+
+@pytest.mark.parametrize("path", [("default", "x", "key-1"), ("team", "b", "a")])
+def test_allowed_resources(path: tuple[str, str, str]) -> None:
+    appraise.check_resource(broker_policy.parse(WORKLOAD), GUEST, path)
+
+
+@pytest.mark.parametrize("path", [("default", "x", "y"), ("other", "x", "key-1"), ("team", "b", "c")])
+def test_other_resources_are_denied(path: tuple[str, str, str]) -> None:
+    with pytest.raises(NotReleased, match=f"resource {'/'.join(path)}"):
+        appraise.check_resource(broker_policy.parse(WORKLOAD), GUEST, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"tee": "snp"}, "tee does not list snp"),
+        ({"launch_digest": "M"}, "launch_digests does not list M"),
+        ({"init_data": "sha384:" + "cd" * 48}, "init_data does not list sha384:cdcd"),
+        ({"init_data": None}, "init_data does not list none"),
+        ({"debug": True}, "debug"),
+    ],
+)
+def test_a_denial_names_the_rule(change: dict[str, object], rule: str) -> None:
+    with pytest.raises(NotReleased, match=f"workload 'spark': {rule}"):
+        appraise.check_volume(broker_policy.parse(WORKLOAD), dataclasses.replace(GUEST, **change), "pvc-1")  # type: ignore[arg-type]
+
+
+def test_sample_is_denied_even_where_a_workload_lists_it() -> None:
+    policy = broker_policy.parse(WORKLOAD.replace('["tdx"]', '["sample"]'))
+    guest = dataclasses.replace(GUEST, tee="sample")
+    with pytest.raises(NotReleased, match=r"\[tee.sample\] allow"):
+        appraise.check_volume(policy, guest, "pvc-1")
+
+
+def test_any_has_to_be_written() -> None:
+    policy = broker_policy.parse(WORKLOAD.replace('["L"]', '["any"]'))
+    appraise.check_volume(policy, dataclasses.replace(GUEST, launch_digest="whatever"), "pvc-1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field"),
+    [
+        ("version = 1", "version = 2", "version"),
+        ("version = 1", "", "version"),
+        ("version = 1", 'version = 1\nallocate = "always"', "allocate"),
+        ("version = 1", "version = 1\nformat_deadline_seconds = 0", "format_deadline_seconds"),
+        ("version = 1", "version = 1\nalow = true", "alow"),
+        ("version = 1", "version = 1\ntee.sample.allowed = true", "sample"),
+        ("version = 1", 'version = 1\ntee.sample.allow = "yes"', "allow"),
+        ('init_data = ["' + DIGEST + '"]', "", r"workload\[0\].*init_data"),
+        ('["' + DIGEST + '"]', "[]", r"workload\[0\].init_data"),
+        (DIGEST, "sha384:abcd", r"workload\[0\].init_data"),
+        (DIGEST, DIGEST.upper(), r"workload\[0\].init_data"),
+        ('["tdx"]', '["TDX"]', r"workload\[0\].tee"),
+        ('["tdx"]', '"tdx"', r"workload\[0\].tee"),
+        ("regex:scratch-[0-9]+", "regex:(", r"workload\[0\].volumes"),
+        ("default/*/key-*", "default/*", r"workload\[0\].resources"),
+        ("pvc-*", "", r"workload\[0\].volumes"),
+        ("version = 1", "version =", "TOML"),
+    ],
+)
+def test_mistakes_in_the_file_are_refused_by_field(old: str, new: str, field: str) -> None:
+    assert old in WORKLOAD
+    with pytest.raises(InvalidInput, match=field):
+        broker_policy.parse(WORKLOAD.replace(old, new, 1))
+
+
+def test_settings_of_the_file() -> None:
+    policy = broker_policy.parse(
+        'version = 1\nallocate = "never"\nformat_deadline_seconds = 60\ntee.sample.allow = true'
+    )
+    assert policy == ReleasePolicy(allow_sample=True, allocate=Allocate.NEVER, format_deadline_seconds=60)
+
+
+def test_measurements_differ_where_any_claim_of_identity_differs() -> None:
+    guests = [
+        GUEST,
+        dataclasses.replace(GUEST, tee="snp"),
+        dataclasses.replace(GUEST, launch_digest="M"),
+        dataclasses.replace(GUEST, init_data=None),
+        # Moving a character from one field to the next must not give the same digest.
+        dataclasses.replace(GUEST, tee="tdxL", launch_digest=""),
+    ]
+    assert len({guest.measurement for guest in guests}) == len(guests)
+    assert dataclasses.replace(GUEST, svn="2").measurement == GUEST.measurement
