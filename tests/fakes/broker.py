@@ -4,8 +4,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -43,6 +44,7 @@ class RunningBroker:
     directory: BrokerDirectory
     broker: Broker
     url: str
+    guests: list[BrokerRegister] = field(default_factory=list)
 
     def settings(
         self, *, init_data: str = INIT_DATA, allow_sample: bool = True, url: str | None = None
@@ -56,9 +58,13 @@ class RunningBroker:
             timeout_seconds=5.0,
         )
 
-    def guest(self, *, init_data: str = INIT_DATA) -> BrokerRegister:
-        """A guest with its own session."""
-        return BrokerRegister(self.settings(init_data=init_data), sleep=lambda _: None)
+    def guest(
+        self, settings: BrokerSettings | None = None, *, init_data: str = INIT_DATA, **more: Any
+    ) -> BrokerRegister:
+        """A guest with its own session; its connection is closed with the broker."""
+        guest = BrokerRegister(settings or self.settings(init_data=init_data), **({"sleep": _no_sleep} | more))
+        self.guests.append(guest)
+        return guest
 
 
 def make_directory(root: Path, policy: str = POLICY) -> BrokerDirectory:
@@ -81,11 +87,18 @@ def running_broker(root: Path, policy: str = POLICY) -> Iterator[RunningBroker]:
     thread.start()
     while not http.started:
         time.sleep(0.005)
+    url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    running = RunningBroker(directory=directory, broker=broker, url=url)
     try:
-        yield RunningBroker(directory=directory, broker=broker, url=f"https://127.0.0.1:{listener.getsockname()[1]}")
+        yield running
     finally:
+        for guest in running.guests:
+            guest.close()
         http.should_exit = True
-        http.force_exit = True
         thread.join()
         listener.close()
         broker.store.close()
+
+
+def _no_sleep(_: float) -> None:
+    """A test does not wait."""

@@ -1,0 +1,288 @@
+"""The guest's client against the real broker, over TLS on loopback: what a guest gets, and what it never gets."""
+
+import base64
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from csi.broker.audit import Event
+from csi.broker.directory import POLICY_TEXT
+from csi.model.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import Profile
+from csi.model.secret import Secret
+from csi.plan import register
+from csi.system.kbs_client import BrokerRegister
+from csi.wire import kbs
+from tests.fakes.broker import OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
+
+NONCE, OTHER = "n" * 32, "o" * 32
+HEADER = "ab" * 32
+RESOURCE = kbs.ResourcePath.parse("default/test/secret")
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[RunningBroker]:
+    with running_broker(tmp_path) as running:
+        yield running
+
+
+def formatted(guest: BrokerRegister, volume: str = "pvc-1") -> VolumeRecord:
+    record, _ = guest.open(volume, Profile.XTS)
+    record = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
+    return guest.commit_format(record, nonce=NONCE, header_sha256=HEADER, payload_bytes=4096)
+
+
+def test_a_volume_lives_through_two_guests(broker: RunningBroker) -> None:
+    first = broker.guest()
+    record, secret = first.open("pvc-1", Profile.XTS)
+    assert record.state is VolumeState.ALLOCATED
+    assert len(secret.reveal()) == 32
+    active = formatted(first)
+    assert (active.state, active.generation, active.header_sha256) == (VolumeState.ACTIVE, 1, HEADER)
+    second = broker.guest()
+    seen, same = second.open("pvc-1", Profile.XTS)
+    assert (seen, same) == (active, secret)
+    record = second.begin_open(seen, nonce=NONCE, generation=seen.next_generation(1))
+    assert second.commit_open(record, nonce=NONCE, generation=2).generation == 2
+    # The first guest read the record before that.
+    with pytest.raises(Busy, match="another guest"):
+        first.begin_open(active, nonce=OTHER, generation=2)
+
+
+def test_each_volume_has_a_secret_of_its_own(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    assert guest.open("pvc-1", Profile.XTS)[1] != guest.open("pvc-2", Profile.XTS)[1]
+
+
+def test_guests_that_come_first_at_the_same_time_get_one_secret(broker: RunningBroker) -> None:
+    secrets: list[Secret] = []
+    guests = [broker.guest() for _ in range(6)]
+    threads = [
+        threading.Thread(target=lambda one=one: secrets.append(one.open("pvc-1", Profile.XTS)[1])) for one in guests
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(secrets) == len(guests)
+    assert all(secret == secrets[0] for secret in secrets)
+
+
+def test_one_of_many_guests_gets_the_permission_to_format(broker: RunningBroker) -> None:
+    guests = [broker.guest() for _ in range(6)]
+    records = [guest.open("pvc-1", Profile.XTS)[0] for guest in guests]
+    won: list[int] = []
+
+    def race(number: int) -> None:
+        try:
+            guests[number].begin_format(records[number], nonce=f"{number}" * 32, payload_bytes=4096)
+        except Busy:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(len(guests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+def test_errors_arrive_with_their_class(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    active = formatted(guest)
+    with pytest.raises(Refused, match="never formatted again"):
+        guest.begin_format(active, nonce=OTHER, payload_bytes=4096)
+    with pytest.raises(InvalidInput, match=r"begin-open.nonce"):
+        guest.begin_open(active, nonce="short", generation=2)
+    with pytest.raises(InvalidInput, match=r"payload_bytes"):
+        guest.begin_format(active, nonce=OTHER, payload_bytes=4097)
+    with pytest.raises(InvalidInput, match="volume id"):
+        guest.open("pvc-/../x", Profile.XTS)
+    with pytest.raises(NotReleased, match=r"volume other is not released.*none of its patterns"):
+        guest.open("other", Profile.XTS)
+    with pytest.raises(InvalidInput, match="profile"):
+        guest.open("pvc-2", Profile.NONE)
+    with pytest.raises(NotFound, match="register"):
+        guest.begin_open(replace(active, volume_id="pvc-9"), nonce=NONCE, generation=2)
+
+
+def test_a_retired_or_shredded_volume_is_not_opened(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    formatted(guest)
+    event = Event(actor="operator", action="test", subject="pvc-1")
+    broker.broker.store.change("pvc-1", register.retire, event)
+    with pytest.raises(Refused, match="retired"):
+        guest.open("pvc-1", Profile.XTS)
+    broker.broker.store.change("pvc-1", register.shred, event, destroy_secret=True)
+    with pytest.raises(Refused, match="shredded"):
+        guest.open("pvc-1", Profile.XTS)
+
+
+def test_a_guest_with_another_measurement_is_refused(broker: RunningBroker) -> None:
+    formatted(broker.guest())
+    stranger = broker.guest(init_data=OTHER_INIT_DATA)
+    with pytest.raises(NotReleased, match="workload 'spark': init_data does not list sha384:"):
+        stranger.open("pvc-1", Profile.XTS)
+    with pytest.raises(NotReleased, match=r"init_data does not list none"):
+        broker.guest(init_data="").open("pvc-1", Profile.XTS)
+
+
+def test_resources_come_byte_for_byte(broker: RunningBroker) -> None:
+    broker.broker.put_resource("operator", RESOURCE, Secret(b"shhhhhhh\n\x00"))
+    guest = broker.guest()
+    assert guest.get_resource("kbs:///default/test/secret").reveal() == b"shhhhhhh\n\x00"
+    with pytest.raises(NotFound, match="default/test/other does not exist"):
+        guest.get_resource("kbs:///default/test/other")
+    with pytest.raises(NotReleased, match="default/prod/secret"):
+        guest.get_resource("kbs:///default/prod/secret")
+
+
+def test_the_sample_tee_is_refused_by_the_guest_unless_allowed(broker: RunningBroker) -> None:
+    with pytest.raises(Refused, match="sample TEE"):
+        BrokerRegister(broker.settings(allow_sample=False))
+
+
+def test_the_sample_tee_is_refused_by_the_broker_unless_allowed(tmp_path: Path) -> None:
+    with (
+        running_broker(tmp_path, POLICY_TEXT) as broker,
+        pytest.raises(NotReleased, match=r"refuses to talk.*\[tee.sample\]"),
+    ):
+        broker.guest().open("pvc-1", Profile.XTS)
+
+
+def test_a_policy_that_changes_counts_at_once(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    guest.open("pvc-1", Profile.XTS)
+    broker.broker.policy = replace(broker.broker.policy, allow_sample=False)
+    with pytest.raises(NotReleased, match="sample"):
+        guest.open("pvc-1", Profile.XTS)
+
+
+def test_volumes_are_not_allocated_where_the_policy_says_never(tmp_path: Path) -> None:
+    policy = POLICY.replace("version = 1", 'version = 1\nallocate = "never"')
+    with running_broker(tmp_path, policy) as broker, pytest.raises(NotReleased, match='allocate = "never"'):
+        broker.guest().open("pvc-1", Profile.XTS)
+
+
+def test_an_ended_session_is_renewed(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    record, _ = guest.open("pvc-1", Profile.XTS)
+    broker.broker.sessions._sessions.clear()
+    assert guest.begin_format(record, nonce=NONCE, payload_bytes=4096).state is VolumeState.FORMATTING
+
+
+def test_a_guest_does_not_attest_for_ever(broker: RunningBroker) -> None:
+    broker.broker.sessions._lifetime = 3600
+    guest = broker.guest()
+    handshakes = 0
+    original = guest._handshake
+
+    def wasted() -> str:
+        nonlocal handshakes
+        handshakes += 1
+        cookie = original()
+        broker.broker.sessions._sessions.clear()
+        return cookie
+
+    guest._handshake = wasted  # type: ignore[method-assign]
+    with pytest.raises(NotReleased, match="after 3 attestations"):
+        guest.open("pvc-1", Profile.XTS)
+    assert handshakes == 3
+
+
+def test_another_authority_is_not_trusted(broker: RunningBroker) -> None:
+    other = trustme.CA().cert_pem.bytes().decode()
+    guest = broker.guest(replace(broker.settings(), ca_pem=other))
+    with pytest.raises(Unavailable, match=r"does not verify against the pinned authority"):
+        guest.open("pvc-1", Profile.XTS)
+
+
+def test_another_name_is_not_trusted(broker: RunningBroker) -> None:
+    guest = broker.guest(broker.settings(url=broker.url.replace("127.0.0.1", "127.0.0.2")))
+    with pytest.raises(Unavailable, match=r"127.0.0.2"):
+        guest.open("pvc-1", Profile.XTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"url": "http://127.0.0.1:1"}, "broker.url"),
+        ({"url": "https://127.0.0.1:1/kbs/v0"}, "broker.url"),
+        ({"url": "https://user@127.0.0.1"}, "broker.url"),
+        ({"url": "https://127.0.0.1:99999"}, "broker.url"),
+        ({"url": ""}, "broker.url"),
+        ({"ca_pem": ""}, "broker.ca_pem"),
+        ({"ca_pem": "nonsense"}, "broker.ca_pem"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(broker: RunningBroker, change: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        BrokerRegister(replace(broker.settings(), **change))  # type: ignore[arg-type]
+
+
+def test_a_broker_that_is_away_is_tried_again_and_then_reported(broker: RunningBroker) -> None:
+    waited: list[float] = []
+    guest = broker.guest(broker.settings(url="https://127.0.0.1:1"), sleep=waited.append)
+    with pytest.raises(Unavailable, match=r"6 tries failed.*refused"):
+        guest.open("pvc-1", Profile.XTS)
+    assert waited == sorted(waited)
+    assert len(waited) == 5
+
+
+def test_no_secret_is_ever_logged(broker: RunningBroker, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    content = b"a-very-secret-resource"
+    broker.broker.put_resource("operator", RESOURCE, Secret(content))
+    guest = broker.guest()
+    _, secret = guest.open("pvc-1", Profile.XTS)
+    guest.get_resource("kbs:///default/test/secret")
+    with pytest.raises(NotReleased):
+        guest.open("other", Profile.XTS)
+    everything = caplog.text + "".join(repr(record.__dict__) for record in caplog.records)
+    everything += repr(broker.broker.store.audit_entries())
+    token = broker.directory.admin_token.read_text().strip()
+    for raw in (secret.reveal(), content):
+        for shown in (raw.hex(), base64.b64encode(raw).decode(), repr(raw)[2:-1]):
+            assert shown not in everything
+    assert token not in everything
+    assert "register" in caplog.text
+
+
+def test_nothing_readable_lies_in_the_database(broker: RunningBroker) -> None:
+    content = b"a-very-secret-resource"
+    broker.broker.put_resource("operator", RESOURCE, Secret(content))
+    _, secret = broker.guest().open("pvc-1", Profile.XTS)
+    for path in broker.directory.root.glob("broker.sqlite*"):
+        assert path.stat().st_mode & 0o077 == 0
+        stored = path.read_bytes()
+        assert content not in stored
+        assert secret.reveal() not in stored
+
+
+def test_the_audit_log_tells_the_story(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    formatted(guest)
+    with pytest.raises(NotReleased):
+        guest.open("other", Profile.XTS)
+    events = [(entry.event.action, entry.event.subject) for entry in broker.broker.store.audit_entries()]
+    assert events == [
+        ("allocated", "pvc-1"),
+        ("secret-released", "pvc-1"),
+        ("format-begun", "pvc-1"),
+        ("formatted", "pvc-1"),
+        ("denied", "other"),
+    ]
+    assert broker.broker.store.verify_audit()[0] == len(events)
+
+
+def test_a_guest_key_of_the_other_curve_works(broker: RunningBroker) -> None:
+    guest = broker.guest(key=ec.generate_private_key(ec.SECP521R1()))
+    assert len(guest.open("pvc-1", Profile.XTS)[1].reveal()) == 32
