@@ -1,0 +1,326 @@
+"""The broker keeps the KBS protocol 0.4.0 as stock guests need it, over real TLS, seen by a client that shares no code."""
+
+import base64
+import json
+import re
+import socket
+import ssl
+import warnings
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx2
+import jwcrypto.jwk
+import jwcrypto.jwt
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from csi.broker.app import Admin
+from csi.model.errors import NotReleased
+from csi.model.secret import Secret
+from csi.wire import kbs
+from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, RunningBroker, running_broker
+from tests.fakes.rust_shaped_client import KbsError, ResourceNotFound, RustShapedClient
+
+SECRET = b"shhhhhhh\n"
+PATH = "default/test/secret"
+ERRORS = "https://github.com/confidential-containers/kbs/errors/"
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as running:
+        running.broker.put_resource("operator", kbs.ResourcePath.parse(PATH), Secret(SECRET))
+        yield running
+
+
+def ca(broker: RunningBroker) -> str:
+    return broker.directory.certificate("ca").read_text()
+
+
+@pytest.fixture
+def client(broker: RunningBroker) -> Iterator[RustShapedClient]:
+    client = RustShapedClient(broker.url, ca(broker), init_data=INIT_DATA)
+    yield client
+    client.close()
+
+
+KEYS: dict[str, PrivateKeyTypes] = {
+    "P-256": ec.generate_private_key(ec.SECP256R1()),
+    "P-521": ec.generate_private_key(ec.SECP521R1()),
+    "RSA": rsa.generate_private_key(public_exponent=65537, key_size=2048),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_stock_guest_gets_its_resource(broker: RunningBroker, kind: str) -> None:
+    client = RustShapedClient(broker.url, ca(broker), key=KEYS[kind], init_data=INIT_DATA)
+    assert client.get(PATH) == SECRET
+    assert client.get(PATH) == SECRET
+    assert client.handshakes == 1
+    client.close()
+
+
+def test_a_stock_guest_gets_its_resource_with_a_token(client: RustShapedClient) -> None:
+    token = client.handshake()
+    assert client.get_with_token(PATH, token) == SECRET
+
+
+def test_what_is_missing_is_not_found_without_another_attestation(client: RustShapedClient) -> None:
+    client.handshake()
+    with pytest.raises(ResourceNotFound):
+        client.get("default/test/other")
+    assert client.handshakes == 1
+
+
+def test_what_is_denied_is_told_once(client: RustShapedClient) -> None:
+    client.handshake()
+    with pytest.raises(KbsError, match="PolicyDeny") as caught:
+        client.get("default/prod/secret")
+    assert caught.value.status == 403
+    assert client.handshakes == 1
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.4.1", "0.4", "", "0.4.0 "])
+def test_other_versions_are_refused_with_the_phrase_that_clients_know(client: RustShapedClient, version: str) -> None:
+    client.version = version
+    with pytest.raises(KbsError) as caught:
+        client.handshake()
+    assert (caught.value.status, caught.value.kind) == (401, ERRORS + "AttestationError")
+    expected = f"KBS Client Protocol Version Mismatch: expect =0.4.0 while the request is {version}"
+    assert expected in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b'{"version":"0.4.0","tee":"sample"}',
+        b'{"version":"0.4.0","extra-params":""}',
+        b'{"version":"0.4.0","tee":"tdx","extra-params":""}',
+        b'{"version":"0.4.0","tee":"nonsense","extra-params":""}',
+    ],
+)
+def test_other_requests_are_refused_in_json(client: RustShapedClient, body: bytes) -> None:
+    answer = client.http.post("/auth", content=body)
+    assert answer.status_code == 401
+    client.error(answer)
+
+
+def test_the_cookie_is_as_clients_need_it(client: RustShapedClient) -> None:
+    first = client.http.post("/auth", json={"version": "0.4.0", "tee": "sample", "extra-params": ""})
+    cookie = first.headers["Set-Cookie"]
+    found = re.fullmatch(r"kbs-session-id=([0-9a-f]{32}); Expires=(.+)", cookie)
+    assert found is not None
+    life = parsedate_to_datetime(found[2]) - parsedate_to_datetime(first.headers["Date"])
+    assert 295 <= life.total_seconds() <= 301
+    second = client.http.post("/attest", content=json.dumps(client.attestation(first.json()["nonce"])))
+    assert second.headers["Set-Cookie"] == cookie, "its end is not moved by /attest"
+    assert first.json()["extra-params"] == ""
+    assert len(base64.b64decode(first.json()["nonce"], validate=True)) == 32
+
+
+def test_a_second_attest_answers_the_same_token(client: RustShapedClient) -> None:
+    token = client.handshake()
+    answer = client.http.post("/attest", content=b"evidence is not examined again")
+    assert answer.json() == {"token": token}
+
+
+def attest_with(client: RustShapedClient, **changes: Any) -> KbsError:
+    with pytest.raises(KbsError) as caught:
+        client.handshake(**changes)
+    assert caught.value.status == 401
+    return caught.value
+
+
+def test_evidence_for_another_nonce_is_refused(client: RustShapedClient) -> None:
+    stale = client.attestation("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+    assert "nonce" in attest_with(client, **stale).detail
+
+
+def test_evidence_for_another_key_is_refused(client: RustShapedClient) -> None:
+    # The thief's key under the honest guest's evidence: the report data does not match.
+    answer = client.http.post("/auth", json={"version": "0.4.0", "tee": "sample", "extra-params": ""})
+    attestation = client.attestation(answer.json()["nonce"])
+    client.key = KEYS["P-256"]
+    attestation["runtime-data"] = client.attestation(answer.json()["nonce"])["runtime-data"]
+    refused = client.http.post("/attest", content=json.dumps(attestation))
+    assert refused.status_code == 401
+    assert "nonce and key" in client.error(refused)[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tee-evidence": {"primary_evidence": {}, "additional_evidence": ""}},
+        {"tee-evidence": {"primary_evidence": {"svn": "1", "report_data": "%"}, "additional_evidence": ""}},
+        {"tee-evidence": {"primary_evidence": {"svn": "1"}, "additional_evidence": '{"nvidia":{}}'}},
+        {"tee-evidence": None},
+        {"runtime-data": {}},
+        {"init-data": {"format": "json", "body": "{}"}},
+        {"init-data": {"format": "toml", "body": "nonsense"}},
+    ],
+)
+def test_malformed_evidence_is_refused_in_json(client: RustShapedClient, changes: dict[str, Any]) -> None:
+    attest_with(client, **changes)
+
+
+def test_attest_without_or_with_a_wrong_cookie_is_refused(client: RustShapedClient) -> None:
+    attestation = json.dumps(client.attestation("x"))
+    for cookie in ("", "kbs-session-id=" + "0" * 32, "kbs-session-id="):
+        answer = client.http.post("/attest", content=attestation, headers={"Cookie": cookie})
+        assert answer.status_code == 401
+        client.error(answer)
+
+
+def test_a_session_that_has_not_attested_gets_nothing(client: RustShapedClient) -> None:
+    client.http.post("/auth", json={"version": "0.4.0", "tee": "sample", "extra-params": ""})
+    answer = client.http.get(f"/resource/{PATH}")
+    assert (answer.status_code, client.error(answer)[0]) == (401, ERRORS + "TokenNotFound")
+
+
+def test_another_guest_gets_nothing(broker: RunningBroker) -> None:
+    client = RustShapedClient(broker.url, ca(broker), init_data=OTHER_INIT_DATA)
+    with pytest.raises(KbsError, match="init_data"):
+        client.get(PATH)
+    client.close()
+
+
+def altered(token: str, part: int) -> str:
+    parts = token.split(".")
+    raw = bytearray(base64.urlsafe_b64decode(parts[part] + "=="))
+    raw[len(raw) // 2] ^= 1
+    parts[part] = base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return ".".join(parts)
+
+
+def unsigned(token: str) -> str:
+    header = base64.urlsafe_b64encode(b'{"typ":"JWT","alg":"none"}').rstrip(b"=").decode()
+    return f"{header}.{token.split('.')[1]}."
+
+
+def test_other_tokens_are_refused(client: RustShapedClient) -> None:
+    good = client.handshake()
+    own_key = jwcrypto.jwk.JWK.generate(kty="EC", crv="P-256")
+    claims = base64.urlsafe_b64decode(good.split(".")[1] + "==").decode()
+    forged = jwcrypto.jwt.JWT(header={"alg": "ES256", "jwk": own_key.export_public(as_dict=True)}, claims=claims)
+    forged.make_signed_token(own_key)
+    for token in [
+        altered(good, 0),
+        altered(good, 1),
+        altered(good, 2),
+        unsigned(good),
+        forged.serialize(),
+        "x",
+        "..",
+        "é",
+    ]:
+        client.http.cookies.clear()
+        answer = client.http.get(f"/resource/{PATH}", headers={"Authorization": f"Bearer {token}".encode()})
+        assert (answer.status_code, client.error(answer)[0]) == (401, ERRORS + "TokenNotFound"), token
+
+
+def test_a_token_ends(broker: RunningBroker, client: RustShapedClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = client.handshake()
+    now = broker.broker.issuer._clock()
+    monkeypatch.setattr(broker.broker.issuer, "_clock", lambda: now + 301)
+    with pytest.raises(KbsError, match="expired"):
+        client.get_with_token(PATH, token)
+
+
+def test_the_token_is_an_ear_that_other_kbs_can_verify(broker: RunningBroker, client: RustShapedClient) -> None:
+    token = client.handshake()
+    header = json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))
+    assert (header["typ"], header["alg"], header["jwk"]["alg"], header["jwk"]["crv"]) == (
+        "JWT",
+        "ES256",
+        "ES256",
+        "P-256",
+    )
+    chain = [x509.load_der_x509_certificate(base64.b64decode(item)) for item in header["jwk"]["x5c"]]
+    chain[0].verify_directly_issued_by(chain[1])
+    assert chain[1] == x509.load_pem_x509_certificate(ca(broker).encode())
+    key = jwcrypto.jwk.JWK(**{name: header["jwk"][name] for name in ("kty", "crv", "x", "y")})
+    assert key.thumbprint() == jwcrypto.jwk.JWK.from_pyca(chain[0].public_key()).thumbprint()
+    claims = json.loads(jwcrypto.jwt.JWT(jwt=token, key=key, algs=["ES256"]).claims)
+    assert claims["eat_profile"] == "tag:github.com,2024:confidential-containers/Trustee"
+    assert claims["exp"] == claims["iat"] + 300
+    assert claims["iss"] == "CoCo-Attestation-Service"
+    submod = claims["submods"]["cpu0"]
+    assert submod["ear.status"] in ("none", "affirming", "warning", "contraindicated")
+    evidence = submod["ear.veraison.annotated-evidence"]
+    assert evidence["runtime_data_claims"]["tee-pubkey"] == {"kty": "EC", **client.jwk()}
+    assert evidence["sample"]["launch_digest"] == "abcde"
+
+
+def test_every_refusal_is_json(broker: RunningBroker, client: RustShapedClient) -> None:
+    for method, path in [
+        ("GET", "/nonsense"),
+        ("PUT", "/auth"),
+        ("GET", "/auth"),
+        ("GET", "/resource/a/b"),
+        ("GET", "/resource/a/b/.c"),
+        ("POST", "/resource/a/b/c"),
+        ("DELETE", "/resource/a/b/c"),
+        ("POST", "/volumes/pvc-1/open"),
+        ("POST", "/volumes/pvc-1/nonsense"),
+        ("POST", "/attest"),
+    ]:
+        answer = client.http.request(method, path)
+        assert answer.status_code in (400, 401, 404, 405), path
+        client.error(answer)
+
+
+def test_large_bodies_are_refused(client: RustShapedClient) -> None:
+    answer = client.http.post("/auth", content=b" " * (2 * 1024 * 1024 + 1))
+    assert answer.status_code == 413
+    client.error(answer)
+
+
+def test_an_administrator_stores_and_destroys_resources(broker: RunningBroker, client: RustShapedClient) -> None:
+    token = broker.directory.admin_token.read_text().strip()
+    good = {"Authorization": f"Bearer {token}"}
+    path = "/resource/default/test/new"
+    for bad in ({}, {"Authorization": "Bearer " + "x" * 43}, {"Authorization": f"Basic {token}"}):
+        for method in ("POST", "DELETE"):
+            answer = client.http.request(method, path, content=b"x", headers=bad)
+            assert (answer.status_code, client.error(answer)[0]) == (401, ERRORS + "AdminAuthAccess")
+    assert client.http.post(path, content=b"new\n", headers=good).status_code == 200
+    assert client.get("default/test/new") == b"new\n"
+    assert client.http.delete(path, headers=good).status_code == 200
+    with pytest.raises(ResourceNotFound):
+        client.get("default/test/new")
+    assert client.http.delete(path, headers=good).status_code == 404
+
+
+def test_nobody_administers_without_a_token_file() -> None:
+    for bearer in (None, "", "None"):
+        with pytest.raises(NotReleased):
+            Admin(None).check(bearer)
+
+
+def test_health_and_metrics_need_no_session(broker: RunningBroker) -> None:
+    with httpx2.Client(base_url=broker.url, verify=ssl.create_default_context(cadata=ca(broker))) as http:
+        assert http.get("/healthz").text == "ok\n"
+        assert 'sealed_local_broker_requests_total{request="auth",status="200"}' in http.get("/metrics").text
+
+
+def test_old_tls_is_refused(broker: RunningBroker) -> None:
+    context = ssl.create_default_context(cadata=ca(broker))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    port = int(broker.url.rpartition(":")[2])
+    with (
+        socket.create_connection(("127.0.0.1", port)) as raw,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+        context.wrap_socket(raw, server_hostname="127.0.0.1"),
+    ):
+        pass
