@@ -190,6 +190,8 @@ class _Maker:
         """The key is written last: until it is there, the pair counts as missing and is made again."""
         certificate, key = directory.certificate(name), directory.key(name)
         if key.exists():
+            if not certificate.exists():
+                raise Refused(f"{certificate} is gone, but {key} is there; put it back, or remove the key, too")
             self.kept += [certificate, key]
             return
         pair = make()

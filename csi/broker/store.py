@@ -156,7 +156,8 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > _SCHEMA_VERSION:
             raise Refused(f"{path} was written by a newer version of this program (schema {version})")
-        self._db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {_SCHEMA_VERSION};COMMIT;")
+        if version < _SCHEMA_VERSION:
+            self._db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {_SCHEMA_VERSION};COMMIT;")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -124,11 +124,9 @@ class RustShapedClient:
             assert rest["epk"]["crv"] == self.jwk()["crv"]
         assert protected["alg"] == self.jwk()["alg"]
         again = json.dumps({"alg": protected["alg"], "enc": protected["enc"], **rest}, separators=(",", ":"))
-        for member in ("encrypted_key", "iv", "ciphertext", "tag"):
-            unb64url(message[member])
-        compact = ".".join(
-            [b64url(again.encode()), *(message[name] for name in ("encrypted_key", "iv", "ciphertext", "tag"))]
-        )
+        others = [message[name] for name in ("encrypted_key", "iv", "ciphertext", "tag")]
+        for text in others:
+            unb64url(text)
         token = JWE()
         token.deserialize(".".join([b64url(again.encode()), *others]), JWK.from_pyca(self.key))
         return bytes(token.payload)

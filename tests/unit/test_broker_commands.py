@@ -1,0 +1,214 @@
+"""The broker's command line: one command makes a working broker, a second one changes nothing, mistakes are explained."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from csi.broker.audit import Event
+from csi.broker.directory import BrokerDirectory
+from csi.broker.main import main
+from csi.broker.server import parse_address
+from csi.model.errors import InvalidInput, Refused
+from csi.model.sealed import Profile
+from csi.plan import register
+from tests.fakes.broker import INIT_DATA, make_directory
+
+EVENT = Event(actor="test", action="tested", subject="pvc-1")
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEALED_LOCAL_BROKER_DIR", "SEALED_LOCAL_BROKER_MASTER_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_directory(tmp_path / "broker")
+    return tmp_path / "broker"
+
+
+def contents(root: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(root.iterdir())}
+
+
+def test_init_makes_everything_and_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "new" / "broker"
+    assert main(["init", str(root), "--host", "broker.example.com", "--host", "10.0.2.2"]) == 0
+    said = capsys.readouterr().out
+    assert f"{root}/ca.pem" in said
+    assert f"next: sealed-local broker serve {root}" in said
+    directory = BrokerDirectory(root)
+    directory.load_broker({}).store.close()
+    assert directory.load_policy().workloads == ()
+    assert root.stat().st_mode & 0o777 == 0o700
+    secret = {"master.key", "admin.token", "ca.key", "server.key", "token.key", "broker.sqlite"}
+    assert {path.name for path in root.iterdir() if path.stat().st_mode & 0o077 == 0} >= secret
+
+
+def test_a_second_init_overwrites_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(root)
+    assert main(["init", str(root)]) == 0
+    assert contents(root) == before
+    assert "made" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["server.key", "token.key", "policy.toml", "admin.token"])
+def test_init_completes_what_a_crash_left_incomplete(root: Path, name: str) -> None:
+    (root / name).unlink()
+    assert main(["init", str(root)]) == 0
+    BrokerDirectory(root).load_broker({}).store.close()
+
+
+def test_init_makes_no_second_key_where_only_the_certificate_is_lost(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "ca.pem").unlink()
+    before = contents(root)
+    assert main(["init", str(root)]) == 1
+    assert "ca.pem is gone" in capsys.readouterr().err
+    assert contents(root) == before
+
+
+def test_init_does_not_replace_a_lost_master_key(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "master.key").unlink()
+    assert main(["init", str(root)]) == 1
+    assert "can't be read without it" in capsys.readouterr().err
+
+
+def test_init_says_when_the_certificate_lacks_a_host(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(root), "--host", "other.example.com"]) == 1
+    said = capsys.readouterr().err
+    assert "does not cover other.example.com" in said
+    assert "rm " in said
+
+
+def test_a_wrong_host_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "b"), "--host", "bröker"]) == 1
+    assert "--host" in capsys.readouterr().err
+
+
+def test_volumes_are_listed_and_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = BrokerDirectory(root).open_store()
+    store.allocate(register.allocate("pvc-1", Profile.XTS), b"w", EVENT)
+    store.close()
+    assert main(["volume", "list", "--dir", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["pvc-1", "allocated", "xts", "0", "1"]
+    assert main(["volume", "list", "--json", "--dir", str(root)]) == 0
+    assert json.loads(capsys.readouterr().out)["volume_id"] == "pvc-1"
+    assert main(["volume", "show", "--dir", str(root), "pvc-1"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "allocated"
+    assert main(["volume", "show", "--dir", str(root), "pvc-2"]) == 1
+    assert "pvc-2 is not in the register" in capsys.readouterr().err
+
+
+def test_the_directory_comes_from_the_environment(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEALED_LOCAL_BROKER_DIR", str(root))
+    assert main(["volume", "list"]) == 0
+    assert capsys.readouterr().out.startswith("VOLUME")
+
+
+def test_an_operator_retires_and_shreds(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = BrokerDirectory(root).open_store()
+    store.allocate(register.allocate("pvc-1", Profile.XTS), b"w", EVENT)
+    store.close()
+    at = ["--dir", str(root), "pvc-1"]
+    assert main(["volume", "reset", *at]) == 1
+    assert "only a volume in state formatting" in capsys.readouterr().err
+    assert main(["volume", "retire", *at]) == 0
+    assert main(["volume", "shred", *at]) == 1
+    assert "--yes" in capsys.readouterr().err
+    assert main(["volume", "shred", "--yes", *at]) == 0
+    assert capsys.readouterr().out == "volume pvc-1 is shredded\n"
+    assert main(["audit", "--dir", str(root)]) == 0
+    actions = [json.loads(line)["event"]["action"] for line in capsys.readouterr().out.splitlines()]
+    assert actions == ["tested", "retired", "shredded"]
+    assert main(["audit", "--verify", "--dir", str(root)]) == 0
+    assert "3 entries, the chain is whole" in capsys.readouterr().out
+    assert main(["audit", "--head", "0" * 63 + "1", "--dir", str(root)]) == 1
+    assert "cut off" in capsys.readouterr().err
+
+
+def test_resources_are_put_and_destroyed(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_bytes(b"secret\n")
+    assert main(["resource", "put", "--dir", str(root), "default/test/key", str(tmp_path / "key")]) == 0
+    assert capsys.readouterr().out == "stored 7 bytes as kbs:///default/test/key\n"
+    broker = BrokerDirectory(root).load_broker({})
+    wrapped = broker.store.resource("default/test/key")
+    assert broker.vault.unwrap(wrapped, "resource", "default/test/key").reveal() == b"secret\n"
+    broker.store.close()
+    assert main(["resource", "delete", "--dir", str(root), "default/test/key"]) == 0
+    for arguments in (["default/key", "x"], ["default/test/key", str(tmp_path / "none")], ["a/b/c", str(tmp_path)]):
+        assert main(["resource", "put", "--dir", str(root), *arguments]) == 1
+    assert "is a directory" in capsys.readouterr().err
+
+
+def test_init_data_prints_what_the_policy_wants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "initdata.toml").write_text(INIT_DATA)
+    assert main(["init-data", str(tmp_path / "initdata.toml")]) == 0
+    assert capsys.readouterr().out == f"sha384:{hashlib.sha384(INIT_DATA.encode()).hexdigest()}\n"
+    (tmp_path / "initdata.toml").write_text("version = 1")
+    assert main(["init-data", str(tmp_path / "initdata.toml")]) == 1
+    assert "initdata.toml.version" in capsys.readouterr().err
+
+
+def test_the_policy_is_checked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", "--dir", str(root)]) == 0
+    assert "ALLOWED, development only" in capsys.readouterr().out
+    (root / "policy.toml").write_text("version = 1\nallow_all = true")
+    assert main(["policy", "--dir", str(root)]) == 1
+    assert "allow_all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["volume", "list"], ["audit"], ["policy"], ["serve"], ["resource", "delete", "a/b/c"]]
+)
+def test_a_directory_without_a_broker_says_how_to_make_one(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--dir", str(tmp_path / "none")]) == 1
+    assert "broker init" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["master.key", "token.key", "admin.token", "server.key"])
+def test_serve_refuses_keys_that_others_can_read(root: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / name).chmod(0o644)
+    assert main(["serve", str(root), "--listen", "127.0.0.1:0"]) == 1
+    assert f"{name} has mode 0644" in capsys.readouterr().err
+
+
+def test_an_admin_token_that_can_be_guessed_is_refused(root: Path) -> None:
+    (root / "admin.token").write_text("admin\n")
+    with pytest.raises(Refused, match="guessed"):
+        BrokerDirectory(root).load_admin_token()
+    (root / "admin.token").unlink()
+    assert BrokerDirectory(root).load_admin_token() is None
+
+
+def test_a_damaged_key_is_reported_without_its_text(root: Path) -> None:
+    (root / "token.key").write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n")
+    with pytest.raises(InvalidInput, match=r"token\.pem") as caught:
+        BrokerDirectory(root).load_broker({})
+    assert "c2VjcmV0" not in str(caught.value)
+
+
+def test_addresses() -> None:
+    assert parse_address("0.0.0.0:8443") == ("0.0.0.0", 8443)
+    assert parse_address("[::1]:0") == ("::1", 0)
+    for text in ("", "8443", ":8443", "host:", "host:x", "host:65536"):
+        with pytest.raises(InvalidInput, match="--listen"):
+            parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["volume", "--help"], ["serve", "--help"], ["volume", "shred", "--help"]]
+)
+def test_help_exists(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    assert "sealed-local broker" in capsys.readouterr().out

@@ -1,0 +1,231 @@
+"""The store loses nothing that it has answered, destroys what it says it destroyed, and its audit log shows tampering."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from csi.broker.audit import GENESIS, Event
+from csi.broker.store import Store
+from csi.model.errors import NotFound, Refused, Tampered, Unavailable
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import Profile
+from csi.plan import register
+
+EVENT = Event(actor="test", action="tested", subject="pvc-1")
+ALLOCATED = register.allocate("pvc-1", Profile.XTS)
+WRAPPED = b"wrapped-secret-bytes-that-are-easy-to-find-again"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "broker.sqlite", clock=lambda: 1000.9)
+
+
+def begin(nonce: str, revision: int = 1):  # type: ignore[no-untyped-def]
+    return lambda record: register.begin_format(
+        record,
+        revision=revision,
+        nonce=nonce,
+        payload_bytes=4096,
+        measurement="m",
+        now_unix=0,
+        lifetime_seconds=10,
+    )
+
+
+def test_a_record_comes_back_as_it_was_stored(store: Store, tmp_path: Path) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    changed = store.change("pvc-1", begin("n" * 16), EVENT)
+    assert changed.state is VolumeState.FORMATTING
+    store.close()
+    again = Store(tmp_path / "broker.sqlite")
+    assert again.volume("pvc-1") == changed
+    assert again.volumes() == [changed]
+    stored = again.release("pvc-1", lambda _: EVENT)
+    assert stored is not None
+    assert stored.wrapped_secret == WRAPPED
+
+
+def test_the_first_allocation_stays(store: Store) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    store.allocate(ALLOCATED, b"another", EVENT)
+    stored = store.release("pvc-1", lambda _: EVENT)
+    assert stored is not None
+    assert stored.wrapped_secret == WRAPPED
+
+
+def test_an_unknown_volume_is_not_found(store: Store) -> None:
+    with pytest.raises(NotFound, match="pvc-2"):
+        store.volume("pvc-2")
+    with pytest.raises(NotFound, match="pvc-2"):
+        store.change("pvc-2", register.retire, EVENT)
+    assert store.release("pvc-2", lambda _: EVENT) is None
+
+
+def test_a_refused_change_leaves_no_trace(store: Store) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    with pytest.raises(Refused):
+        store.change("pvc-1", register.reset, EVENT)
+
+    def no(_: VolumeRecord) -> Event:
+        raise Refused("no")
+
+    with pytest.raises(Refused):
+        store.release("pvc-1", no)
+    assert store.volume("pvc-1") == ALLOCATED
+    assert len(store.audit_entries()) == 1
+
+
+def test_a_repeated_change_is_noted_once(store: Store) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    first = store.change("pvc-1", begin("n" * 16), EVENT)
+    assert store.change("pvc-1", begin("n" * 16), EVENT) == first
+    assert len(store.audit_entries()) == 2
+
+
+def test_a_shredded_secret_is_nowhere_in_the_files(store: Store, tmp_path: Path) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    assert any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
+    store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
+    assert not any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
+    assert store.volume("pvc-1").state is VolumeState.SHREDDED
+
+
+def test_a_shredding_that_a_reader_delays_is_completed_by_repeating_it(store: Store, tmp_path: Path) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    reader = sqlite3.connect(tmp_path / "broker.sqlite")
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM volumes").fetchall()
+    store._db.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(Unavailable, match="repeat it"):
+        store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
+    reader.close()
+    store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
+    assert not any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_a_destroyed_resource_is_nowhere_in_the_files(store: Store, tmp_path: Path) -> None:
+    store.put_resource("a/b/c", WRAPPED, EVENT)
+    assert store.resource("a/b/c") == WRAPPED
+    store.delete_resource("a/b/c", EVENT)
+    assert not any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
+    with pytest.raises(NotFound):
+        store.resource("a/b/c")
+    with pytest.raises(NotFound):
+        store.delete_resource("a/b/c", EVENT)
+
+
+def test_two_processes_see_one_order_of_changes(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "broker.sqlite")
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    other.change("pvc-1", begin("a" * 16), EVENT)
+    with pytest.raises(Refused):
+        store.change("pvc-1", register.shred, EVENT)
+    assert store.verify_audit() == other.verify_audit()
+
+
+def test_a_database_of_a_newer_program_is_refused(store: Store, tmp_path: Path) -> None:
+    store._db.execute("PRAGMA user_version = 99")
+    store.close()
+    with pytest.raises(Refused, match="newer version"):
+        Store(tmp_path / "broker.sqlite")
+
+
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"not a database" * 100)
+    with pytest.raises(Unavailable, match="not a database"):
+        Store(tmp_path / "x")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from csi.broker.audit import Event
+from csi.broker.store import Store
+from csi.model.sealed import Profile
+from csi.plan import register
+
+store = Store(Path(sys.argv[1]))
+event = Event(actor="test", action="tested", subject="pvc-1")
+store.allocate(register.allocate("pvc-1", Profile.XTS), b"wrapped", event)
+print("answered", flush=True)
+
+def killed_inside(record):
+    changed = register.shred(record)
+    store._db.execute("UPDATE volumes SET record = 'half'")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+store.change("pvc-1", killed_inside, event)
+"""
+
+
+def test_killed_inside_a_change_nothing_answered_is_lost_and_nothing_half_done_stays(tmp_path: Path) -> None:
+    path = tmp_path / "broker.sqlite"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-9, "answered\n"), done.stderr
+    store = Store(path)
+    assert store.volume("pvc-1") == ALLOCATED
+    assert store.verify_audit()[0] == 1
+
+
+def log_of(store: Store, entries: int = 4) -> str:
+    for number in range(entries):
+        store.note(Event(actor="a", action="b", subject=str(number)))
+    return store.verify_audit()[1]
+
+
+def test_the_audit_log_is_a_chain(store: Store) -> None:
+    assert store.verify_audit() == (0, GENESIS)
+    head = log_of(store)
+    entries = store.audit_entries()
+    assert [entry.seq for entry in entries] == [1, 2, 3, 4]
+    assert [entry.previous for entry in entries] == [GENESIS, *(entry.digest for entry in entries[:-1])]
+    assert (entries[-1].digest, entries[0].time_unix) == (head, 1000)
+    assert store.verify_audit(entries[1].digest) == (4, head)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit SET actor = 'x' WHERE seq = 2", "DELETE FROM audit WHERE seq = 4"])
+def test_the_audit_log_is_append_only(store: Store, statement: str) -> None:
+    log_of(store)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        store._db.execute(statement)
+
+
+TAMPERING = {
+    "altered": "UPDATE audit SET actor = 'x' WHERE seq = 2",
+    "an earlier time": "UPDATE audit SET time_unix = 1 WHERE seq = 1",
+    "removed inside": "DELETE FROM audit WHERE seq = 2",
+    "removed first": "DELETE FROM audit WHERE seq = 1",
+    "renumbered": "UPDATE audit SET seq = 9 WHERE seq = 4",
+    "replaced digest": "UPDATE audit SET digest = 'x' WHERE seq = 3",
+    "added": "INSERT INTO audit VALUES (5, 0, 'a', 'b', 'c', '', 'x', 'y')",
+}
+
+
+@pytest.mark.parametrize("how", TAMPERING)
+def test_tampering_with_the_audit_log_is_detected(store: Store, how: str) -> None:
+    log_of(store)
+    for trigger in ("audit_is_not_changed", "audit_is_not_shortened"):
+        store._db.execute(f"DROP TRIGGER {trigger}")
+    store._db.execute(TAMPERING[how])
+    with pytest.raises(Tampered, match="audit entry"):
+        store.verify_audit()
+
+
+def test_a_cut_off_end_is_detected_with_a_noted_digest(store: Store) -> None:
+    head = log_of(store)
+    store._db.execute("DROP TRIGGER audit_is_not_shortened")
+    store._db.execute("DELETE FROM audit WHERE seq = 4")
+    assert store.verify_audit()[0] == 3
+    with pytest.raises(Tampered, match="cut off"):
+        store.verify_audit(head)
+
+
+def test_stored_records_are_readable_json(store: Store) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    text = store._db.execute("SELECT record FROM volumes").fetchone()[0]
+    assert json.loads(text)["state"] == "allocated"
