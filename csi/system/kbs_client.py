@@ -119,14 +119,19 @@ class BrokerRegister:
     def _attested(self, method: str, path: str, body: bytes | None) -> Response:
         """One exchange in an attested session. 401 means that the session ended; it is renewed, three tries in all."""
         for _ in range(_ATTEMPTS):
-            cookie = self._cookie or self._handshake()
-            response = self._transport.exchange(method, path, body, {**_JSON, "Cookie": cookie})
-            if response.status != 401:
-                return response
+            refusal = self._handshake() if self._cookie is None else None
+            if refusal is None and self._cookie is not None:
+                response = self._transport.exchange(method, path, body, {**_JSON, "Cookie": self._cookie})
+                if response.status != 401:
+                    return response
+                refusal = f"the broker refuses {path}: {_detail(response)}"
             self._cookie = None
-        raise NotReleased(f"the broker refuses {path} after {_ATTEMPTS} attestations: {_detail(response)}")
+        raise NotReleased(f"{refusal} ({_ATTEMPTS} tries)")
 
-    def _handshake(self) -> str:
+    def _handshake(self) -> str | None:
+        """Attest. Answers why the evidence was refused, since that may be a session that a restart of the broker ended;
+        what no repetition can change raises `NotReleased`.
+        """
         request = kbs.Request(
             version=kbs.PROTOCOL_VERSION,
             tee=self._attester.tee,
@@ -141,9 +146,9 @@ class BrokerRegister:
         attestation = strict_json.encode(self._attestation(challenge.nonce))
         second = self._transport.exchange("POST", f"{kbs.PREFIX}/attest", attestation, {**_JSON, "Cookie": cookie})
         if second.status != 200:
-            raise NotReleased(f"the broker does not accept this guest's evidence: {_detail(second)}")
+            return f"the broker does not accept this guest's evidence: {_detail(second)}"
         self._cookie = cookie
-        return cookie
+        return None
 
     def _attestation(self, nonce: str) -> kbs.Attestation:
         runtime = kbs.RuntimeData(nonce=nonce, tee_pubkey=jwk.from_ec_key(self._key.public_key()))

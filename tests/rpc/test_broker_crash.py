@@ -1,0 +1,181 @@
+"""A broker process that is killed at any moment: what it answered stays, and a repeated request gets its answer."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi.broker.directory import BrokerDirectory
+from csi.model.broker import BrokerSettings
+from csi.model.errors import Unavailable
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import Profile
+from csi.system.kbs_client import BrokerRegister
+from tests.fakes.broker import INIT_DATA, make_directory
+
+KILLS = 12
+
+
+class BrokerProcess:
+    """`sealed-local broker serve` on a port that stays the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.directory = make_directory(root)
+        self.log = (root.parent / "broker.log").open("ab")
+        self.process = self._start(0)
+        self.port = self._wait_for_port()
+
+    def settings(self) -> BrokerSettings:
+        return BrokerSettings(
+            url=f"https://127.0.0.1:{self.port}",
+            ca_pem=self.directory.certificate("ca").read_text(),
+            init_data=INIT_DATA,
+            allow_sample=True,
+            timeout_seconds=10,
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        self.process = self._start(self.port)
+
+    def stop(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+    def close(self) -> None:
+        self.kill()
+        self.log.close()
+
+    def _start(self, port: int) -> subprocess.Popen[bytes]:
+        argv = [
+            sys.executable,
+            "-m",
+            "csi",
+            "broker",
+            "serve",
+            str(self.directory.root),
+            "--listen",
+            f"127.0.0.1:{port}",
+        ]
+        return subprocess.Popen(argv, stderr=self.log, stdout=self.log)
+
+    def _wait_for_port(self) -> int:
+        for _ in range(400):
+            text = Path(self.log.name).read_text()
+            if '"address": "127.0.0.1:' in text:
+                return int(text.partition('"address": "127.0.0.1:')[2].partition('"')[0])
+            time.sleep(0.05)
+        raise AssertionError(text)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    process = BrokerProcess(tmp_path / "broker")
+    yield process
+    process.close()
+
+
+def life(guest: BrokerRegister, volume: str) -> Iterator[VolumeRecord]:
+    """A format and two opens, each change by itself."""
+    record, _ = guest.open(volume, Profile.XTS)
+    yield record
+    record = guest.begin_format(record, nonce="f" * 32, payload_bytes=4096)
+    yield record
+    record = guest.commit_format(record, nonce="f" * 32, header_sha256="ab" * 32, payload_bytes=4096)
+    yield record
+    for nonce in ("a" * 32, "b" * 32):
+        record = guest.begin_open(record, nonce=nonce, generation=record.next_generation(record.generation))
+        yield record
+        assert record.pending is not None
+        record = guest.commit_open(record, nonce=nonce, generation=record.pending.generation)
+        yield record
+
+
+def test_killed_between_any_two_changes_nothing_is_lost(broker: BrokerProcess) -> None:
+    guest = BrokerRegister(broker.settings())
+    records = life(guest, "pvc-1")
+    _, secret = guest.open("pvc-1", Profile.XTS)
+    for record in records:
+        broker.kill()
+        broker.restart()
+        assert guest.open("pvc-1", Profile.XTS) == (record, secret)
+    assert (record.state, record.generation, record.revision) == (VolumeState.ACTIVE, 3, 7)
+    guest.close()
+    store = BrokerDirectory(broker.directory.root).open_store()
+    store.verify_audit()
+    store.close()
+
+
+def test_killed_inside_requests_a_guest_that_repeats_them_ends_well(broker: BrokerProcess) -> None:
+    done = threading.Event()
+
+    def kill_and_restart() -> None:
+        dice = random.Random(7)
+        for _ in range(KILLS):
+            time.sleep(0.3 + dice.uniform(0.0, 0.1))  # Long enough to start and to answer some requests.
+            broker.kill()
+            broker.restart()
+        done.set()
+
+    thread = threading.Thread(target=kill_and_restart)
+    thread.start()
+    lives = 0
+    guest = BrokerRegister(broker.settings(), sleep=lambda _: time.sleep(0.5))
+    try:
+        while not done.is_set():
+            for record in life(guest, f"pvc-{lives}"):
+                last = record
+            assert (last.state, last.generation, last.revision) == (VolumeState.ACTIVE, 3, 7)
+            lives += 1
+    finally:
+        guest.close()
+        thread.join()
+    store = BrokerDirectory(broker.directory.root).open_store()
+    assert len(store.volumes()) == lives
+    store.verify_audit()
+    store.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_broker_that_is_told_to_stop_ends_in_order(broker: BrokerProcess, number: signal.Signals) -> None:
+    guest = BrokerRegister(broker.settings(), sleep=lambda _: None)
+    guest.open("pvc-1", Profile.XTS)
+    assert broker.stop(number) == 0
+    with pytest.raises(Unavailable):
+        guest.open("pvc-1", Profile.XTS)
+    guest.close()
+
+
+def test_the_policy_is_read_again_on_sighup_unless_it_is_broken(broker: BrokerProcess) -> None:
+    guest = BrokerRegister(broker.settings(), sleep=lambda _: None)
+    guest.open("pvc-1", Profile.XTS)
+    good = broker.directory.policy.read_text()
+    broker.directory.policy.write_text("broken")
+    os.kill(broker.process.pid, signal.SIGHUP)
+    wait_for(broker, "the old policy stays")
+    guest.open("pvc-1", Profile.XTS)
+    broker.directory.policy.write_text(good.replace("pvc-*", "other-*"))
+    os.kill(broker.process.pid, signal.SIGHUP)
+    wait_for(broker, "was read again")
+    with pytest.raises(Exception, match="none of its patterns"):
+        guest.open("pvc-1", Profile.XTS)
+    assert "DEVELOPMENT ONLY" in Path(broker.log.name).read_text()
+    guest.close()
+
+
+def wait_for(broker: BrokerProcess, text: str) -> None:
+    for _ in range(200):
+        if text in Path(broker.log.name).read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(Path(broker.log.name).read_text())
