@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -47,6 +48,16 @@ class BrokerProcess:
 
     def restart(self) -> None:
         self.process = self._start(self.port)
+
+    def wait_until_it_listens(self) -> None:
+        for _ in range(400):
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+            else:
+                return
+        raise AssertionError(Path(self.log.name).read_text())
 
     def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
@@ -122,9 +133,10 @@ def test_killed_inside_requests_a_guest_that_repeats_them_ends_well(broker: Brok
     def kill_and_restart() -> None:
         dice = random.Random(7)
         for _ in range(KILLS):
-            time.sleep(0.3 + dice.uniform(0.0, 0.1))  # Long enough to start and to answer some requests.
+            time.sleep(dice.uniform(0.0, 0.1))  # In this time a guest makes some requests.
             broker.kill()
             broker.restart()
+            broker.wait_until_it_listens()
         done.set()
 
     thread = threading.Thread(target=kill_and_restart)
