@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -61,7 +62,8 @@ def serve(arguments: Namespace) -> int:
 
 def volume_list(arguments: Namespace) -> int:
     """One line a volume."""
-    records = BrokerDirectory(arguments.dir).open_store().volumes()
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        records = store.volumes()
     if arguments.json:
         for record in records:
             print(_json(record))
@@ -76,7 +78,8 @@ def volume_list(arguments: Namespace) -> int:
 
 def volume_show(arguments: Namespace) -> int:
     """A record, readable and as JSON at once."""
-    record = BrokerDirectory(arguments.dir).open_store().volume(arguments.id)
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        record = store.volume(arguments.id)
     print(json.dumps(msgspec.to_builtins(record), indent=2))
     return 0
 
@@ -89,6 +92,11 @@ def volume_reset(arguments: Namespace) -> int:
 def volume_retire(arguments: Namespace) -> int:
     """Stop the release of a secret."""
     return _operate(arguments, "retired", register.retire)
+
+
+def volume_reinstate(arguments: Namespace) -> int:
+    """Release a retired volume's secret again."""
+    return _operate(arguments, "reinstated", register.reinstate)
 
 
 def volume_shred(arguments: Namespace) -> int:
@@ -105,7 +113,8 @@ def resource_put(arguments: Namespace) -> int:
     directory = BrokerDirectory(arguments.dir)
     wrapped = directory.open_vault(os.environ).wrap(Secret(content), "resource", str(path))
     event = Event(actor=_OPERATOR, action="resource-stored", subject=str(path))
-    directory.open_store().put_resource(str(path), wrapped, event)
+    with closing(directory.open_store()) as store:
+        store.put_resource(str(path), wrapped, event)
     print(f"stored {len(content)} bytes as {path.uri}")
     return 0
 
@@ -114,20 +123,21 @@ def resource_delete(arguments: Namespace) -> int:
     """Destroy a resource."""
     path = kbs.ResourcePath.parse(arguments.path)
     event = Event(actor=_OPERATOR, action="resource-deleted", subject=str(path))
-    BrokerDirectory(arguments.dir).open_store().delete_resource(str(path), event)
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        store.delete_resource(str(path), event)
     print(f"destroyed {path.uri}")
     return 0
 
 
 def audit(arguments: Namespace) -> int:
     """Print or check the audit log."""
-    store = BrokerDirectory(arguments.dir).open_store()
-    if arguments.verify or arguments.head:
-        count, head = store.verify_audit(arguments.head)
-        print(f"{count} entries, the chain is whole; newest digest: {head}")
-        return 0
-    for entry in store.audit_entries():
-        print(_json(entry))
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        if arguments.verify or arguments.head:
+            count, head = store.verify_audit(arguments.head)
+            print(f"{count} entries, the chain is whole; newest digest: {head}")
+            return 0
+        for entry in store.audit_entries():
+            print(_json(entry))
     return 0
 
 
@@ -157,8 +167,8 @@ def _operate(
     arguments: Namespace, action: str, rule: Callable[[VolumeRecord], VolumeRecord], *, destroy_secret: bool = False
 ) -> int:
     event = Event(actor=_OPERATOR, action=action, subject=arguments.id)
-    store = BrokerDirectory(arguments.dir).open_store()
-    record = store.change(arguments.id, rule, event, destroy_secret=destroy_secret)
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        record = store.change(arguments.id, rule, event, destroy_secret=destroy_secret)
     print(f"volume {record.volume_id} is {record.state}")
     return 0
 

@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ class BrokerDirectory:
     def load_policy(self) -> ReleasePolicy:
         """The policy as the file says now."""
         try:
+            if self.policy.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise Refused(f"{self.policy} can be changed by others than its owner: chmod go-w {self.policy}")
             return broker_policy.parse(self.policy.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise self._missing(self.policy) from error

@@ -107,6 +107,7 @@ def _add_volume(command: _Commands) -> None:
         ("show", commands.volume_show, "everything that the register knows of a volume"),
         ("reset", commands.volume_reset, "formatting → allocated: a guest died in its first format, let another try"),
         ("retire", commands.volume_retire, "stop releasing a volume's secret; the secret is kept"),
+        ("reinstate", commands.volume_reinstate, "take a retirement back"),
     ):
         _add(actions, name, run, text).add_argument("id", metavar="ID")
     shred = _add(

@@ -1,5 +1,6 @@
 """Runs the broker's HTTP application over TLS until SIGTERM or SIGINT, and reloads the policy on SIGHUP."""
 
+import datetime as dt
 import logging
 import signal
 import socket
@@ -7,6 +8,7 @@ import ssl
 from types import FrameType
 
 import uvicorn
+from cryptography import x509
 from starlette.applications import Starlette
 
 from csi.broker import vault
@@ -21,6 +23,7 @@ _GRACE_SECONDS = 3
 """Requests take milliseconds; what is waited for are idle guests that don't answer the end of their TLS connection."""
 _MAX_CONNECTIONS = 512
 _BACKLOG = 128
+_EXPIRY_WARNING = dt.timedelta(days=60)
 _HEADER_LIMIT_BYTES = 256 * 1024
 """Bearer tokens of upstream are large: they carry the whole evidence."""
 
@@ -42,6 +45,7 @@ def serve(directory: BrokerDirectory, broker: Broker, address: tuple[str, int]) 
     server = uvicorn.Server(configure(directory, application.asgi))
     _handle_signals(directory, broker)
     _warn_of_sample(broker)
+    _warn_of_expiry(directory)
     host, port = listener.getsockname()[:2]
     _log.info("the broker listens", extra={"address": f"{host}:{port}", "directory": str(directory.root)})
     try:
@@ -109,6 +113,18 @@ def _handle_signals(directory: BrokerDirectory, broker: Broker) -> None:
     signal.signal(signal.SIGHUP, reload)
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, stopped)
+
+
+def _warn_of_expiry(directory: BrokerDirectory) -> None:
+    """Guests refuse a certificate that has ended, and then no volume opens any more."""
+    now = dt.datetime.now(dt.UTC)
+    for name in ("ca", "server", "token"):
+        end = x509.load_pem_x509_certificate(directory.certificate(name).read_bytes()).not_valid_after_utc
+        if end - now < _EXPIRY_WARNING:
+            _log.warning(
+                "a certificate ends soon: remove it and its key, run `sealed-local broker init` again, and restart",
+                extra={"certificate": str(directory.certificate(name)), "ends": end.isoformat()},
+            )
 
 
 def _warn_of_sample(broker: Broker) -> None:

@@ -1,6 +1,6 @@
 """The broker's register of a volume: the state outside the host's reach that authorises formats and detects rollback.
 
-absent → allocated → formatting → active → retired → shredded, changed only by compare-and-set on `revision`. The rules of
+absent → allocated → formatting → active ⇄ retired → shredded, changed only by compare-and-set on `revision`. The rules of
 each change are in `csi.plan.register`; this module says what a record is and what a guest may ask of a register.
 """
 

@@ -1,6 +1,6 @@
 """The rules by which a volume's record changes. Pure: a record and a wish in, the next record or an error out.
 
-absent → allocated → formatting → active → retired → shredded. What these rules guarantee whatever guests die, race or
+absent → allocated → formatting → active ⇄ retired → shredded. What these rules guarantee whatever guests die, race or
 repeat themselves, and whatever the host does:
 
 - A volume that was ever `active` is never given a permission to format again.
@@ -132,12 +132,24 @@ def reset(record: VolumeRecord) -> VolumeRecord:
 
 
 def retire(record: VolumeRecord) -> VolumeRecord:
-    """An operator stops the release of the secret; the secret is kept. Repeating it changes nothing."""
+    """An operator stops the release of the secret; the secret is kept, and `reinstate` takes it back.
+
+    An announced open stays announced: its generation may be on the disk by now. Repeating it changes nothing.
+    """
     if record.state is VolumeState.RETIRED:
         return record
     if record.state is VolumeState.SHREDDED:
         raise _wrong_state(record, "there is nothing left to retire")
-    return _next(record, state=VolumeState.RETIRED, grant=None, pending=None)
+    return _next(record, state=VolumeState.RETIRED, grant=None)
+
+
+def reinstate(record: VolumeRecord) -> VolumeRecord:
+    """An operator takes a retirement back: `active` again if it ever was, else `allocated`."""
+    if record.state is not VolumeState.RETIRED:
+        raise _wrong_state(record, "only a retired volume can be reinstated")
+    if record.header_sha256 is None:
+        return _next(record, state=VolumeState.ALLOCATED, payload_bytes=None)
+    return _next(record, state=VolumeState.ACTIVE)
 
 
 def shred(record: VolumeRecord) -> VolumeRecord:

@@ -26,6 +26,8 @@ def parse(text: str, field: str = "init-data") -> InitDataText:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(field, f"not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidInput(field, "nested too deeply") from error
     if document.get("version") != _VERSION:
         raise InvalidInput(f"{field}.version", f'must be "{_VERSION}"')
     algorithm = document.get("algorithm")

@@ -19,6 +19,8 @@ def decode(data: bytes | str, kind: type[_T], what: str) -> _T:
         raise _explain(error, what) from error
     except UnicodeDecodeError as error:
         raise InvalidInput(what, "not UTF-8") from error
+    except RecursionError as error:
+        raise InvalidInput(what, "nested too deeply") from error
 
 
 def convert(value: object, kind: type[_T], what: str) -> _T:

@@ -352,12 +352,18 @@ class WildRequests(RuleBasedStateMachine):
             assert generation == max(self.announced)
             assert self.announced[generation] == nonce
 
-    @rule()
-    def reset(self) -> None:
-        before = self.record
-        if self.ask(lambda: register.reset(self.record), before.revision, "reset") is not None:
-            assert before.state is VolumeState.FORMATTING
-            assert not self.was_active
+    @rule(change=st.sampled_from([register.reset, register.retire, register.reinstate]))
+    def operate(self, change: Callable[[VolumeRecord], VolumeRecord]) -> None:
+        try:
+            answer = change(self.record)
+        except Refused:
+            return
+        if answer != self.record:
+            assert answer.revision == self.record.revision + 1
+            self.last_request = ()
+            self.record = answer
+            self.readings.append(answer)
+        assert not (self.was_active and answer.state in (VolumeState.ALLOCATED, VolumeState.FORMATTING))
 
 
 SETTINGS = settings(max_examples=200, stateful_step_count=50, deadline=None)

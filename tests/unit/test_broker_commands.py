@@ -120,15 +120,17 @@ def test_an_operator_retires_and_shreds(root: Path, capsys: pytest.CaptureFixtur
     assert main(["volume", "reset", *at]) == 1
     assert "only a volume in state formatting" in capsys.readouterr().err
     assert main(["volume", "retire", *at]) == 0
+    assert main(["volume", "reinstate", *at]) == 0
+    assert main(["volume", "retire", *at]) == 0
     assert main(["volume", "shred", *at]) == 1
     assert "--yes" in capsys.readouterr().err
     assert main(["volume", "shred", "--yes", *at]) == 0
-    assert capsys.readouterr().out == "volume pvc-1 is shredded\n"
+    assert capsys.readouterr().out.endswith("volume pvc-1 is shredded\n")
     assert main(["audit", "--dir", str(root)]) == 0
     actions = [json.loads(line)["event"]["action"] for line in capsys.readouterr().out.splitlines()]
-    assert actions == ["tested", "retired", "shredded"]
+    assert actions == ["tested", "retired", "reinstated", "retired", "shredded"]
     assert main(["audit", "--verify", "--dir", str(root)]) == 0
-    assert "3 entries, the chain is whole" in capsys.readouterr().out
+    assert "5 entries, the chain is whole" in capsys.readouterr().out
     assert main(["audit", "--head", "0" * 63 + "1", "--dir", str(root)]) == 1
     assert "cut off" in capsys.readouterr().err
 
@@ -172,6 +174,12 @@ def test_a_directory_without_a_broker_says_how_to_make_one(
 ) -> None:
     assert main([*arguments, "--dir", str(tmp_path / "none")]) == 1
     assert "broker init" in capsys.readouterr().err
+
+
+def test_a_policy_that_others_can_change_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "policy.toml").chmod(0o664)
+    assert main(["serve", str(root), "--listen", "127.0.0.1:0"]) == 1
+    assert "chmod go-w" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["master.key", "token.key", "admin.token", "server.key"])

@@ -84,6 +84,7 @@ def test_messages_have_the_members_of_the_protocol() -> None:
         (b'{"version":"0.4.0","tee":"sample"}', "extra-params"),
         (b'{"version":4,"tee":"sample","extra-params":""}', "Request.version"),
         (b'{"version":"0.4.0","tee":"sample","extra-params":""', "Request"),
+        (b'{"version":"0.4.0","tee":"sample","extra-params":' + b"[" * 100_000, "Request"),
     ],
 )
 def test_wrong_requests_are_refused_by_name(text: bytes, said: str) -> None:
@@ -146,6 +147,7 @@ def test_init_data_digest_is_over_the_text_as_it_is() -> None:
         ('version = "0.1.0"\nalgorithm = "sha384"\ndata = 1', "data"),
         ('version = "0.1.0"\nalgorithm = "sha384"\n[data]\na = 1', "data"),
         ("= nonsense", "TOML"),
+        ("a = " + "[" * 5000, "deep"),
     ],
 )
 def test_wrong_init_data_is_refused_by_name(text: str, field: str) -> None:

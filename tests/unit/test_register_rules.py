@@ -236,6 +236,18 @@ def test_a_volume_in_use_is_not_shredded_by_one_word(record: VolumeRecord) -> No
         register.shred(record)
 
 
+def test_a_retirement_is_taken_back() -> None:
+    assert register.reinstate(RETIRED) == replace(ACTIVE, revision=RETIRED.revision + 1)
+    again = register.reinstate(register.retire(OPENING))
+    assert (again.state, again.pending) == (VolumeState.ACTIVE, OPENING.pending)
+    for record in (ALLOCATED, FORMATTING):
+        fresh = register.reinstate(register.retire(record))
+        assert (fresh.state, fresh.grant, fresh.payload_bytes) == (VolumeState.ALLOCATED, None, None)
+    for record in (ALLOCATED, FORMATTING, ACTIVE, SHREDDED):
+        with pytest.raises(Refused, match="only a retired"):
+            register.reinstate(record)
+
+
 def test_what_was_destroyed_stays_so() -> None:
     with pytest.raises(Refused):
         register.retire(SHREDDED)
