@@ -1,0 +1,224 @@
+"""The guest's client against servers that misbehave: bounded, no redirects, and errors that say what happened."""
+
+import http.server
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+import trustme
+
+from csi.model.broker import BrokerSettings
+from csi.model.errors import InvalidInput, NotFound, NotReleased, Refused, SealedLocalError, Unavailable, Unsupported
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import Profile
+from csi.model.secret import Secret
+from csi.system.https import HttpsTransport
+from csi.system.kbs_client import BrokerRegister
+from csi.wire import jwe, jwk, kbs, strict_json, volumes_api
+
+Answer = tuple[int, dict[str, str], bytes]
+COOKIE = {"Set-Cookie": f"{kbs.SESSION_COOKIE}=abc; Expires=Thu, 01 Jan 2099 00:00:00 GMT"}
+CHALLENGE = b'{"nonce":"bm9uY2U=","extra-params":""}'
+NONCE = "n" * 32
+SHA512 = b'{"selected-hash-algorithm":"sha512"}'
+
+
+@dataclass
+class Script:
+    """What a server answers, by the last part of the path; and what it was asked."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    requests: list[tuple[str, str, bytes, str]] = field(default_factory=list)
+    url: str = ""
+    ca_pem: str = ""
+    tee_key: jwk.Jwk | None = None
+
+    def sealed(self, record: VolumeRecord, secret: Secret | None = None) -> Callable[[], Answer]:
+        def answer() -> Answer:
+            assert self.tee_key is not None
+            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, secret))
+
+        return answer
+
+
+@pytest.fixture
+def server() -> Iterator[Script]:
+    script = Script(answers={"auth": (200, COOKIE, CHALLENGE), "attest": (200, {}, b'{"token":"x"}')})
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            script.requests.append((self.command, self.path, body, self.headers.get("Cookie", "")))
+            action = self.path.rpartition("/")[2]
+            if action == "attest":
+                script.tee_key = strict_json.decode(body, kbs.Attestation, "Attestation").runtime_data.tee_pubkey
+            answer = script.answers[action]
+            status, headers, content = answer() if callable(answer) else answer
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    ca = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    script.url, script.ca_pem = f"https://127.0.0.1:{httpd.server_address[1]}", ca.cert_pem.bytes().decode()
+    yield script
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+@pytest.fixture
+def guest(server: Script) -> Iterator[BrokerRegister]:
+    settings = BrokerSettings(
+        url=server.url, ca_pem=server.ca_pem, init_data="", allow_sample=True, timeout_seconds=5.0
+    )
+    guest = BrokerRegister(settings, sleep=lambda _: None)
+    yield guest
+    guest.close()
+
+
+ALLOCATED = VolumeRecord(volume_id="pvc-1", key_version=1, profile=Profile.XTS, state=VolumeState.ALLOCATED, revision=1)
+
+
+def error(kind: str, detail: str = "why") -> bytes:
+    return json.dumps({"type": kind, "detail": detail}).encode()
+
+
+def test_the_handshake_is_as_the_protocol_says(server: Script, guest: BrokerRegister) -> None:
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    assert guest.open("pvc-1", Profile.XTS) == (ALLOCATED, Secret(b"s" * 32))
+    assert [(method, path) for method, path, _, _ in server.requests] == [
+        ("POST", "/kbs/v0/auth"),
+        ("POST", "/kbs/v0/attest"),
+        ("POST", "/kbs/v0/volumes/pvc-1/open"),
+    ]
+    request = json.loads(server.requests[0][2])
+    assert (request["version"], request["tee"]) == ("0.4.0", "sample")
+    assert "sha384" in request["extra-params"]["supported-hash-algorithms"]
+    attestation = json.loads(server.requests[1][2])
+    assert attestation["init-data"] is None
+    assert attestation["runtime-data"]["nonce"] == "bm9uY2U="
+    assert set(attestation["runtime-data"]["tee-pubkey"]) == {"kty", "alg", "crv", "x", "y"}
+    assert [cookie for _, _, _, cookie in server.requests] == ["", "kbs-session-id=abc", "kbs-session-id=abc"]
+
+
+def test_a_volume_id_is_one_segment_of_the_path(server: Script, guest: BrokerRegister) -> None:
+    for bad in ("a/b", "a?b", "a%2fb", "a b", "", ".", "a\r\nX: y", "ä", "x" * 129):
+        with pytest.raises(InvalidInput, match="volume id"):
+            guest.open(bad, Profile.XTS)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "raised", "said"),
+    [
+        ((404, {}, error("https://github.com/confidential-containers/kbs/errors/PluginNotFound")), NotFound, "why"),
+        ((403, {}, error("https://github.com/confidential-containers/kbs/errors/PolicyDeny")), NotReleased, "why"),
+        ((401, {}, error("https://github.com/confidential-containers/kbs/errors/PolicyDeny")), NotReleased, "3 tries"),
+        ((401, {}, b"<html>"), NotReleased, "HTTP status 401"),
+        ((418, {}, b"<html>"), Refused, "HTTP status 418"),
+        ((302, {"Location": "https://127.0.0.1:1/"}, b""), Refused, "HTTP status 302"),
+        ((500, {}, b"oops"), Unavailable, "HTTP status 500"),
+        ((503, {}, b""), Unavailable, "6 tries"),
+        ((409, {}, error("urn:sealed-local:error:Refused")), Refused, "why"),
+        ((400, {}, error("urn:sealed-local:error:InvalidInput", "field: problem")), InvalidInput, "field: problem"),
+        ((400, {}, error("urn:sealed-local:error:InvalidInput", "odd")), InvalidInput, "odd"),
+        ((400, {}, error("urn:sealed-local:error:KeyboardInterrupt")), Refused, "why"),
+        ((200, {}, b"{}"), InvalidInput, "JWE"),
+        ((200, {}, b"x" * (5 * 1024 * 1024)), Unavailable, "longer than"),
+    ],
+)
+def test_odd_answers_become_errors_that_say_what_happened(
+    server: Script, guest: BrokerRegister, answer: Answer, raised: type[SealedLocalError], said: str
+) -> None:
+    server.answers["open"] = answer
+    with pytest.raises(raised, match=said):
+        guest.open("pvc-1", Profile.XTS)
+
+
+def test_answers_for_something_else_are_refused(server: Script, guest: BrokerRegister) -> None:
+    for record, secret, said in [
+        (replace(ALLOCATED, volume_id="pvc-2"), Secret(b"s" * 32), "pvc-2 instead of pvc-1"),
+        (replace(ALLOCATED, profile=Profile.NONE), Secret(b"s" * 32), "profile none"),
+        (ALLOCATED, None, "without the secret"),
+    ]:
+        server.answers["open"] = server.sealed(record, secret)  # type: ignore[assignment]
+        with pytest.raises(Refused, match=said):
+            guest.open("pvc-1", Profile.XTS)
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"short"))  # type: ignore[assignment]
+    with pytest.raises(InvalidInput, match="5 bytes instead of 32"):
+        guest.open("pvc-1", Profile.XTS)
+    server.answers["begin-format"] = server.sealed(ALLOCATED)  # type: ignore[assignment]
+    with pytest.raises(Refused, match="no permission to format"):
+        guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
+
+
+@pytest.mark.parametrize(
+    ("step", "answer", "expected"),
+    [
+        ("auth", (401, {}, error("x", "version")), (NotReleased, "refuses to talk to this guest: version")),
+        ("auth", (200, {}, CHALLENGE), (Unavailable, "no kbs-session-id cookie")),
+        ("auth", (200, COOKIE, b'{"nonce":"x"}'), (InvalidInput, "Challenge.*extra-params")),
+        ("auth", (200, COOKIE, CHALLENGE.replace(b'""', b'{"selected-hash-algorithm":1}')), (Unsupported, "hash 1")),
+        ("auth", (200, COOKIE, CHALLENGE.replace(b'""', SHA512)), (Unsupported, "sha512")),
+        ("attest", (401, {}, error("x", "evidence")), (NotReleased, r"this guest's evidence: evidence \(3 tries\)")),
+    ],
+)
+def test_a_handshake_that_fails_says_why(
+    server: Script, guest: BrokerRegister, step: str, answer: Answer, expected: tuple[type[SealedLocalError], str]
+) -> None:
+    server.answers[step] = answer
+    with pytest.raises(expected[0], match=expected[1]):
+        guest.open("pvc-1", Profile.XTS)
+
+
+@pytest.mark.parametrize("chosen", ['"sha384"', '"SHA384"'])
+def test_the_default_hash_may_be_selected(server: Script, guest: BrokerRegister, chosen: str) -> None:
+    text = f'{{"nonce":"x","extra-params":{{"selected-hash-algorithm":{chosen}}}}}'
+    server.answers["auth"] = (200, COOKIE, text.encode())
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    guest.open("pvc-1", Profile.XTS)
+
+
+def test_an_answer_that_drips_is_given_up(server: Script) -> None:
+    ticks = iter(range(0, 1000, 4))
+    transport = HttpsTransport(
+        url=server.url,
+        ca_pem=server.ca_pem,
+        timeout_seconds=5,
+        max_body_bytes=10**9,
+        sleep=lambda _: None,
+        clock=lambda: float(next(ticks)),
+    )
+    server.answers["slow"] = (200, {}, b"x" * 10**6)
+    with pytest.raises(Unavailable, match="not complete after 5 s"):
+        transport.exchange("GET", "/slow", None, {})
+    transport.close()
+
+
+def test_the_environment_names_no_proxy_and_no_authority(
+    server: Script, guest: BrokerRegister, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    guest.open("pvc-1", Profile.XTS)
