@@ -13,6 +13,7 @@ import termios
 import threading
 import traceback
 import tty
+from pathlib import Path
 from typing import Any, BinaryIO
 
 _write_lock = threading.Lock()
@@ -28,6 +29,8 @@ def serve(reader: BinaryIO, writer: BinaryIO) -> None:
 
 def _answer(writer: BinaryIO, request: dict[str, Any]) -> None:
     try:
+        if "file" in request:
+            request = json.loads(Path(request["file"]).read_text())
         module, name = request["call"].split(":")
         result = getattr(importlib.import_module(module), name)(**request["arguments"])
         reply = {"id": request["id"], "result": result}

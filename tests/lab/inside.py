@@ -1,4 +1,4 @@
-"""Functions that the node agent carries out: run, spawn and kill processes, read and write files. Bytes travel as base64."""
+"""Functions that the node agent carries out: run, spawn, kill, read, write. Bytes travel as base64."""
 
 import base64
 import os
@@ -79,7 +79,7 @@ def exists(path: str) -> bool:
 
 def listing(path: str) -> list[str]:
     """Names in a directory; none when it is absent."""
-    return sorted(os.listdir(path)) if Path(path).is_dir() else []
+    return sorted(entry.name for entry in Path(path).iterdir()) if Path(path).is_dir() else []
 
 
 def wait_for(path: str, timeout: float = 30) -> None:

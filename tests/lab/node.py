@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Self
 
 REPOSITORY = Path(__file__).parents[2]
 _MIB = 1024 * 1024
+_LINE_LIMIT = 1500
 DISK_BYTES = (1024 * _MIB, 1024 * _MIB, 512 * _MIB)
 
 
@@ -54,8 +55,9 @@ class Result:
 class Channel:
     """Calls over a pair of byte streams to an agent; many threads may call at once."""
 
-    def __init__(self, reader: BinaryIO, writer: BinaryIO) -> None:
+    def __init__(self, reader: BinaryIO, writer: BinaryIO, spool: Path | None = None) -> None:
         self._writer = writer
+        self._spool = spool
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._waiting: dict[int, Future[Any]] = {0: Future()}
@@ -68,10 +70,20 @@ class Channel:
         with self._lock:
             number = next(self._numbers)
             self._waiting[number] = future
-            request = {"id": number, "call": function, "arguments": dict(arguments)}
-            self._writer.write(base64.b64encode(json.dumps(request).encode()) + b"\n")
+            line = base64.b64encode(json.dumps(self._request(number, function, arguments)).encode()) + b"\n"
+            self._writer.write(line)
             self._writer.flush()
         return future.result(timeout)
+
+    def _request(self, number: int, function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """User-mode Linux stops reading its serial line for ever after a line of many KiB, so large ones go by file."""
+        whole = {"id": number, "call": function, "arguments": dict(arguments)}
+        text = json.dumps(whole)
+        if self._spool is None or len(text) < _LINE_LIMIT:
+            return whole
+        path = self._spool / f"request-{number}.json"
+        path.write_text(text)
+        return {"id": number, "file": str(path)}
 
     def _read(self, reader: BinaryIO) -> None:
         try:
@@ -87,7 +99,8 @@ class Channel:
         future = self._waiting.pop(reply["id"])
         if "error" in reply:
             error = reply["error"]
-            future.set_exception(RemoteError(error["type"], error["message"], error["traceback"]))
+            known = error if isinstance(error, dict) else {"type": "GuestError", "message": error, "traceback": ""}
+            future.set_exception(RemoteError(known["type"], known["message"], known["traceback"]))
         else:
             future.set_result(reply["result"])
 
@@ -137,7 +150,7 @@ class Node(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(self, function: str, *, call_timeout: float = 300, **arguments: Any) -> Any:
+    def call(self, function: str, /, *, call_timeout: float = 300, **arguments: Any) -> Any:
         """Carry out `module:name` in the node with JSON arguments; answers its JSON result."""
         if self._channel is None:
             raise ConnectionError("the node is not booted")
@@ -199,7 +212,7 @@ class Node(ABC):
         return [str(name) for name in self.call("tests.lab.inside:listing", path=path)]
 
     def _await_agent(self, reader: BinaryIO, writer: BinaryIO, seconds: float = 60) -> None:
-        channel = Channel(reader, writer)
+        channel = Channel(reader, writer, self.shared)
         channel.ready.result(seconds)
         self._channel = channel
 

@@ -1,4 +1,4 @@
-"""A node in User-mode Linux: a real kernel with LVM and dm-crypt as an ordinary process, for machines without device-mapper."""
+"""A node in User-mode Linux: a real kernel with LVM and dm-crypt as an ordinary process, where there is none."""
 
 import contextlib
 import os

@@ -1,0 +1,255 @@
+"""Builds the guest VM's image from Debian's own files: kernel, a small initramfs, and a read-only root filesystem.
+
+The root holds Python, cryptsetup and the guest extra's packages; the project's own code and the per-guest files (policy)
+travel in a second, tiny archive that the launcher appends, so that an edit rebuilds nothing. Cached by its inputs' digest.
+"""
+
+import compileall
+import py_compile
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from importlib.metadata import files as package_files
+from pathlib import Path
+
+from tests.lab.node import REPOSITORY
+
+CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "guest"
+_PROGRAMS = (
+    "/usr/sbin/cryptsetup", "/usr/sbin/dmsetup", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/mkfs.xfs",
+    "/usr/sbin/blkid", "/usr/bin/mount", "/usr/bin/umount", "/usr/bin/python3.11",
+)  # fmt: skip
+_LINKS = {"/usr/sbin/mkfs.ext4": "mke2fs", "/usr/bin/python3": "python3.11"}
+_MODULES = (
+    "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "dm-crypt", "xts", "ecb", "xfs",
+)  # fmt: skip
+_DISTRIBUTIONS = ("cryptography", "cffi", "msgspec", "pyudev", "rfc8785")
+_UNUSED_STDLIB = (
+    "test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils", "venv", "unittest",
+    "sqlite3", "curses", "dbm", "wsgiref", "xmlrpc", "__phello__", "config-3.11-x86_64-linux-gnu", "multiprocessing",
+)  # fmt: skip
+_SITE = "usr/lib/python3/dist-packages"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestImage:
+    """Files to boot a guest from."""
+
+    kernel: Path
+    initramfs: Path
+    root: Path
+
+
+def build() -> GuestImage:
+    """The image for this checkout, built if no cached one fits."""
+    package = _kernel_package()
+    key = hashlib.sha256()
+    for path in (Path(__file__), REPOSITORY / "tests/lab/guest-init", REPOSITORY / "requirements/guest.txt"):
+        key.update(path.read_bytes())
+    key.update(package.name.encode())
+    folder = CACHE / key.hexdigest()[:16]
+    image = GuestImage(kernel=folder / "vmlinuz", initramfs=folder / "initramfs.cpio", root=folder / "root.ext4")
+    if not (folder / "complete").exists():
+        print("lab: building the guest image (once)", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _make(package, folder, image)
+        (folder / "complete").touch()
+    return image
+
+
+def archive(files: dict[str, bytes], programs: frozenset[str] = frozenset()) -> bytes:
+    """A cpio archive (newc) of a few files, with their folders, to append to an initramfs; `programs` can be run."""
+    out = bytearray()
+    folders = sorted({str(parent) for name in files for parent in Path(name).parents if str(parent) != "."}, key=len)
+    entries = [(name, 0o040755, b"") for name in folders] + [
+        (name, 0o100755 if name in programs else 0o100644, data) for name, data in files.items()
+    ]
+    for number, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
+        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0)
+        out += b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+        out += b"\0" * (-len(out) % 4) + data
+        out += b"\0" * (-len(out) % 4)
+    return bytes(out)
+
+
+def own_code() -> dict[str, bytes]:
+    """The project's package without the programs that don't run in a guest, byte-compiled as the measured image has it."""
+    folder = CACHE / "own"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(
+        REPOSITORY / "csi", folder / "csi", ignore=shutil.ignore_patterns("__pycache__", "host", "broker", "proto")
+    )
+    shutil.copy(REPOSITORY / "tests/lab/guest_agent.py", folder / "guest_agent.py")
+    _compile(folder)
+    return {f"extra/python/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.pyc")}
+
+
+def _make(package: Path, folder: Path, image: GuestImage) -> None:
+    unpacked, root = folder / "kernel", folder / "root"
+    _run("dpkg-deb", "-x", str(package), str(unpacked))
+    version = next((unpacked / "lib/modules").iterdir()).name
+    _run("depmod", "-b", str(unpacked), version)
+    shutil.move(unpacked / f"boot/vmlinuz-{version}", image.kernel)
+    _fill_root(root, folder)
+    _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(root), str(image.root), "160M")
+    image.initramfs.write_bytes(_initramfs(unpacked, version))
+    shutil.rmtree(unpacked)
+    shutil.rmtree(root)
+
+
+def _fill_root(root: Path, folder: Path) -> None:
+    for name in (
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "data",
+        "mnt",
+        "root",
+        "etc",
+        _SITE,
+        "usr/bin",
+        "usr/sbin",
+        "usr/lib",
+    ):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to("usr/lib" if name.startswith("lib") else f"usr/{name}")
+    (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+    (root / "etc/mke2fs.conf").write_bytes(Path("/etc/mke2fs.conf").read_bytes())
+    shutil.copy("/bin/busybox", root / "usr/bin/busybox")
+    for applet in (
+        "sh",
+        "ls",
+        "cat",
+        "ip",
+        "dd",
+        "sync",
+        "sleep",
+        "poweroff",
+        "df",
+        "head",
+        "od",
+        "grep",
+        "ps",
+        "dmesg",
+    ):
+        (root / f"usr/bin/{applet}").symlink_to("busybox")
+    for program in _PROGRAMS:
+        _copy(program, root)
+    for link, target in _LINKS.items():
+        (root / link[1:]).symlink_to(target)
+    _copy_stdlib(root)
+    _copy_packages(root)
+    for binary in [*root.rglob("*.so"), *(root / program[1:] for program in _PROGRAMS)]:
+        _copy_libraries(binary, root)
+    _copy_libraries(Path("/usr/lib/x86_64-linux-gnu/libudev.so.1"), root)
+    _copy("/usr/lib/x86_64-linux-gnu/libudev.so.1", root)
+    _copy("/usr/lib/x86_64-linux-gnu/libgcc_s.so.1", root)
+
+
+def _copy_stdlib(root: Path) -> None:
+    source = Path("/usr/lib/python3.11")
+    shutil.copytree(
+        source,
+        root / "usr/lib/python3.11",
+        ignore=shutil.ignore_patterns("__pycache__", *_UNUSED_STDLIB, "_test*", "xxlimited*"),
+        symlinks=True,
+    )
+    _compile(root / "usr/lib/python3.11")
+
+
+def _copy_packages(root: Path) -> None:
+    """The guest extra's packages as they are installed here, hash-locked."""
+    base = Path(sysconfig.get_paths()["purelib"])
+    for distribution in _DISTRIBUTIONS:
+        for file in package_files(distribution) or ():
+            source = base / file
+            if ".." in file.parts or "tests" in file.parts or source.suffix not in (".py", ".so", ""):
+                continue
+            if source.is_file():
+                target = root / _SITE / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, target)
+    for extra in base.glob("_cffi_backend*.so"):
+        shutil.copy(extra, root / _SITE)
+    _compile(root / _SITE)
+
+
+def _compile(folder: Path) -> None:
+    """Sources become unchecked byte code beside them: an emulated CPU should not compile, nor stat sources."""
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(folder, quiet=2, legacy=True, invalidation_mode=mode)
+    for source in folder.rglob("*.py"):
+        if source.with_suffix(".pyc").exists():
+            source.unlink()
+
+
+def _copy(path: str, root: Path) -> None:
+    target = root / path[1:]
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(path).resolve(), target)
+
+
+def _copy_libraries(binary: Path, root: Path) -> None:
+    said = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=False).stdout
+    for library in re.findall(r"(?:=> )?(/\S+) \(0x", said):
+        real = f"/usr{library}" if library.startswith(("/lib/", "/lib64/")) else library
+        if real.startswith("/usr/lib64/"):
+            real = real.replace("/usr/lib64/", "/usr/lib/")
+        target = root / real[1:]
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(library).resolve(), target)
+
+
+def _initramfs(unpacked: Path, version: str) -> bytes:
+    tree: dict[str, bytes] = {"bin/busybox": Path("/bin/busybox").read_bytes()}
+    tree["init"] = (REPOSITORY / "tests/lab/guest-init").read_bytes()
+    modules = unpacked / "lib/modules" / version
+    order: list[str] = []
+    for line in (modules / "modules.dep").read_text().splitlines():
+        name, _, needs = line.partition(":")
+        if Path(name).stem in _MODULES:
+            order += [*reversed(needs.split()), name]
+    names = list(dict.fromkeys(order))
+    for name in names:
+        tree[f"modules/{Path(name).name}"] = (modules / name).read_bytes()
+    tree["modules/order"] = "\n".join(Path(name).name for name in names).encode() + b"\n"
+    return archive(tree, frozenset({"bin/busybox", "init"}))
+
+
+def _kernel_package() -> Path:
+    """Debian's cloud kernel, downloaded once and never installed."""
+    folder = CACHE / "debs"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(folder.glob("linux-image-*.deb"))
+    if not found:
+        depends = _output("apt-cache", "depends", "linux-image-cloud-amd64")
+        name = next(word for word in depends.split() if word.startswith("linux-image-") and word[12].isdigit())
+        print(f"lab: downloading {name}", flush=True)
+        subprocess.run(["apt-get", "-q", "download", name], cwd=folder, check=True, capture_output=True)
+        found = sorted(folder.glob("linux-image-*.deb"))
+    return found[-1]
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)}: {done.stderr}")
+
+
+def _output(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    print(build(), file=sys.stderr)
