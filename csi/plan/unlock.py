@@ -1,0 +1,140 @@
+"""What to do with a device that claims to be a volume: format it, open it, or refuse. Pure; decides, touches nothing.
+
+The register decides whether a format may happen; the disk can only veto it. In `active` nothing on the disk, and no error,
+ever leads to a format.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from csi.model.errors import Blanked, ForeignContent, Refused, RolledBack, Tampered
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import PAYLOAD_OFFSET, Profile, usable_bytes
+from csi.model.size import human
+from csi.wire.state_record import RecordKind, Slot, SlotState, StateRecord
+
+
+class HeaderCopy(Enum):
+    """Which of the two header copies is meant."""
+
+    A = "A"
+    B = "B"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskView:
+    """What one reading of the device showed. `zero_but_slots` ignores the two record slots; `header` hashes a copy."""
+
+    device_bytes: int
+    slots: tuple[Slot, Slot]
+    zero_but_slots: bool
+    header: Callable[[HeaderCopy], bytes]
+
+    @property
+    def blank(self) -> bool:
+        """Nothing but zeroes where a volume has its records, headers and ends."""
+        return self.zero_but_slots and self.slots == (SlotState.ABSENT, SlotState.ABSENT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Format the device under the register's permission."""
+
+    payload_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Open the volume by this header copy; `found` is the record that authenticates it."""
+
+    copy: HeaderCopy
+    found: StateRecord
+
+
+def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Format | Open:
+    """The one thing that may be done. `may_format` is what the measured policy and the access mode say."""
+    if record.state is VolumeState.ACTIVE:
+        return _open(record, disk)
+    if record.state not in (VolumeState.ALLOCATED, VolumeState.FORMATTING):
+        raise Refused(f"volume {record.volume_id} is {record.state} at the broker; it can't be opened")
+    if not may_format:
+        raise Refused(
+            f"volume {record.volume_id} was never formatted, and this guest's policy or access mode does not allow to do it"
+        )
+    _require_ours_to_format(record, disk)
+    payload = usable_bytes(disk.device_bytes, Profile.XTS)
+    if payload <= 0:
+        raise Refused(
+            f"the device has {human(disk.device_bytes)}; a sealed volume needs more than {human(PAYLOAD_OFFSET)}"
+        )
+    return Format(payload_bytes=payload)
+
+
+def _require_ours_to_format(record: VolumeRecord, disk: DiskView) -> None:
+    """A device is ours to format when it is blank, or shows by MAC that a permitted format of this volume had begun."""
+    if disk.blank:
+        return
+    kinds = {slot.kind for slot in disk.slots if isinstance(slot, StateRecord)}
+    if RecordKind.ACTIVE in kinds and record.state is VolumeState.ALLOCATED:
+        raise Refused(
+            f"the device holds volume {record.volume_id} formatted, and the register says that it never was. Was the broker's "
+            "database restored from a backup? Restore a newer one; nothing was changed."
+        )
+    torn_intent = disk.zero_but_slots and record.state is VolumeState.FORMATTING
+    if not kinds and not torn_intent:
+        raise ForeignContent(
+            f"the device is not blank and nothing on it belongs to volume {record.volume_id}; it is not formatted. "
+            "If it is the right device and its content is useless, delete the volume and make a new one."
+        )
+
+
+def _open(record: VolumeRecord, disk: DiskView) -> Open:
+    found = _newest(record, disk)
+    if found.generation < record.generation:
+        raise RolledBack(
+            f"the device shows generation {found.generation} of volume {record.volume_id}, and generation {record.generation} "
+            "is committed: this is an older state of it. Nothing was changed."
+        )
+    if found.generation > record.newest_generation:
+        raise RolledBack(
+            f"the device shows generation {found.generation} of volume {record.volume_id}, which the register never announced "
+            f"(it knows {record.newest_generation}): the broker's database is older than the device"
+        )
+    _require_size(record, found, disk)
+    if record.header_sha256 != found.header_sha256.hex():
+        raise RolledBack(f"volume {record.volume_id} shows another header than the one that the register holds")
+    for copy in HeaderCopy:
+        if disk.header(copy) == found.header_sha256:
+            return Open(copy=copy, found=found)
+    raise Tampered(f"neither header copy of volume {record.volume_id} is the authenticated one; it is not opened")
+
+
+def _newest(record: VolumeRecord, disk: DiskView) -> StateRecord:
+    """The newest verified record. One invalid slot beside a valid one is what a power cut in a record write leaves."""
+    active = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.ACTIVE]
+    mine = [slot for slot in active if (slot.profile, slot.key_version) == (record.profile, record.key_version)]
+    if mine:
+        return max(mine, key=lambda slot: slot.generation)
+    if disk.blank:
+        raise Blanked(
+            f"volume {record.volume_id} is formatted at generation {record.generation}, and the device is blank. It is not "
+            "formatted again. Look for the right device; if the data is lost, make a new volume."
+        )
+    raise Tampered(
+        f"the device shows no state record of volume {record.volume_id} that verifies: it was changed, or it is another "
+        "volume's device. Nothing was changed."
+    )
+
+
+def _require_size(record: VolumeRecord, found: StateRecord, disk: DiskView) -> None:
+    payload = usable_bytes(disk.device_bytes, found.profile)
+    if found.payload_bytes != record.payload_bytes:
+        raise Tampered(f"volume {record.volume_id} shows another payload size than the register holds")
+    if payload < found.payload_bytes:
+        raise Tampered(f"the device is too small: {human(payload)} of payload instead of {human(found.payload_bytes)}")
+    if payload > found.payload_bytes:
+        raise Refused(
+            f"the device has grown to {human(payload)} of payload from {human(found.payload_bytes)}; this version can't grow "
+            "a sealed volume"
+        )

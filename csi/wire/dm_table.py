@@ -1,0 +1,31 @@
+"""The kernel's table line of an opened volume: the exact one that profile `xts` must show, and nothing else.
+
+This check alone catches null ciphers, other targets, other offsets, discards and sizes, whatever cryptsetup was made to
+believe. Lines as the kernel prints them: cryptsetup 2.6.1 to 2.8.8 on Linux 6.1 and 6.12.
+"""
+
+from csi.model.errors import LiveMismatch
+from csi.model.sealed import PAYLOAD_OFFSET
+from csi.model.size import SECTOR_BYTES
+
+_XTS = (
+    "0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {major}:{minor} {offset} "
+    "3 no_read_workqueue no_write_workqueue sector_size:4096"
+)
+
+
+def expected(*, uuid: str, payload_bytes: int, device: tuple[int, int]) -> str:
+    """The line for a volume whose payload has that many bytes on that device."""
+    return _XTS.format(
+        sectors=payload_bytes // SECTOR_BYTES,
+        uuid=uuid,
+        major=device[0],
+        minor=device[1],
+        offset=PAYLOAD_OFFSET // SECTOR_BYTES,
+    )
+
+
+def require(shown: str, wanted: str) -> None:
+    """Raises `LiveMismatch` unless the whole table is the one expected line."""
+    if shown.strip() != wanted:
+        raise LiveMismatch(f"the kernel maps {shown.strip()[:200]!r} instead of {wanted!r}; the mapping was closed")

@@ -1,0 +1,175 @@
+"""The guest's policy (TOML): which volumes may be mounted where, how, and which broker has their keys.
+
+It is part of the measured init-data or image. Everything that the host says is a hint that must fit this text.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from csi.model.broker import BrokerSettings
+from csi.model.errors import InvalidInput
+from csi.model.sealed import RESERVED_PROFILES, Profile
+from csi.wire import init_data
+
+INIT_DATA_ENTRY = "sealed-local.toml"
+_FSTYPES = ("ext4", "xfs")
+_OPTIONS = frozenset({"noatime", "nodiratime", "relatime", "noexec", "sync"})
+
+
+class GuestAccess(StrEnum):
+    """How the workload may use a volume."""
+
+    READ_WRITE = "rw"
+    READ_ONLY = "ro"
+
+
+class FormatRule(StrEnum):
+    """Whether a volume that the register has never seen formatted may be formatted by this guest."""
+
+    ONCE = "once"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumePolicy:
+    """What this guest may do with the volumes that one rule matches."""
+
+    name: str
+    id_pattern: re.Pattern[str]
+    mount: str
+    profile: Profile
+    fstype: str
+    access: GuestAccess
+    format: FormatRule
+    options: tuple[str, ...]
+
+    def allows(self, volume_id: str) -> bool:
+        """Whether the rule is for this volume."""
+        return self.id_pattern.fullmatch(volume_id) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestPolicy:
+    """The whole policy."""
+
+    broker: BrokerSettings
+    volumes: tuple[VolumePolicy, ...]
+
+    def named(self, name: str) -> VolumePolicy:
+        """The rule of that name. Raises `InvalidInput`."""
+        for volume in self.volumes:
+            if volume.name == name:
+                return volume
+        known = ", ".join(volume.name for volume in self.volumes) or "none"
+        raise InvalidInput("--volume", f"the policy names no volume {name!r}; it names: {known}")
+
+    def rule_for(self, volume_id: str) -> VolumePolicy:
+        """The rule that allows a volume id that the host names. Raises `InvalidInput` when none does."""
+        for volume in self.volumes:
+            if volume.allows(volume_id):
+                return volume
+        raise InvalidInput("--volume", f"the measured policy allows no volume {volume_id!r}; nothing is opened")
+
+
+class _Broker(msgspec.Struct, forbid_unknown_fields=True):
+    url: str
+    ca: str
+    allow_sample: bool = False
+    timeout_seconds: float = 30.0
+
+
+class _Volume(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    mount: str
+    id: str = ""
+    id_pattern: str = ""
+    profile: str = "xts"
+    fstype: str = "ext4"
+    access: GuestAccess = GuestAccess.READ_WRITE
+    format: FormatRule = FormatRule.ONCE
+    options: list[str] = []
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    version: int
+    broker: _Broker
+    volume: list[_Volume]
+
+
+def parse(text: str, source: str) -> GuestPolicy:
+    """The policy from its own text, or from an init-data document that carries it as `sealed-local.toml`.
+
+    Raises `InvalidInput` naming `source` and the place in it.
+    """
+    document = _toml(text, source)
+    if "algorithm" not in document:
+        return _policy(document, source, measured="")
+    inner = init_data.parse(text, source).files.get(INIT_DATA_ENTRY)
+    if inner is None:
+        raise InvalidInput(f"{source}: data", f"the init-data has no entry {INIT_DATA_ENTRY!r}")
+    place = f"{source}: {INIT_DATA_ENTRY}"
+    return _policy(_toml(inner, place), place, measured=text)
+
+
+def _toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InvalidInput(source, f"is no valid TOML: {error}") from error
+
+
+def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPolicy:
+    try:
+        raw = msgspec.convert(document, type=_File)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(source, str(error)) from error
+    if raw.version != 1:
+        raise InvalidInput(f"{source}: version", f"{raw.version} is not known; this guest reads version 1")
+    if not raw.broker.url.startswith("https://"):
+        raise InvalidInput(f"{source}: broker.url", "must begin with https://")
+    volumes = tuple(_volume(volume, f"{source}: volume[{number}]") for number, volume in enumerate(raw.volume))
+    if len({volume.name for volume in volumes}) != len(volumes):
+        raise InvalidInput(f"{source}: volume", "two volumes have the same name")
+    broker = BrokerSettings(
+        url=raw.broker.url,
+        ca_pem=raw.broker.ca,
+        init_data=measured,
+        allow_sample=raw.broker.allow_sample,
+        timeout_seconds=raw.broker.timeout_seconds,
+    )
+    return GuestPolicy(broker=broker, volumes=volumes)
+
+
+def _volume(raw: _Volume, place: str) -> VolumePolicy:
+    if bool(raw.id) == bool(raw.id_pattern):
+        raise InvalidInput(f"{place}.id", "give exactly one of id and id_pattern")
+    if raw.profile in RESERVED_PROFILES or raw.profile not in (Profile.XTS,):
+        raise InvalidInput(f"{place}.profile", f"{raw.profile!r} can't be opened by this version; use 'xts'")
+    if raw.fstype not in _FSTYPES:
+        raise InvalidInput(f"{place}.fstype", f"{raw.fstype!r} is not offered; use {' or '.join(_FSTYPES)}")
+    mount = PurePosixPath(raw.mount)
+    if not mount.is_absolute() or ".." in mount.parts or mount == PurePosixPath("/"):
+        raise InvalidInput(f"{place}.mount", f"{raw.mount!r} is no plain absolute path below /")
+    for option in raw.options:
+        if option not in _OPTIONS:
+            raise InvalidInput(f"{place}.options", f"{option!r} is not allowed; known: {', '.join(sorted(_OPTIONS))}")
+    try:
+        pattern = re.compile(raw.id_pattern or re.escape(raw.id))
+    except re.error as error:
+        raise InvalidInput(f"{place}.id_pattern", f"is no regular expression: {error}") from error
+    return VolumePolicy(
+        name=raw.name,
+        id_pattern=pattern,
+        mount=str(mount),
+        profile=Profile(raw.profile),
+        fstype=raw.fstype,
+        access=raw.access,
+        format=raw.format,
+        options=tuple(raw.options),
+    )
