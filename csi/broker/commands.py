@@ -111,9 +111,9 @@ def resource_put(arguments: Namespace) -> int:
     path = kbs.ResourcePath.parse(arguments.path)
     content = sys.stdin.buffer.read() if arguments.file == "-" else _read(Path(arguments.file))
     directory = BrokerDirectory(arguments.dir)
-    wrapped = directory.open_vault(os.environ).wrap(Secret(content), "resource", str(path))
     event = Event(actor=_OPERATOR, action="resource-stored", subject=str(path))
     with closing(directory.open_store()) as store:
+        wrapped = directory.open_vault(os.environ, store).wrap(Secret(content), "resource", str(path))
         store.put_resource(str(path), wrapped, event)
     print(f"stored {len(content)} bytes as {path.uri}")
     return 0

@@ -5,6 +5,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from csi.broker.service import Broker
 from csi.broker.store import Store
 from csi.broker.tokens import TokenIssuer
 from csi.broker.vault import Vault
-from csi.model.errors import InvalidInput, NotFound, Refused
+from csi.model.errors import InvalidInput, NotFound, Refused, SealedLocalError
 from csi.model.release import ReleasePolicy
 from csi.model.secret import Secret
 from csi.system.files import write_atomic
 from csi.wire import broker_policy
 
 _SECRET_MODE, _PUBLIC_MODE, _DIRECTORY_MODE = 0o600, 0o644, 0o700
+_KEY_CHECK = ("master key check",)
 
 POLICY_TEXT = """\
 # What this broker releases, and to whom. Whatever is not allowed here is denied; so far, that is everything.
@@ -121,21 +123,26 @@ class BrokerDirectory:
             raise self._missing(self.database)
         return Store(self.database)
 
-    def open_vault(self, environment: Mapping[str, str]) -> Vault:
-        """The vault under the master key."""
-        return Vault(vault.load_master_key(self.master_key, environment))
+    def open_vault(self, environment: Mapping[str, str], store: Store) -> Vault:
+        """The vault under the master key; raises `Refused` for a key that the database was not written with.
+
+        Found out later, some secrets would be wrapped under the one key and some under the other.
+        """
+        opened = Vault(vault.load_master_key(self.master_key, environment))
+        opened.unwrap(store.key_check(opened.wrap(Secret(b""), *_KEY_CHECK)), *_KEY_CHECK)
+        return opened
 
     def load_broker(self, environment: Mapping[str, str]) -> Broker:
         """Everything that a running broker needs."""
         signer, issuer = self.load_pair("token"), self.certificate("ca").read_bytes()
         chain = [signer.certificate, *x509.load_pem_x509_certificates(issuer)]
-        master = self.open_vault(environment)
-        return Broker(
-            store=self.open_store(),
-            vault=master,
-            issuer=TokenIssuer(signer.key, chain),
-            policy=self.load_policy(),
-        )
+        policy, store = self.load_policy(), self.open_store()
+        try:
+            master = self.open_vault(environment, store)
+        except SealedLocalError:
+            store.close()
+            raise
+        return Broker(store=store, vault=master, issuer=TokenIssuer(signer.key, chain), policy=policy)
 
     def _missing(self, path: Path) -> NotFound:
         return NotFound(f"{path} does not exist; `sealed-local broker init {self.root}` makes a broker's directory")
@@ -150,13 +157,25 @@ class Made:
 
 
 def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Mapping[str, str]) -> Made:
-    """Make whatever of a broker's directory is missing. Killed at any moment and repeated, it ends complete."""
+    """Make whatever of a broker's directory is missing. Killed at any moment and repeated, it ends complete.
+
+    The database comes first and the token's key last, so that a database that is lost can be told from one that was
+    never made: with an empty register, guests would be allowed to format volumes that hold data.
+    """
     directory.root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
     maker = _Maker()
-    if vault.MASTER_KEY_VARIABLE not in environment:
-        if directory.database.exists() and not directory.master_key.exists():
-            raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")
-        maker.file(directory.master_key, _SECRET_MODE, lambda: vault.encode_master_key(Secret(os.urandom(32))))
+    if directory.key("token").exists() and not directory.database.exists():
+        raise Refused(
+            f"{directory.database} is gone. With an empty register in its place guests could format volumes that hold "
+            f"data: restore it from a backup, or make a new broker in another directory"
+        )
+    # An empty file is an empty database to SQLite; made here, it and its companions are never readable by others.
+    maker.file(directory.database, _SECRET_MODE, bytes)
+    with closing(Store(directory.database)) as store:
+        if vault.MASTER_KEY_VARIABLE not in environment:
+            if not directory.master_key.exists() and not store.is_empty():
+                raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")
+            maker.file(directory.master_key, _SECRET_MODE, lambda: vault.encode_master_key(Secret(os.urandom(32))))
     maker.file(directory.admin_token, _SECRET_MODE, f"{secrets.token_urlsafe(32)}\n".encode)
     maker.file(directory.policy, _PUBLIC_MODE, POLICY_TEXT.encode)
     now = dt.datetime.now(dt.UTC)
@@ -164,9 +183,6 @@ def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Ma
     issuer = directory.load_pair("ca")
     maker.pair(directory, "server", lambda: certificates.server(issuer, hosts, now))
     maker.pair(directory, "token", lambda: certificates.token_signer(issuer, now))
-    # An empty file is an empty database to SQLite; made here, it and its companions are never readable by others.
-    maker.file(directory.database, _SECRET_MODE, bytes)
-    Store(directory.database).close()
     return Made(written=tuple(maker.written), kept=tuple(maker.kept))
 
 

@@ -17,7 +17,7 @@ from csi.broker.vault import Vault
 from csi.broker.verifiers import VERIFIERS, Expected, Verifier, verifier_for
 from csi.broker.volumes import ACTIONS, Call, Volumes
 from csi.model.errors import NotFound, NotReleased
-from csi.model.release import ReleasePolicy
+from csi.model.release import Claims, ReleasePolicy
 from csi.model.secret import Secret
 from csi.plan import appraise
 from csi.wire import init_data, jwe, jwk, kbs, strict_json, volumes_api
@@ -123,8 +123,21 @@ class Broker:
             init_data=_init_data_digest(message.init_data),
         )
         claims = verifier_for(tee, self.verifiers).verify(message.tee_evidence.primary_evidence, expected)
-        guest = Guest(claims=claims, key=message.runtime_data.tee_pubkey)
-        return Attested(guest=guest, runtime=message.runtime_data, report_data=expected.report_data)
+        return Attested(
+            guest=Guest(claims=claims, key=message.runtime_data.tee_pubkey),
+            runtime=message.runtime_data,
+            additional_evidence=message.tee_evidence.additional_evidence,
+            report_data=expected.report_data,
+            affirmed=self._affirms(claims),
+        )
+
+    def _affirms(self, claims: Claims) -> bool:
+        """What the token tells other brokers. This one decides anew at every request, by its policy."""
+        try:
+            appraise.check_known(self.policy, claims)
+        except NotReleased:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ _SCHEMA = (
 CREATE TABLE IF NOT EXISTS volumes (
   volume_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL, wrapped_secret BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS resources (path TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS key_check (wrapped BLOB NOT NULL);
 """
     + audit.SCHEMA
 )
@@ -69,6 +70,20 @@ class Store:
         with self._lock:
             rows = self._db.execute("SELECT record FROM volumes ORDER BY volume_id").fetchall()
         return [_decode(row[0]) for row in rows]
+
+    def is_empty(self) -> bool:
+        """Whether no secret was ever stored here."""
+        with self._lock:
+            query = "SELECT EXISTS (SELECT 1 FROM volumes) OR EXISTS (SELECT 1 FROM resources)"
+            return not self._db.execute(query).fetchone()[0]
+
+    def key_check(self, wrapped: bytes) -> bytes:
+        """The value that was wrapped when the database was first used; `wrapped` itself when that is now."""
+        with self._transaction():
+            row = self._db.execute("SELECT wrapped FROM key_check").fetchone()
+            if row is None:
+                self._db.execute("INSERT INTO key_check VALUES (?)", (wrapped,))
+            return wrapped if row is None else bytes(row[0])
 
     def allocate(self, record: VolumeRecord, wrapped_secret: bytes, event: Event) -> None:
         """Add a volume unless it is there: of two guests that come first at the same time, both get one secret."""

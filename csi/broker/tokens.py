@@ -27,6 +27,10 @@ _ISSUER = "CoCo-Attestation-Service"
 _PROFILE = "tag:github.com,2024:confidential-containers/Trustee"
 _COORDINATE_BYTES = 32
 _MAX_TOKEN_CHARACTERS = 64 * 1024
+_SILENT = {"instance-identity": 0, "file-system": 0, "runtime-opaque": 0, "storage-opaque": 0, "sourced-data": 0}
+_AFFIRMED = {**_SILENT, "configuration": 2, "executables": 3, "hardware": 2}
+_CONTRAINDICATED = {**_SILENT, "configuration": 0, "executables": 33, "hardware": 97}
+"""AR4SI trust claims: the values that Trustee's default policy gives to known and to unknown reference values."""
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -58,8 +62,9 @@ class Attested:
 
     guest: Guest
     runtime: RuntimeData
+    additional_evidence: str
     report_data: bytes
-    status: str = "affirming"
+    affirmed: bool
 
 
 class TokenIssuer:
@@ -125,15 +130,18 @@ def _cpu(attested: Attested) -> dict[str, object]:
     claims = attested.guest.claims
     evidence = {
         "report_data": base64.b64encode(attested.report_data).decode("ascii"),
-        "runtime_data_claims": {"additional-evidence": "", **msgspec.to_builtins(attested.runtime)},
+        "runtime_data_claims": {
+            "additional-evidence": attested.additional_evidence,
+            **msgspec.to_builtins(attested.runtime),
+        },
         claims.tee: {"launch_digest": claims.launch_digest, "svn": claims.svn, "debug": claims.debug},
         "sealed_local_claims": claims,
     }
     if claims.init_data is not None:
         evidence["init_data"] = base64.b64encode(bytes.fromhex(claims.init_data.partition(":")[2])).decode("ascii")
     return {
-        "ear.status": attested.status,
-        "ear.trustworthiness-vector": {},
+        "ear.status": "affirming" if attested.affirmed else "contraindicated",
+        "ear.trustworthiness-vector": _AFFIRMED if attested.affirmed else _CONTRAINDICATED,
         "ear.appraisal-policy-id": "default",
         "ear.veraison.annotated-evidence": evidence,
     }

@@ -23,6 +23,15 @@ def check_tee(policy: ReleasePolicy, tee: str) -> None:
         )
 
 
+def check_known(policy: ReleasePolicy, claims: Claims) -> None:
+    """Refuse a guest that belongs to no workload, and every guest of a TEE that proves nothing."""
+    if claims.tee in _SAMPLE_TEES:
+        raise NotReleased("the sample TEE proves nothing")
+    reasons = [f"workload {work.name!r}: {reason}" for work in policy.workloads if (reason := _why_not(work, claims))]
+    if len(reasons) == len(policy.workloads):
+        raise NotReleased(f"the guest belongs to no workload: {'; '.join(reasons) or 'there is none'}")
+
+
 def check_volume(policy: ReleasePolicy, claims: Claims, volume_id: str) -> Workload:
     """The workload by which the guest may have this volume's secret and change its record."""
     check_tee(policy, claims.tee)
@@ -64,14 +73,14 @@ def _permitted(
 ) -> Workload:
     reasons: list[str] = []
     for work in policy.workloads:
-        reason = _why_not_a_member(work, claims)
+        reason = _why_not(work, claims)
         if reason is None and any(matches_path(pattern, path) for pattern in patterns_of(work)):
             return work
         reasons.append(f"workload {work.name!r}: {reason or 'none of its patterns covers it'}")
     raise NotReleased(f"{wanted} is not released: {'; '.join(reasons) or 'the policy has no [[workload]]'}")
 
 
-def _why_not_a_member(work: Workload, claims: Claims) -> str | None:
+def _why_not(work: Workload, claims: Claims) -> str | None:
     """The first comparison that keeps this guest out of the workload; None when it belongs to it."""
     compared: Iterable[tuple[str, tuple[str, ...], str]] = (
         ("tee", work.tee, claims.tee),

@@ -55,7 +55,7 @@ def test_a_second_init_overwrites_nothing(root: Path, capsys: pytest.CaptureFixt
     assert "made" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["server.key", "token.key", "policy.toml", "admin.token"])
+@pytest.mark.parametrize("name", ["server.key", "token.key", "policy.toml", "admin.token", "master.key"])
 def test_init_completes_what_a_crash_left_incomplete(root: Path, name: str) -> None:
     (root / name).unlink()
     assert main(["init", str(root)]) == 0
@@ -72,7 +72,19 @@ def test_init_makes_no_second_key_where_only_the_certificate_is_lost(
     assert contents(root) == before
 
 
+def test_init_does_not_put_an_empty_register_in_place_of_a_lost_one(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "broker.sqlite").unlink()
+    assert main(["init", str(root)]) == 1
+    assert "format volumes that hold data" in capsys.readouterr().err
+    assert not (root / "broker.sqlite").exists()
+
+
 def test_init_does_not_replace_a_lost_master_key(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = BrokerDirectory(root).open_store()
+    store.allocate(register.allocate("pvc-1", Profile.XTS), b"w", EVENT)
+    store.close()
     (root / "master.key").unlink()
     assert main(["init", str(root)]) == 1
     assert "can't be read without it" in capsys.readouterr().err
@@ -147,6 +159,17 @@ def test_resources_are_put_and_destroyed(root: Path, tmp_path: Path, capsys: pyt
     for arguments in (["default/key", "x"], ["default/test/key", str(tmp_path / "none")], ["a/b/c", str(tmp_path)]):
         assert main(["resource", "put", "--dir", str(root), *arguments]) == 1
     assert "is a directory" in capsys.readouterr().err
+
+
+def test_a_master_key_that_is_not_the_databases_is_refused_at_once(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    BrokerDirectory(root).load_broker({}).store.close()
+    monkeypatch.setenv("SEALED_LOCAL_BROKER_MASTER_KEY", "A" * 43 + "=")
+    assert main(["serve", str(root), "--listen", "127.0.0.1:0"]) == 1
+    assert "not the master key" in capsys.readouterr().err
+    (root / "file").write_bytes(b"x")
+    assert main(["resource", "put", "--dir", str(root), "a/b/c", str(root / "file")]) == 1
 
 
 def test_init_data_prints_what_the_policy_wants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

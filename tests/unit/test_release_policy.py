@@ -85,6 +85,17 @@ def test_sample_is_denied_even_where_a_workload_lists_it() -> None:
         appraise.check_volume(policy, guest, "pvc-1")
 
 
+def test_a_guest_of_no_workload_is_not_known() -> None:
+    policy = broker_policy.parse(WORKLOAD)
+    appraise.check_known(policy, GUEST)
+    with pytest.raises(NotReleased, match="belongs to no workload: workload 'spark': launch_digests"):
+        appraise.check_known(policy, dataclasses.replace(GUEST, launch_digest="M"))
+    with pytest.raises(NotReleased, match="there is none"):
+        appraise.check_known(ReleasePolicy(), GUEST)
+    with pytest.raises(NotReleased, match="proves nothing"):
+        appraise.check_known(policy, dataclasses.replace(GUEST, tee="sample"))
+
+
 def test_any_has_to_be_written() -> None:
     policy = broker_policy.parse(WORKLOAD.replace('["L"]', '["any"]'))
     appraise.check_volume(policy, dataclasses.replace(GUEST, launch_digest="whatever"), "pvc-1")
