@@ -75,14 +75,17 @@ def _require_ours_to_format(record: VolumeRecord, disk: DiskView) -> None:
     """A device is ours to format when it is blank, or shows by MAC that a permitted format of this volume had begun."""
     if disk.blank:
         return
-    kinds = {slot.kind for slot in disk.slots if isinstance(slot, StateRecord)}
-    if RecordKind.ACTIVE in kinds and record.state is VolumeState.ALLOCATED:
+    ours = [slot for slot in disk.slots if isinstance(slot, StateRecord)]
+    formatted = [slot for slot in ours if slot.kind is RecordKind.ACTIVE]
+    # A guest that died just before it committed its format leaves generation 1 behind, and only in `formatting`.
+    unfinished = record.state is VolumeState.FORMATTING and all(slot.generation == 1 for slot in formatted)
+    if formatted and not unfinished:
         raise Refused(
-            f"the device holds volume {record.volume_id} formatted, and the register says that it never was. Was the broker's "
-            "database restored from a backup? Restore a newer one; nothing was changed."
+            f"the device holds volume {record.volume_id} formatted, and the register says that it never was. Was the "
+            "broker's database restored from a backup? Restore a newer one; nothing was changed."
         )
     torn_intent = disk.zero_but_slots and record.state is VolumeState.FORMATTING
-    if not kinds and not torn_intent:
+    if not ours and not torn_intent:
         raise ForeignContent(
             f"the device is not blank and nothing on it belongs to volume {record.volume_id}; it is not formatted. "
             "If it is the right device and its content is useless, delete the volume and make a new one."
@@ -93,13 +96,13 @@ def _open(record: VolumeRecord, disk: DiskView) -> Open:
     found = _newest(record, disk)
     if found.generation < record.generation:
         raise RolledBack(
-            f"the device shows generation {found.generation} of volume {record.volume_id}, and generation {record.generation} "
-            "is committed: this is an older state of it. Nothing was changed."
+            f"the device shows generation {found.generation} of volume {record.volume_id}, and {record.generation} is "
+            "committed: this is an older state of it. Nothing was changed."
         )
     if found.generation > record.newest_generation:
         raise RolledBack(
-            f"the device shows generation {found.generation} of volume {record.volume_id}, which the register never announced "
-            f"(it knows {record.newest_generation}): the broker's database is older than the device"
+            f"the device shows generation {found.generation} of volume {record.volume_id}, which the register never "
+            f"announced (it knows {record.newest_generation}): the broker's database is older than the device"
         )
     _require_size(record, found, disk)
     if record.header_sha256 != found.header_sha256.hex():
@@ -135,6 +138,6 @@ def _require_size(record: VolumeRecord, found: StateRecord, disk: DiskView) -> N
         raise Tampered(f"the device is too small: {human(payload)} of payload instead of {human(found.payload_bytes)}")
     if payload > found.payload_bytes:
         raise Refused(
-            f"the device has grown to {human(payload)} of payload from {human(found.payload_bytes)}; this version can't grow "
-            "a sealed volume"
+            f"the device has grown to {human(payload)} of payload from {human(found.payload_bytes)}; this version can't "
+            "grow a sealed volume"
         )

@@ -28,4 +28,4 @@ def expected(*, uuid: str, payload_bytes: int, device: tuple[int, int]) -> str:
 def require(shown: str, wanted: str) -> None:
     """Raises `LiveMismatch` unless the whole table is the one expected line."""
     if shown.strip() != wanted:
-        raise LiveMismatch(f"the kernel maps {shown.strip()[:200]!r} instead of {wanted!r}; the mapping was closed")
+        raise LiveMismatch(f"the kernel maps {shown.strip()[:200]!r} instead of {wanted!r}; it is not used")

@@ -1,0 +1,224 @@
+"""`sealed-local guest`: open, close, status and run. Modules are imported when a verb needs them: an emulated or small
+guest pays for every one.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from csi.model import errors
+
+_STATUS_FOLDER = Path("/run/sealed-local/volumes")
+
+_EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
+    (errors.InvalidInput, 2, "wrong option or policy, or a volume that the policy does not allow"),
+    (errors.Blanked, 4, "a formatted volume shows nothing: wrong device or lost data; never formatted again"),
+    (errors.RolledBack, 5, "an older state of the volume"),
+    (errors.Untrusted, 3, "what the host shows does not verify (changed header, other volume, wrong mapping)"),
+    (errors.NotReleased, 6, "the broker does not release the key to this guest"),
+    (errors.ForeignContent, 7, "a device that should be new holds something"),
+    (errors.NotFound, 8, "no such device or volume"),
+    (errors.Unavailable, 9, "the broker can't be reached; try again"),
+    (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
+    (errors.Busy, 11, "another guest uses the register's record at this moment; try again"),
+)
+
+_DESCRIPTION = """Inside the confidential guest: attests to the broker, gets the volume's key, verifies the device, mounts
+its filesystem. It believes the measured policy, the broker and its own checks, and nothing that the host says. It
+formats only what the register says was never formatted."""
+
+_EPILOG = """The policy (TOML) is part of the measured init-data or image; --policy takes it or the whole init-data text:
+
+  version = 1
+  [broker]
+  url = "https://10.0.2.2:8443"
+  ca = '''-----BEGIN CERTIFICATE----- ...'''   # the only authority that is trusted
+  allow_sample = false                          # true: development without a TEE; proves nothing
+  [[volume]]
+  name = "data"                                 # what `run --volume` says
+  id_pattern = "pvc-[0-9a-f-]+"                 # or id = "..."; the host's word must match
+  mount = "/data"
+  fstype = "ext4"                               # or xfs
+  access = "rw"                                 # or ro
+  format = "once"                               # or never
+
+Exit status: 0 done; 1 a tool failed; {codes}.
+See docs/guest.md."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `sealed-local guest`."""
+    codes = "; ".join(f"{code} {text}" for _, code, text in sorted(_EXIT_CODES, key=lambda item: item[1]))
+    made = argparse.ArgumentParser(
+        prog="sealed-local guest",
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(codes=codes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
+    opened = verbs.add_parser("open", help="unlock and mount a volume; once more is fine")
+    _common(opened)
+    opened.add_argument("--json", action="store_true", help="print the result as JSON")
+    closed = verbs.add_parser("close", help="unmount and close a volume; one that isn't open is fine")
+    closed.add_argument("--volume", required=True, help="volume id")
+    shown = verbs.add_parser("status", help="show the volumes that are open")
+    shown.add_argument("--json", action="store_true", help="as JSON")
+    run = verbs.add_parser("run", help="open a volume, run a command, close it; the command's status is the answer")
+    _common(run)
+    run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENTS]")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one verb; answers the exit status."""
+    given = parser().parse_args(arguments)
+    verbs: dict[str, Callable[[argparse.Namespace], int]] = {
+        "open": _open,
+        "close": _close,
+        "status": _status,
+        "run": _run,
+    }
+    try:
+        return verbs[given.verb](given)
+    except (errors.SealedLocalError, OSError) as error:
+        print(f"sealed-local guest: {error}", file=sys.stderr)
+        return next((code for kind, code, _ in _EXIT_CODES if isinstance(error, kind)), 1)
+
+
+def _common(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--policy", required=True, help="policy or init-data file (part of what is measured)")
+    verb.add_argument(
+        "--volume", required=True, help="volume id as the host names it, or a name of the policy with --id"
+    )
+    verb.add_argument("--id", help="volume id, when --volume is a name of the policy")
+    verb.add_argument("--device", help="block device; found by its authenticated records when left out")
+    verb.add_argument(
+        "--wait", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the device (30)"
+    )
+
+
+def _open(given: argparse.Namespace) -> int:
+    result = _unlock(given)
+    if given.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _unlock(given: argparse.Namespace) -> dict[str, Any]:
+    from csi.guest.unlock import Unlocker
+    from csi.system import devices, process
+    from csi.system.command import LocalRunner
+    from csi.system.kbs_client import BrokerRegister
+    from csi.wire import guest_policy
+
+    started = time.monotonic()
+
+    def progress(text: str) -> None:
+        print(f"[{time.monotonic() - started:6.2f} s] {text}", file=sys.stderr, flush=True)
+
+    process.harden()
+    policy = guest_policy.parse(_read_policy(given.policy), given.policy)
+    rule = policy.rule_for(given.volume) if given.id is None else policy.named(given.volume)
+    volume_id = given.id or given.volume
+    if not rule.allows(volume_id):
+        raise errors.InvalidInput("--id", f"the policy's rule {rule.name!r} does not allow volume {volume_id!r}")
+    with closing(BrokerRegister(policy.broker)) as register:
+        device = (
+            devices.wait_for(given.device, given.wait)
+            if given.device
+            else _search(register, volume_id, rule, given.wait)
+        )
+        unlocker = Unlocker(
+            volume_id=volume_id,
+            rule=rule,
+            device=device,
+            register=register,
+            runner=LocalRunner(),
+            progress=progress,
+        )
+        opened = unlocker.unlock()
+    result = {
+        name: str(getattr(opened, name)) for name in ("volume_id", "device", "mapping", "mount", "profile", "freshness")
+    }
+    facts = {"generation": opened.generation, "formatted_now": opened.formatted_now, "read_only": opened.read_only}
+    _remember(volume_id, result | facts)
+    return result | facts
+
+
+def _search(register: Any, volume_id: str, rule: Any, seconds: float) -> str:
+    from csi.guest.find import volume_device
+    from csi.wire import keys
+
+    record, secret = register.open(volume_id, rule.profile)
+    return volume_device(record, keys.derive(secret, volume_id, record.key_version), seconds)
+
+
+def _close(given: argparse.Namespace) -> int:
+    from csi.guest.unlock import close
+    from csi.system.command import LocalRunner
+
+    close(LocalRunner(), given.volume)
+    _status_file(given.volume).unlink(missing_ok=True)
+    return 0
+
+
+def _status(given: argparse.Namespace) -> int:
+    """Shows what `open` left, checked against the kernel's mounts of now."""
+    from csi.system import mounts
+
+    mounted = {mount.target for mount in mounts.listed()}
+    files = sorted(_STATUS_FOLDER.glob("*.json")) if _STATUS_FOLDER.is_dir() else []
+    volumes = [json.loads(file.read_text()) for file in files]
+    for volume in volumes:
+        volume["mounted"] = volume["mount"] in mounted
+    if given.json:
+        print(json.dumps(volumes))
+        return 0
+    for volume in volumes:
+        state = "mounted" if volume["mounted"] else "NOT MOUNTED"
+        print(
+            f"{volume['volume_id']}: {state} at {volume['mount']}, profile {volume['profile']}, "
+            f"generation {volume['generation']}, freshness {volume['freshness']}"
+        )
+    if not volumes:
+        print("no volume is open")
+    return 0
+
+
+def _run(given: argparse.Namespace) -> int:
+    from csi.system.supervise import supervise
+
+    command = given.command[1:] if given.command[:1] == ["--"] else given.command
+    if not command:
+        raise errors.InvalidInput("command", "is missing; write: run --policy FILE --volume ID -- COMMAND")
+    result = _unlock(given)
+    try:
+        return supervise(command)
+    finally:
+        given.volume = result["volume_id"]
+        _close(given)
+
+
+def _read_policy(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise errors.InvalidInput("--policy", f"{path} can't be read: {reason}") from error
+
+
+def _status_file(volume_id: str) -> Path:
+    from csi.system.device_mapper import mapping_name
+
+    return _STATUS_FOLDER / f"{mapping_name(volume_id)}.json"
+
+
+def _remember(volume_id: str, facts: dict[str, Any]) -> None:
+    path = _status_file(volume_id)
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts))

@@ -1,0 +1,61 @@
+"""The kernel's own view of a mapping: its whole table, its number, whether something holds it. Changes nothing."""
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from csi.system.command import Runner
+
+_SECONDS: Final = 30.0
+_ENVIRONMENT: Final = {"DM_DISABLE_UDEV": "1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapping:
+    """A live mapping."""
+
+    name: str
+    table: str
+    device: tuple[int, int]
+    open_count: int
+
+    @property
+    def path(self) -> str:
+        """Its device node."""
+        return f"/dev/mapper/{self.name}"
+
+
+def mapping_name(volume_id: str) -> str:
+    """The name of a volume's mapping: of fixed length, whatever the id is."""
+    return f"sealed-{hashlib.sha256(volume_id.encode()).hexdigest()[:32]}"
+
+
+def find(runner: Runner, name: str) -> Mapping | None:
+    """The live mapping of that name. The table is asked for whole: a filter by target would hide a wrong one."""
+    listed = runner.run(
+        ["dmsetup", "info", "--columns", "--noheadings", "--separator", " ", "-o", "name,major,minor,open"],
+        timeout=_SECONDS,
+        env=_ENVIRONMENT,
+    ).text
+    for line in listed.splitlines():
+        fields = line.split()
+        if len(fields) == 4 and fields[0] == name:
+            table = runner.run(["dmsetup", "table", name], timeout=_SECONDS, env=_ENVIRONMENT).text.strip()
+            device = (int(fields[1]), int(fields[2]))
+            return Mapping(name=name, table=table, device=device, open_count=int(fields[3]))
+    return None
+
+
+def ensure_node(runner: Runner, mapping: Mapping) -> None:
+    """See that the mapping's node is there and leads to this very mapping; a guest may have no udev to make it."""
+    try:
+        status = Path(mapping.path).stat()
+        right = stat.S_ISBLK(status.st_mode) and (os.major(status.st_rdev), os.minor(status.st_rdev)) == mapping.device
+    except FileNotFoundError:
+        right = False
+    if not right:
+        Path(mapping.path).unlink(missing_ok=True)
+        runner.run(["dmsetup", "mknodes", mapping.name], timeout=_SECONDS, env=_ENVIRONMENT)

@@ -1,0 +1,58 @@
+"""Block devices of a guest, found by udev: what there is now, and waiting for what is plugged in.
+
+A device's name proves nothing; who it is, its authenticated records say. Kernel events are hints to look again, and a poll
+stands behind them, because a netlink queue may overflow and a guest may have no udev daemon.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import pyudev
+
+from csi.model.errors import NotFound
+
+_POLL_SECONDS: Final = 1.0
+_NOT_DISKS: Final = ("loop", "ram", "dm-", "zram", "sr", "fd")
+
+
+def disks() -> tuple[str, ...]:
+    """Device nodes of whole disks, in the order of their names."""
+    found = pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk")
+    return tuple(
+        sorted(
+            device.device_node
+            for device in found
+            if device.device_node is not None and not device.sys_name.startswith(_NOT_DISKS)
+        )
+    )
+
+
+def appearing(seconds: float) -> Iterator[tuple[str, ...]]:
+    """The disks now, and again whenever the kernel reports a change, until time is up."""
+    monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
+    monitor.filter_by("block")
+    monitor.start()
+    give_up = time.monotonic() + seconds
+    while True:
+        yield disks()
+        if time.monotonic() >= give_up:
+            return
+        _wait(monitor, min(_POLL_SECONDS, max(0.0, give_up - time.monotonic())))
+
+
+def wait_for(device: str, seconds: float) -> str:
+    """Wait until a device node is there. Raises `NotFound` naming it and what there is."""
+    present: tuple[str, ...] = ()
+    for present in appearing(seconds):
+        if device in present:
+            return device
+    raise NotFound(f"no device {device} after {seconds:g} s; there are: {', '.join(present) or 'none'}")
+
+
+def _wait(monitor: pyudev.Monitor, seconds: float) -> None:
+    try:
+        monitor.poll(seconds)
+    except OSError:
+        # The queue overflowed and events are lost; the caller looks again anyway.
+        time.sleep(min(seconds, 0.1))

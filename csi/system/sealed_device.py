@@ -1,0 +1,119 @@
+"""The raw device of a sealed volume: one reading of its head into private memory, and flushed writes of records and copies.
+
+Parses nothing: what the bytes mean is decided after their MAC was verified.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from csi.model.errors import InUse, NotFound, Refused
+from csi.model.sealed import (
+    HEADER_A_OFFSET,
+    HEADER_B_OFFSET,
+    HEADER_BYTES,
+    PAYLOAD_OFFSET,
+    STATE_RECORD_BYTES,
+    STATE_RECORD_OFFSETS,
+)
+from csi.model.size import MIB
+
+_TAIL_BYTES: Final = 1 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The first 34 MiB and the last MiB of a device, read once."""
+
+    device: str
+    number: tuple[int, int]
+    device_bytes: int
+    region: bytes
+    tail: bytes
+
+    def header_a(self) -> memoryview:
+        """Header copy A."""
+        return memoryview(self.region)[HEADER_A_OFFSET : HEADER_A_OFFSET + HEADER_BYTES]
+
+    def header_b(self) -> memoryview:
+        """Header copy B."""
+        return memoryview(self.region)[HEADER_B_OFFSET : HEADER_B_OFFSET + HEADER_BYTES]
+
+    def slots(self) -> tuple[bytes, bytes]:
+        """The two state records."""
+        first, second = (self.region[offset : offset + STATE_RECORD_BYTES] for offset in STATE_RECORD_OFFSETS)
+        return first, second
+
+    def zero_but_slots(self) -> bool:
+        """Whether everything that was read, the two records apart, is zero."""
+        rest = bytearray(self.region)
+        for offset in STATE_RECORD_OFFSETS:
+            rest[offset : offset + STATE_RECORD_BYTES] = bytes(STATE_RECORD_BYTES)
+        return rest.count(0) == len(rest) and self.tail.count(0) == len(self.tail)
+
+
+def read_head(device: str) -> Head:
+    """Read the head once, exclusively: a device that is mounted or mapped is refused with `InUse`."""
+    descriptor = _open_exclusive(device)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISBLK(status.st_mode):
+            raise Refused(f"{device} is no block device")
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        if size <= PAYLOAD_OFFSET:
+            raise Refused(f"{device} has {size} bytes; a sealed volume needs more than {PAYLOAD_OFFSET}")
+        return Head(
+            device=device,
+            number=(os.major(status.st_rdev), os.minor(status.st_rdev)),
+            device_bytes=size,
+            region=_pread(descriptor, PAYLOAD_OFFSET, 0),
+            tail=_pread(descriptor, _TAIL_BYTES, size - _TAIL_BYTES),
+        )
+    finally:
+        os.close(descriptor)
+
+
+def number_of(device: str) -> tuple[int, int]:
+    """Major and minor number of a block device. Raises `NotFound` or `Refused`."""
+    try:
+        status = Path(device).stat()
+    except FileNotFoundError:
+        raise NotFound(f"there is no device {device}") from None
+    if not stat.S_ISBLK(status.st_mode):
+        raise Refused(f"{device} is no block device")
+    return os.major(status.st_rdev), os.minor(status.st_rdev)
+
+
+def write(device: str, offset: int, content: bytes | memoryview) -> None:
+    """Write bytes below the payload and flush them to the disk before returning."""
+    descriptor = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        view = memoryview(content)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_exclusive(device: str) -> int:
+    try:
+        return os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"there is no device {device}; was the volume plugged into this guest?") from None
+    except OSError as error:
+        raise InUse(f"{device} can't be opened alone: {error.strerror}; close what uses it first") from error
+
+
+def _pread(descriptor: int, length: int, offset: int) -> bytes:
+    parts = []
+    while length > 0:
+        part = os.pread(descriptor, length, offset)
+        if not part:
+            raise Refused("the device ends before its size; it is not used")
+        parts.append(part)
+        length, offset = length - len(part), offset + len(part)
+    return b"".join(parts)
