@@ -7,7 +7,7 @@ encrypted to a key that lives in this process only.
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -105,6 +105,12 @@ class BrokerRegister:
     def close(self) -> None:
         """Drop the connection."""
         self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _change(self, volume_id: str, action: str, request: msgspec.Struct) -> tuple[VolumeRecord, Secret | None]:
         path = volumes_api.volume_path(volume_id, action)

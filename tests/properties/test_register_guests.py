@@ -8,9 +8,10 @@ header it has (the nonce of the format that made it), which generation, and whet
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from csi.model.errors import Busy, Refused
 from csi.model.register import VolumeRecord, VolumeState
@@ -132,6 +133,30 @@ def open_volume(world: World, record: VolumeRecord, name: str, repeats: int) -> 
         world.record, world.session_base = answer, found.history
         yield
     return answer
+
+
+def run(world: World, name: str, steps: int = 20) -> None:
+    """A guest that lives for so many steps."""
+    life = guest(world, name, "m", repeats=1)
+    for _ in range(steps):
+        if next(life, "end") == "end":
+            return
+
+
+def test_the_disk_of_a_guest_that_died_does_not_pass_for_what_another_one_committed() -> None:
+    world = World()
+    run(world, "first")
+    honest, early = world.disk, next(disk for disk in world.seen if disk.header and not disk.history)
+    world.disk = early
+    run(world, "dies after writing its state record", steps=5)
+    kept = world.disk
+    assert (kept.generation, kept.history) == (2, ())
+    world.disk = honest
+    run(world, "second")
+    assert world.disk.history == ("first", "second")
+    world.disk = kept
+    with pytest.raises(Untrusted):
+        run(world, "third")
 
 
 class Guests(RuleBasedStateMachine):
@@ -256,6 +281,29 @@ class WildRequests(RuleBasedStateMachine):
         self.last_request: tuple[object, ...] = ()
         self.was_active = False
         self.announced: dict[int, str] = {}
+
+    @initialize(active=st.booleans())
+    def begin(self, active: bool) -> None:
+        if active:
+            self.begin_active()
+
+    def begin_active(self) -> None:
+        """Random requests alone get here seldom."""
+        granted = register.begin_format(
+            self.record,
+            revision=1,
+            nonce="a",
+            payload_bytes=PAYLOAD,
+            measurement="m",
+            now_unix=0,
+            lifetime_seconds=LIFETIME,
+        )
+        self.record = register.commit_format(
+            granted, revision=2, nonce="a", measurement="m", header_sha256="x", payload_bytes=PAYLOAD
+        )
+        self.last_request = (2, "commit-format", "a", "x")
+        self.readings.append(self.record)
+        self.was_active = True
 
     def ask(self, change: Callable[[], VolumeRecord], revision: int, *request: object) -> VolumeRecord | None:
         """Make a request; the new record if there is one."""
