@@ -148,7 +148,7 @@ def test_the_disk_of_a_guest_that_died_does_not_pass_for_what_another_one_commit
     run(world, "first")
     honest, early = world.disk, next(disk for disk in world.seen if disk.header and not disk.history)
     world.disk = early
-    run(world, "dies after writing its state record", steps=5)
+    run(world, "dies after writing its state record", steps=4)
     kept = world.disk
     assert (kept.generation, kept.history) == (2, ())
     world.disk = honest
