@@ -5,9 +5,9 @@ travel in a second, tiny archive that the launcher appends, so that an edit rebu
 """
 
 import compileall
-import py_compile
 import hashlib
 import os
+import py_compile
 import re
 import shutil
 import subprocess

@@ -1,0 +1,151 @@
+"""The strict allow-list over one 16 MiB LUKS2 header: exactly what profile `xts` writes, and nothing else.
+
+The caller has verified the bytes by MAC; this check stands on its own all the same, so that a header that we ourselves were
+made to write in another way would be refused, too. It reads, it never repairs, and it echoes nothing that is not bounded.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import struct
+from typing import Any, Final
+
+from csi.model.errors import Tampered
+from csi.model.sealed import HEADER_BYTES, PAYLOAD_OFFSET
+
+_COPY_BYTES: Final = 16384
+_BINARY_BYTES: Final = 4096
+_MAGICS: Final = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
+# magic, version, hdr_size, seqid, label, checksum algorithm, salt, uuid, subsystem, hdr_offset, padding, checksum
+_BINARY: Final = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
+_CHECKSUM_OFFSET: Final = 448
+_RANDOM_BYTES: Final = 32
+
+_KEYSLOT: Final = {
+    "type": "luks2",
+    "key_size": 64,
+    "af": {"type": "luks1", "stripes": 4000, "hash": "sha256"},
+    "area": {"type": "raw", "offset": "32768", "size": "258048", "encryption": "aes-xts-plain64", "key_size": 64},
+    "kdf": {"type": "pbkdf2", "hash": "sha256", "iterations": 1000, "salt": None},
+}
+_PROFILE: Final = {
+    "keyslots": {"0": _KEYSLOT},
+    "tokens": {},
+    "segments": {
+        "0": {
+            "type": "crypt",
+            "offset": str(PAYLOAD_OFFSET),
+            "size": "dynamic",
+            "iv_tweak": "0",
+            "encryption": "aes-xts-plain64",
+            "sector_size": 4096,
+        }
+    },
+    "digests": {
+        "0": {
+            "type": "pbkdf2",
+            "keyslots": ["0"],
+            "segments": ["0"],
+            "hash": "sha256",
+            "iterations": 1000,
+            "salt": None,
+            "digest": None,
+        }
+    },
+    "config": {"json_size": "12288", "keyslots_size": "16744448"},
+}
+"""The JSON area, whole. None stands for 32 random bytes in base64; everything else must be equal, type included."""
+
+
+def check(header: bytes, *, uuid: str) -> None:
+    """Raises `Tampered` unless `header` is one header copy of profile `xts` with this UUID."""
+    if len(header) != HEADER_BYTES:
+        raise Tampered(f"a LUKS header copy is {len(header)} bytes long instead of {HEADER_BYTES}")
+    copies = (header[:_COPY_BYTES], header[_COPY_BYTES : 2 * _COPY_BYTES])
+    sequences = [
+        _check_binary(copy, magic, number * _COPY_BYTES, uuid)
+        for number, (copy, magic) in enumerate(zip(copies, _MAGICS, strict=True))
+    ]
+    if sequences[0] != sequences[1]:
+        raise Tampered("the two LUKS headers have different sequence numbers")
+    if copies[0][_BINARY_BYTES:] != copies[1][_BINARY_BYTES:]:
+        raise Tampered("the two LUKS headers hold different JSON")
+    _check_json(copies[0][_BINARY_BYTES:])
+
+
+def _check_binary(copy: bytes, magic: bytes, offset: int, uuid: str) -> int:
+    fields = _BINARY.unpack_from(copy)
+    seqid = int(fields[3])
+    wanted = {
+        "magic": (fields[0], magic),
+        "version": (fields[1], 2),
+        "size": (fields[2], _COPY_BYTES),
+        "label": (fields[4], bytes(48)),
+        "checksum algorithm": (fields[5], b"sha256".ljust(32, b"\0")),
+        "UUID": (fields[7], uuid.encode().ljust(40, b"\0")),
+        "subsystem": (fields[8], bytes(48)),
+        "offset": (fields[9], offset),
+        "padding": (fields[10], bytes(184)),
+        "end": (copy[_BINARY.size : _BINARY_BYTES], bytes(_BINARY_BYTES - _BINARY.size)),
+    }
+    for name, (found, right) in wanted.items():
+        if found != right:
+            raise Tampered(f"the LUKS header at {offset} has a wrong {name}: {_short(found)}")
+    blanked = copy[:_CHECKSUM_OFFSET] + bytes(64) + copy[_CHECKSUM_OFFSET + 64 :]
+    if fields[11] != hashlib.sha256(blanked).digest().ljust(64, b"\0"):
+        raise Tampered(f"the LUKS header at {offset} has a wrong checksum")
+    return seqid
+
+
+def _check_json(area: bytes) -> None:
+    text, end, rest = area.partition(b"\0")
+    if not end or rest.strip(b"\0"):
+        raise Tampered("the LUKS JSON area does not end in zeroes")
+    try:
+        document = json.loads(text.decode("ascii"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Tampered(f"the LUKS JSON can't be read: {str(error)[:60]}") from error
+    _compare(document, _PROFILE, "header")
+
+
+def _compare(found: Any, wanted: Any, place: str) -> None:
+    """Equal in value and type at every place; a dictionary has exactly the wanted keys."""
+    if wanted is None:
+        _check_random(found, place)
+        return
+    if type(found) is not type(wanted):
+        raise Tampered(f"LUKS JSON: {place} is {_short(found)}, not of the profile's type")
+    if isinstance(wanted, dict):
+        different = set(found) ^ set(wanted)
+        if different:
+            raise Tampered(f"LUKS JSON: {place} has or lacks {_short(min(different))}")
+        for key, value in wanted.items():
+            _compare(found[key], value, f"{place}.{key}")
+    elif found != wanted:
+        raise Tampered(f"LUKS JSON: {place} is {_short(found)} instead of {wanted!r}")
+
+
+def _check_random(found: Any, place: str) -> None:
+    try:
+        length = len(base64.b64decode(found, validate=True)) if isinstance(found, str) else -1
+    except binascii.Error:
+        length = -1
+    if length != _RANDOM_BYTES:
+        raise Tampered(f"LUKS JSON: {place} is no base64 of {_RANDOM_BYTES} bytes")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of duplicate keys cryptsetup takes the last, another parser the first; neither may decide."""
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("a key appears twice")
+    return dict(pairs)
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

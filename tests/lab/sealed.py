@@ -1,0 +1,203 @@
+"""The sealed side of the lab: a broker process in the node, and confidential guests with a measured policy."""
+
+import base64
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tests.lab import guest_image
+from tests.lab.kata import Rules
+from tests.lab.node import Node, Result
+
+_numbers = itertools.count(1)
+BROKER_PORT = 8443
+POLICY_PATH = "/run/sealed-local/initdata.toml"
+
+_POLICY = """
+version = 1
+[broker]
+url = "https://10.0.2.2:{port}"
+ca = '''{ca}'''
+allow_sample = true
+[[volume]]
+name = "data"
+id_pattern = "pvc-[a-z0-9-]+"
+mount = "/data/volume"
+fstype = "ext4"
+access = "{access}"
+format = "once"
+"""
+
+_BROKER_POLICY = """
+version = 1
+allocate = "first-use"
+format_deadline_seconds = 3600
+[tee.sample]
+allow = true
+[[workload]]
+name = "lab"
+tee = ["sample"]
+launch_digests = ["abcde"]
+init_data = {digests}
+volumes = ["pvc-*"]
+"""
+
+
+class Broker:
+    """`sealed-local broker` as a process in the node; its folder outlives a restart, not the node."""
+
+    def __init__(self, node: Node, port: int = BROKER_PORT) -> None:
+        self.node = node
+        self.port = port
+        self.folder = f"/run/broker-{port}"
+        self.log = f"{node.shared}/broker-{port}.log"
+        self._command("init", self.folder, "--host", "10.0.2.2", "--host", "127.0.0.1")
+        self.ca = node.read(f"{self.folder}/ca.pem").decode()
+        self._pid = 0
+
+    def allow(self, *init_data: str) -> None:
+        """Write the policy that releases keys to guests with exactly these init-data texts."""
+        digests = []
+        for number, text in enumerate(init_data):
+            path = f"{self.folder}/initdata-{number}.toml"
+            self.node.write(path, text.encode())
+            digests.append(self._command("init-data", path).text.split()[0])
+        self.node.write(f"{self.folder}/policy.toml", _BROKER_POLICY.format(digests=json.dumps(digests)).encode())
+
+    def start(self) -> None:
+        """Serve."""
+        argv = [sys.executable, "-m", "csi", "broker", "serve", self.folder, "--listen", f"127.0.0.1:{self.port}"]
+        self._pid = self.node.spawn(argv, self.log)
+        self.node.call("tests.lab.sealed:wait_for_port", port=self.port)
+
+    def stop(self) -> None:
+        """End it in order."""
+        self.node.kill(self._pid, signal.SIGTERM)
+        self.node.wait(self._pid)
+
+    def record(self, volume_id: str) -> dict[str, Any]:
+        """What the register knows of a volume."""
+        return dict(json.loads(self._command("volume", "show", volume_id, "--dir", self.folder).text))
+
+    def shred(self, volume_id: str) -> None:
+        """Destroy a volume's secret."""
+        self._command("volume", "shred", volume_id, "--dir", self.folder, "--yes")
+
+    def audit(self) -> list[dict[str, Any]]:
+        """The audit log."""
+        return [json.loads(line) for line in self._command("audit", "--dir", self.folder).text.splitlines()]
+
+    def _command(self, *arguments: str) -> Result:
+        return self.node.run([sys.executable, "-m", "csi", "broker", *arguments])
+
+
+def init_data(broker: Broker, *, access: str = "rw", note: str = "") -> str:
+    """The measured init-data of a guest. Another `note` makes another measurement."""
+    policy = _POLICY.format(port=broker.port, ca=broker.ca, access=access)
+    return f'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n"note" = "{note}"\n"sealed-local.toml" = """{policy}"""\n'
+
+
+class Guest:
+    """A confidential guest VM in the node, with its init-data as part of what is measured."""
+
+    def __init__(self, node: Node, measured: str, *, memory_mib: int = 384) -> None:
+        self.node = node
+        self.name = f"guest{next(_numbers)}"
+        self.log = f"{node.shared}/{self.name}.log"
+        self._measured = measured
+        self._memory = memory_mib
+        self.boot_seconds = 0.0
+
+    def boot(self) -> "Guest":
+        """Start it; returns when its agent answers."""
+        image = {key: str(value) for key, value in asdict(guest_image.build()).items()}
+        extra = self.node.shared / f"{self.name}.cpio"
+        files = guest_image.own_code() | {"extra/initdata.toml": self._measured.encode()}
+        extra.write_bytes(guest_image.archive(files))
+        self.boot_seconds = self.node.call(
+            "tests.lab.vm:start",
+            name=self.name,
+            image=image,
+            extra=str(extra),
+            memory_mib=self._memory,
+            log=self.log,
+        )
+        return self
+
+    def hand_over(self, target_path: str, rules: Rules = Rules.RS, driver: str = "virtio-scsi") -> dict[str, Any]:
+        """Kata's part: read the record, plug the device, build the Storage."""
+        return dict(
+            self.node.call(
+                "tests.lab.kata:hand_over", guest=self.name, target_path=target_path, rules=rules.value, driver=driver
+            )
+        )
+
+    def plug(self, device: str) -> str:
+        """Plug any device of the node, as a hostile host may; answers the guest's device node."""
+        address = self.node.call(
+            "tests.lab.vm:plug", name=self.name, device=device, driver="virtio-scsi", read_only=False, serial=""
+        )
+        return str(self.call("find_device", **address))
+
+    def run(self, argv: Sequence[str], *, check: bool = True, timeout: float = 240) -> Result:
+        """Run a command in the guest."""
+        reply = self.call("run", argv=list(argv), timeout=timeout)
+        result = Result(
+            rc=reply["rc"], stdout=base64.b64decode(reply["stdout"]), stderr=base64.b64decode(reply["stderr"])
+        )
+        if check and result.rc != 0:
+            raise AssertionError(f"in the guest: {' '.join(argv)}: status {result.rc}: {result.stderr.decode()}")
+        return result
+
+    def sealed_local(self, *arguments: str, check: bool = True) -> Result:
+        """`sealed-local guest ...` in the guest."""
+        return self.run(["/usr/bin/python3", "-m", "csi", "guest", *arguments], check=check)
+
+    def open(self, volume_id: str, device: str | None = None, *, check: bool = True) -> Result:
+        """Unlock and mount a volume at /data/volume."""
+        where = ["--device", device] if device is not None else []
+        return self.sealed_local("open", "--policy", POLICY_PATH, "--volume", volume_id, *where, "--json", check=check)
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file in the guest and flush it."""
+        self.call("write_file", path=path, content=base64.b64encode(content).decode())
+
+    def read(self, path: str) -> bytes:
+        """Bytes of a file in the guest."""
+        return base64.b64decode(self.call("read_file", path=path))
+
+    def kill(self) -> None:
+        """Sudden death."""
+        self.node.call("tests.lab.vm:kill", name=self.name)
+
+    def call(self, function: str, *, timeout: float = 240, **arguments: Any) -> Any:
+        """A function of the agent in the guest."""
+        return self.node.call(
+            "tests.lab.vm:call",
+            call_timeout=timeout + 60,
+            name=self.name,
+            function=function,
+            arguments={**arguments, **({"timeout": timeout} if function == "run" else {})},
+            timeout=timeout + 30,
+        )
+
+
+def wait_for_port(port: int, seconds: float = 60) -> None:
+    """Inside the node: wait until something listens on the port."""
+    import socket
+    import time
+
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+        else:
+            return
