@@ -149,7 +149,8 @@ def reinstate(record: VolumeRecord) -> VolumeRecord:
         raise _wrong_state(record, "only a retired volume can be reinstated")
     if record.header_sha256 is None:
         return _next(record, state=VolumeState.ALLOCATED, payload_bytes=None)
-    return _next(record, state=VolumeState.ACTIVE)
+    # The last change is this one now; a commit from before can't be repeated any more.
+    return _next(record, state=VolumeState.ACTIVE, committed_nonce=None)
 
 
 def shred(record: VolumeRecord) -> VolumeRecord:

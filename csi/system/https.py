@@ -112,6 +112,9 @@ class HttpsTransport:
                 raise Unavailable(f"broker {self._name}: its answer is longer than {self._max_body} bytes")
             if self._clock() > deadline:
                 raise TimeoutError(f"the answer was not complete after {self._timeout:g} s")
+        if answer.length:
+            # read1() takes a connection that broke for the end of the answer.
+            raise http.client.IncompleteRead(bytes(content), answer.length)
         return bytes(content)
 
 

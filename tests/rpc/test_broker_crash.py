@@ -133,7 +133,7 @@ def test_killed_inside_requests_a_guest_that_repeats_them_ends_well(broker: Brok
     def kill_and_restart() -> None:
         dice = random.Random(7)
         for _ in range(KILLS):
-            time.sleep(dice.uniform(0.0, 0.1))  # In this time a guest makes some requests.
+            time.sleep(dice.uniform(0.02, 0.3))  # In this time a guest makes some requests.
             broker.kill()
             broker.restart()
             broker.wait_until_it_listens()
@@ -142,7 +142,7 @@ def test_killed_inside_requests_a_guest_that_repeats_them_ends_well(broker: Brok
     thread = threading.Thread(target=kill_and_restart)
     thread.start()
     lives = 0
-    guest = BrokerRegister(broker.settings(), sleep=lambda _: time.sleep(0.5))
+    guest = BrokerRegister(broker.settings(), sleep=lambda _: broker.wait_until_it_listens())
     try:
         while not done.is_set():
             for record in life(guest, f"pvc-{lives}"):

@@ -68,7 +68,10 @@ def server() -> Iterator[Script]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
+            if "Content-Length" in headers:
+                self.close_connection = True
+            else:
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
 
@@ -197,6 +200,19 @@ def test_the_default_hash_may_be_selected(server: Script, guest: BrokerRegister,
     server.answers["auth"] = (200, COOKIE, text.encode())
     server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
     guest.open("pvc-1", Profile.XTS)
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(server: Script, guest: BrokerRegister) -> None:
+    whole = server.sealed(ALLOCATED, Secret(b"s" * 32))
+    breaks = iter([True, True, False])
+
+    def breaking() -> Answer:
+        status, headers, content = whole()
+        return (status, headers | {"Content-Length": str(len(content) + 10)}, content) if next(breaks) else whole()
+
+    server.answers["open"] = breaking  # type: ignore[assignment]
+    assert guest.open("pvc-1", Profile.XTS)[0] == ALLOCATED
+    assert [path for _, path, _, _ in server.requests].count("/kbs/v0/volumes/pvc-1/open") == 3
 
 
 def test_an_answer_that_drips_is_given_up(server: Script) -> None:

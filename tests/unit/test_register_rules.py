@@ -237,7 +237,7 @@ def test_a_volume_in_use_is_not_shredded_by_one_word(record: VolumeRecord) -> No
 
 
 def test_a_retirement_is_taken_back() -> None:
-    assert register.reinstate(RETIRED) == replace(ACTIVE, revision=RETIRED.revision + 1)
+    assert register.reinstate(RETIRED) == replace(ACTIVE, revision=RETIRED.revision + 1, committed_nonce=None)
     again = register.reinstate(register.retire(OPENING))
     assert (again.state, again.pending) == (VolumeState.ACTIVE, OPENING.pending)
     for record in (ALLOCATED, FORMATTING):
