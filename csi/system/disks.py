@@ -69,7 +69,7 @@ def edges_blank(device: str) -> bool:
         end = os.lseek(descriptor, 0, os.SEEK_END)
         head = os.pread(descriptor, min(_EDGE_BYTES, end), 0)
         tail = os.pread(descriptor, min(_EDGE_BYTES, end), max(0, end - _EDGE_BYTES))
-        return not head.strip(b"\0") and not tail.strip(b"\0")
+        return head == bytes(len(head)) and tail == bytes(len(tail))
 
 
 def number(path: str) -> tuple[int, int] | None:

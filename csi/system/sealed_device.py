@@ -51,7 +51,7 @@ class Head:
         rest = bytearray(self.region)
         for offset in STATE_RECORD_OFFSETS:
             rest[offset : offset + STATE_RECORD_BYTES] = bytes(STATE_RECORD_BYTES)
-        return rest.count(0) == len(rest) and self.tail.count(0) == len(self.tail)
+        return rest == bytes(len(rest)) and self.tail == bytes(len(self.tail))
 
 
 def read_head(device: str) -> Head:

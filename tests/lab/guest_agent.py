@@ -85,11 +85,18 @@ def write_file(path, content):
         os.fsync(file.fileno())
 
 
+def drop_caches():
+    """Forget what was read of devices, so that the next reading asks the host again."""
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w") as file:
+        file.write("3")
+
+
 def _text(data):
     return base64.b64encode(data).decode()
 
 
-_CALLS = {f.__name__: f for f in (find_device, create_storage, run, read_file, write_file)}
+_CALLS = {f.__name__: f for f in (find_device, create_storage, run, read_file, write_file, drop_caches)}
 
 
 def _answer(port, request):

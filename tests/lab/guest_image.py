@@ -22,7 +22,7 @@ from tests.lab.node import REPOSITORY
 CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "guest"
 _PROGRAMS = (
     "/usr/sbin/cryptsetup", "/usr/sbin/dmsetup", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck", "/usr/sbin/mkfs.xfs",
-    "/usr/sbin/blkid", "/usr/bin/mount", "/usr/bin/umount", "/usr/bin/python3.11",
+    "/usr/sbin/blkid", "/usr/bin/mount", "/usr/bin/umount", "/usr/bin/python3.11", "/usr/sbin/ldconfig",
 )  # fmt: skip
 _LINKS = {"/usr/sbin/mkfs.ext4": "mke2fs", "/usr/bin/python3": "python3.11"}
 _MODULES = (
@@ -153,6 +153,9 @@ def _fill_root(root: Path, folder: Path) -> None:
     _copy_libraries(Path("/usr/lib/x86_64-linux-gnu/libudev.so.1"), root)
     _copy("/usr/lib/x86_64-linux-gnu/libudev.so.1", root)
     _copy("/usr/lib/x86_64-linux-gnu/libgcc_s.so.1", root)
+    # pyudev asks `ldconfig -p` where libudev is.
+    (root / "etc/ld.so.conf").write_text("/usr/lib/x86_64-linux-gnu\n")
+    _run("ldconfig", "-r", str(root))
 
 
 def _copy_stdlib(root: Path) -> None:

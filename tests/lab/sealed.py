@@ -85,6 +85,7 @@ class Broker:
 
     def shred(self, volume_id: str) -> None:
         """Destroy a volume's secret."""
+        self._command("volume", "retire", volume_id, "--dir", self.folder)
         self._command("volume", "shred", volume_id, "--dir", self.folder, "--yes")
 
     def audit(self) -> list[dict[str, Any]]:
