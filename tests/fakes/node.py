@@ -1,0 +1,280 @@
+"""A toy node that carries out every step of a host plan as the real one does, and can be killed in the middle of one.
+
+A killed step may have done nothing, half, or all of its work; a reboot forgets mounts, activation and Kata's registry and
+keeps LVs with their tags and content. Content is one word a volume: what it is decides what a test demands of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from csi.model.errors import ForeignContent, InUse, Refused
+from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.model.mount import Mount
+from csi.plan import steps
+from csi.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
+from csi.wire.kata_record import Record
+
+EXTENT = 4 * 1024 * 1024
+FRESH = "left over from another volume"
+ZEROED = "zeroed"
+HALF = "half-written"
+
+
+class Killed(Exception):
+    """The process ended here."""
+
+
+@dataclass
+class Node:
+    """The state of the toy. `fuse` counts down at every moment at which the process may die."""
+
+    lvs: dict[str, LogicalVolume] = field(default_factory=dict)
+    content: dict[str, str] = field(default_factory=dict)
+    mounts: list[Mount] = field(default_factory=list)
+    directories: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+    records: dict[str, Record] = field(default_factory=dict)
+    read_only: set[str] = field(default_factory=set)
+    fuse: int | None = None
+    formats: list[str] = field(default_factory=list)
+    _minor: int = 0
+
+    def moment(self) -> None:
+        """A point at which the process may be killed."""
+        if self.fuse is not None:
+            if self.fuse == 0:
+                raise Killed
+            self.fuse -= 1
+
+    def apply(self, plan: steps.Plan) -> None:
+        """Carry out a plan; every step has a moment before it and, inside, where it has parts."""
+        for step in plan:
+            self.moment()
+            _HANDLERS[type(step)](self, step)
+        self.moment()
+
+    def reboot(self) -> None:
+        """The power was off: memory is empty, disks are not."""
+        self.mounts.clear()
+        self.records.clear()
+        self.read_only.clear()
+        for name, lv in self.lvs.items():
+            self.lvs[name] = replace(lv, activation=Activation.INACTIVE, device=None)
+
+    def report(self) -> Report:
+        """What LVM would show."""
+        used = sum(lv.size_bytes // EXTENT for lv in self.lvs.values())
+        lvs = tuple(replace(lv, is_open=self._is_open(lv)) for lv in self.lvs.values())
+        pv = PhysicalVolume(name="/dev/a", extents=1000, free_extents=1000 - used, allocatable=True, missing=False)
+        vg = VolumeGroup(
+            name="vg0",
+            extent_bytes=EXTENT,
+            extents=1000,
+            free_extents=1000 - used,
+            writable=True,
+            exported=False,
+            partial=False,
+            pvs=(pv,),
+            lvs=lvs,
+        )
+        return Report(vgs=(vg,))
+
+    def path(self, path: str) -> PathView:
+        """What `csi.host.observe.path` would show."""
+        found = tuple(mount for mount in self.mounts if mount.target == path)
+        bound = next((mount for mount in reversed(found) if mount.fstype == "devtmpfs"), None)
+        if bound is not None:
+            return PathView(path=path, kind=PathKind.DEVICE, mounts=found, device=bound.device)
+        kind = (
+            PathKind.DIRECTORY if path in self.directories else PathKind.FILE if path in self.files else PathKind.ABSENT
+        )
+        return PathView(path=path, kind=kind, mounts=found)
+
+    def publications(self, name: str, staging: str = "") -> Publications:
+        """What `csi.host.observe.publications` would show."""
+        lv = self.lvs.get(name)
+        if lv is None:
+            return Publications()
+        shown = [mount for mount in self.mounts if lv.device is not None and mount.device == lv.device]
+        return Publications(
+            mounts=tuple(m.target for m in shown if m.fstype != "devtmpfs" and m.target != staging),
+            devices=tuple(m.target for m in shown if m.fstype == "devtmpfs"),
+            records={target: record for target, record in self.records.items() if record.device == lv.path},
+        )
+
+    def pod_write(self, name: str, target: str, data: str) -> str:
+        """A pod (or the guest, where there is a record) writes; answers where the data went."""
+        record = self.records.get(target)
+        top = self.path(target).top
+        if record is not None:
+            self.content[name] = data
+            return "guest"
+        if top is None:
+            return "host" if target in self.directories else "nowhere"
+        if top.read_only:
+            return "refused"
+        self.content[name] = data
+        return "volume"
+
+    def _is_open(self, lv: LogicalVolume) -> bool:
+        return lv.device is not None and any(m.device == lv.device and m.fstype != "devtmpfs" for m in self.mounts)
+
+    def activate(self, name: str) -> None:
+        """Give the LV a device number."""
+        lv = self.lvs[name]
+        if lv.device is None:
+            self._minor += 1
+            self.lvs[name] = replace(lv, activation=Activation.ACTIVE, device=(254, self._minor))
+
+    def named(self, device: str) -> str:
+        """The LV of a device path, which must be active."""
+        name = device.rsplit("/", 1)[-1]
+        if self.lvs[name].device is None:
+            raise Refused(f"{device} is not active")
+        return name
+
+    def mount(self, target: str, device: tuple[int, int], fstype: str, source: str, *, read_only: bool) -> None:
+        """Add a mount on top."""
+        options = frozenset({"ro" if read_only else "rw"})
+        self.mounts.append(
+            Mount(
+                target=target,
+                root="/",
+                device=device,
+                fstype=fstype,
+                source=source,
+                options=options,
+                super_options=frozenset(),
+            )
+        )
+
+
+def _create(node: Node, step: steps.CreateLV) -> None:
+    assert step.name not in node.lvs, "LVM refuses a second LV of the same name"
+    node.lvs[step.name] = LogicalVolume(
+        name=step.name,
+        vg=step.vg,
+        size_bytes=step.extents * EXTENT,
+        tags=frozenset(step.tags),
+        activation=Activation.INACTIVE,
+        is_open=False,
+        partial=False,
+        device=None,
+    )
+    node.content[step.name] = FRESH
+
+
+def _remove(node: Node, step: steps.RemoveLV) -> None:
+    del node.lvs[step.name]
+
+
+def _tags(node: Node, step: steps.ChangeTags) -> None:
+    lv = node.lvs[step.name]
+    node.lvs[step.name] = replace(lv, tags=lv.tags - set(step.remove) | set(step.add))
+
+
+def _deactivate(node: Node, step: steps.Deactivate) -> None:
+    lv = node.lvs[step.name]
+    if node._is_open(lv):
+        raise InUse(step.name)
+    node.lvs[step.name] = replace(lv, activation=Activation.INACTIVE, device=None)
+    node.read_only.discard(step.name)
+
+
+def _zero(node: Node, step: steps.ZeroRange) -> None:
+    name = node.named(step.device)
+    assert name not in node.read_only, "the kernel refuses to write a read-only device"
+    node.content[name] = HALF
+    node.moment()
+    node.content[name] = ZEROED
+
+
+def _format(node: Node, step: steps.MakeFilesystem) -> None:
+    name = node.named(step.device)
+    node.formats.append(name)
+    node.content[name] = HALF
+    node.moment()
+    node.content[name] = f"empty {step.fstype}"
+
+
+def _require(node: Node, step: steps.RequireFilesystem) -> None:
+    if node.content[node.named(step.device)] in (FRESH, ZEROED, HALF):
+        raise ForeignContent(step.device)
+
+
+def _mount_filesystem(node: Node, step: steps.MountFilesystem) -> None:
+    node.directories.add(step.target)
+    node.moment()
+    device = node.lvs[node.named(step.device)].device
+    assert device is not None
+    node.mount(step.target, device, step.fstype, step.device, read_only="ro" in step.options)
+
+
+def _bind_directory(node: Node, step: steps.BindDirectory) -> None:
+    node.directories.add(step.target)
+    node.moment()
+    top = node.path(step.source).top
+    assert top is not None
+    node.mount(step.target, top.device, top.fstype, top.source, read_only=step.read_only)
+
+
+def _bind_device(node: Node, step: steps.BindDevice) -> None:
+    node.files.add(step.target)
+    node.moment()
+    device = node.lvs[node.named(step.device)].device
+    assert device is not None
+    node.mount(step.target, device, "devtmpfs", step.device, read_only=False)
+
+
+def _set_read_only(node: Node, step: steps.SetReadOnly) -> None:
+    change = node.read_only.add if step.read_only else node.read_only.discard
+    change(node.named(step.device))
+
+
+def _tombstone(node: Node, step: steps.MountTombstone) -> None:
+    node.directories.add(step.target)
+    node.moment()
+    node.mount(step.target, (0, 99), "tmpfs", TOMBSTONE_SOURCE, read_only=True)
+
+
+def _write_record(node: Node, step: steps.WriteRecord) -> None:
+    node.records[step.target] = step.record
+
+
+def _remove_record(node: Node, step: steps.RemoveRecord) -> None:
+    node.records.pop(step.target, None)
+
+
+def _unmount(node: Node, step: steps.Unmount) -> None:
+    while any(mount.target == step.target for mount in node.mounts):
+        last = max(number for number, mount in enumerate(node.mounts) if mount.target == step.target)
+        del node.mounts[last]
+        node.moment()
+
+
+def _remove_target(node: Node, step: steps.RemoveTarget) -> None:
+    node.directories.discard(step.target)
+    node.files.discard(step.target)
+
+
+_HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[assignment]
+    steps.CreateLV: _create,
+    steps.RemoveLV: _remove,
+    steps.ChangeTags: _tags,
+    steps.Activate: lambda node, step: node.activate(step.name),
+    steps.Deactivate: _deactivate,
+    steps.ZeroRange: _zero,
+    steps.DiscardRange: lambda node, step: None,
+    steps.MakeFilesystem: _format,
+    steps.RequireFilesystem: _require,
+    steps.CheckFilesystem: lambda node, step: None,
+    steps.MountFilesystem: _mount_filesystem,
+    steps.BindDirectory: _bind_directory,
+    steps.BindDevice: _bind_device,
+    steps.SetReadOnly: _set_read_only,
+    steps.MountTombstone: _tombstone,
+    steps.WriteRecord: _write_record,
+    steps.RemoveRecord: _remove_record,
+    steps.Unmount: _unmount,
+    steps.RemoveTarget: _remove_target,
+}
