@@ -26,7 +26,7 @@ _PROGRAMS = (
 )  # fmt: skip
 _LINKS = {"/usr/sbin/mkfs.ext4": "mke2fs", "/usr/bin/python3": "python3.11"}
 _MODULES = (
-    "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "dm-crypt", "xts", "ecb", "xfs",
+    "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "dm-crypt", "xts", "ecb",
 )  # fmt: skip
 _DISTRIBUTIONS = ("cryptography", "cffi", "msgspec", "pyudev", "rfc8785")
 _UNUSED_STDLIB = (

@@ -80,8 +80,9 @@ class Story:
         self._prove_tombstone(target)
         with self.step("the first guest is killed, as in a crash"):
             first.kill()
-        self._second_guest(target, marker)
-        self._prove_refusals(target)
+        self._other_guest(target)
+        guest, device = self._second_guest(target, marker)
+        self._prove_hostile_disk(guest, device)
         self._delete(target)
 
     def _prepare(self) -> None:
@@ -157,8 +158,15 @@ class Story:
             assert b"Read-only file system" in wrote.stderr
             found.append("EROFS: " + wrote.stderr.decode().strip().rpartition("/")[2])
 
-    def _second_guest(self, target: str, marker: bytes) -> None:
-        guest = self._boot("a second guest boots", self.measured)
+    def _other_guest(self, target: str) -> None:
+        guest = self._boot("a guest with another measurement boots", init_data(self.broker, note="another"))
+        with self.step("the broker refuses the other measurement", "proof") as found:
+            device = guest.hand_over(target, Rules.RS)["device"]
+            self._refused(guest, device, 6, found)
+            guest.kill()
+
+    def _second_guest(self, target: str, marker: bytes) -> tuple[Guest, str]:
+        guest = self._boot("a second guest with the right measurement boots", self.measured)
         with self.step("it opens the volume and reads the file back", "proof") as found:
             device = guest.hand_over(target, Rules.GO)["device"]
             opened = json.loads(guest.open(VOLUME, device).stdout)
@@ -167,16 +175,9 @@ class Story:
             found.append(f"same content, generation {opened['generation']}, freshness {opened['freshness']}")
         with self.step("it closes the volume in order"):
             guest.sealed_local("close", "--volume", VOLUME)
-            guest.kill()
+        return guest, device
 
-    def _prove_refusals(self, target: str) -> None:
-        other = self._boot("a guest with another measurement boots", init_data(self.broker, note="another"))
-        with self.step("the broker refuses the other measurement", "proof") as found:
-            device = other.hand_over(target, Rules.RS)["device"]
-            self._refused(other, device, 6, found)
-            other.kill()
-        guest = self._boot("a guest with the right measurement boots", self.measured)
-        device = guest.hand_over(target, Rules.RS)["device"]
+    def _prove_hostile_disk(self, guest: Guest, device: str) -> None:
         lv = f"/dev/vg0/{VOLUME}"
         with self.step("one changed bit in the header is refused", "proof") as found:
             good = self._node_read(lv, 0, 32 * MIB)
