@@ -2,10 +2,10 @@
 
 The caller has verified the bytes by MAC; this check stands on its own all the same, so that a header that we ourselves were
 made to write in another way would be refused, too. It reads, it never repairs, and it echoes nothing that is not bounded.
+It does no I/O, opens no keyslot and doesn't look at the keyslot area: those bytes are random, and only the MAC covers them.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 import struct
@@ -58,11 +58,11 @@ _PROFILE: Final = {
 """The JSON area, whole. None stands for 32 random bytes in base64; everything else must be equal, type included."""
 
 
-def check(header: bytes, *, uuid: str) -> None:
+def check(header: bytes | memoryview, *, uuid: str) -> None:
     """Raises `Tampered` unless `header` is one header copy of profile `xts` with this UUID."""
     if len(header) != HEADER_BYTES:
         raise Tampered(f"a LUKS header copy is {len(header)} bytes long instead of {HEADER_BYTES}")
-    copies = (header[:_COPY_BYTES], header[_COPY_BYTES : 2 * _COPY_BYTES])
+    copies = (bytes(header[:_COPY_BYTES]), bytes(header[_COPY_BYTES : 2 * _COPY_BYTES]))
     sequences = [
         _check_binary(copy, magic, number * _COPY_BYTES, uuid)
         for number, (copy, magic) in enumerate(zip(copies, _MAGICS, strict=True))
@@ -127,11 +127,12 @@ def _compare(found: Any, wanted: Any, place: str) -> None:
 
 
 def _check_random(found: Any, place: str) -> None:
+    """The one spelling of 32 bytes: stray bits before the padding would be a second header text with the same meaning."""
     try:
-        length = len(base64.b64decode(found, validate=True)) if isinstance(found, str) else -1
-    except binascii.Error:
-        length = -1
-    if length != _RANDOM_BYTES:
+        value = base64.b64decode(found, validate=True) if isinstance(found, str) else b""
+    except ValueError:  # also for text that isn't ASCII, which isn't a binascii.Error
+        value = b""
+    if len(value) != _RANDOM_BYTES or base64.b64encode(value).decode() != found:
         raise Tampered(f"LUKS JSON: {place} is no base64 of {_RANDOM_BYTES} bytes")
 
 
@@ -147,5 +148,8 @@ def _no_constant(word: str) -> Any:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    """For messages. Nested values go by their type: writing them out would recurse as deep as the host nested them."""
+    if isinstance(value, dict | list):
+        return f"a {type(value).__name__}"
+    text = ascii(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
