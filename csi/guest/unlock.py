@@ -39,6 +39,7 @@ from csi.wire.state_record import RecordKind, StateRecord
 
 _log = logging.getLogger(__name__)
 _NONCE_BYTES = 24
+_FIRST_BYTES = 4096
 _FORCED_OPTIONS = ("nosuid", "nodev")
 
 Progress = Callable[[str], None]
@@ -132,9 +133,10 @@ class Unlocker:
         return self._mount(record, mapping, formatted_now=True, check=False)
 
     def _open(self, record: VolumeRecord, keys: VolumeKeys, head: Head, decision: Open) -> Opened:
-        header = bytes(head.header_a() if decision.copy is HeaderCopy.A else head.header_b())
+        header = head.header_a() if decision.copy is HeaderCopy.A else head.header_b()
         found = decision.found
-        state_record.require_header(found, hashlib.sha256(header).digest(), len(header), keys)
+        # The plan has found this copy's digest equal to the record's, so the MAC of that digest authenticates the copy.
+        state_record.require_header(found, found.header_sha256, len(header), keys)
         luks_header.check(header, uuid=keys.luks_uuid)
         mapping = self._map(keys, head, header, found.payload_bytes)
         self.progress("the header is authentic and the kernel's mapping is the expected one")
@@ -153,7 +155,7 @@ class Unlocker:
         self.progress(f"generation {generation} is committed to the register")
         return record
 
-    def _map(self, keys: VolumeKeys, head: Head, header: bytes, payload_bytes: int) -> Mapping:
+    def _map(self, keys: VolumeKeys, head: Head, header: bytes | memoryview, payload_bytes: int) -> Mapping:
         """Open dm-crypt by the private copy, then believe only what the kernel says."""
         with memfd.sealed(header) as descriptor:
             cryptsetup.open_volume(
@@ -269,7 +271,7 @@ def _view(head: Head, keys: VolumeKeys, volume_id: str) -> DiskView:
         device_bytes=head.device_bytes,
         slots=(first, second),
         # A formatted volume shows it in its first bytes; only otherwise is all of it looked at.
-        zero_but_slots=not any(head.region[:4096]) and head.zero_but_slots(),
+        zero_but_slots=not any(head.region[:_FIRST_BYTES]) and head.zero_but_slots(),
         header=header,
     )
 

@@ -10,7 +10,7 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | f
 
 
 @contextmanager
-def sealed(content: bytes) -> Iterator[int]:
+def sealed(content: bytes | memoryview) -> Iterator[int]:
     """A descriptor of memory with this content that nobody, cryptsetup's auto-repair included, can change any more."""
     with writable(len(content)) as descriptor:
         view = memoryview(content)

@@ -1,8 +1,10 @@
 """The raw device of a sealed volume: one reading of its head into private memory, and flushed writes of records and copies.
 
-Parses nothing: what the bytes mean is decided after their MAC was verified.
+The reading goes past the page cache: it shows what the device has now, and leaves no second copy in memory. Parses nothing:
+what the bytes mean is decided after their MAC was verified.
 """
 
+import mmap
 import os
 import stat
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from csi.model.sealed import (
 from csi.model.size import MIB
 
 _TAIL_BYTES: Final = 1 * MIB
+_ALIGNMENT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,28 +33,32 @@ class Head:
     device: str
     number: tuple[int, int]
     device_bytes: int
-    region: bytes
-    tail: bytes
+    region: memoryview
+    tail: memoryview
 
     def header_a(self) -> memoryview:
         """Header copy A."""
-        return memoryview(self.region)[HEADER_A_OFFSET : HEADER_A_OFFSET + HEADER_BYTES]
+        return self.region[HEADER_A_OFFSET : HEADER_A_OFFSET + HEADER_BYTES]
 
     def header_b(self) -> memoryview:
         """Header copy B."""
-        return memoryview(self.region)[HEADER_B_OFFSET : HEADER_B_OFFSET + HEADER_BYTES]
+        return self.region[HEADER_B_OFFSET : HEADER_B_OFFSET + HEADER_BYTES]
 
     def slots(self) -> tuple[bytes, bytes]:
         """The two state records."""
-        first, second = (self.region[offset : offset + STATE_RECORD_BYTES] for offset in STATE_RECORD_OFFSETS)
+        first, second = (bytes(self.region[offset : offset + STATE_RECORD_BYTES]) for offset in STATE_RECORD_OFFSETS)
         return first, second
 
     def zero_but_slots(self) -> bool:
         """Whether everything that was read, the two records apart, is zero."""
-        rest = bytearray(self.region)
-        for offset in STATE_RECORD_OFFSETS:
-            rest[offset : offset + STATE_RECORD_BYTES] = bytes(STATE_RECORD_BYTES)
-        return rest == bytes(len(rest)) and self.tail == bytes(len(self.tail))
+        records = {offset // MIB for offset in STATE_RECORD_OFFSETS}
+        zeroes = bytes(MIB)
+        for number in range(len(self.region) // MIB):
+            start = number * MIB + (STATE_RECORD_BYTES if number in records else 0)
+            part = bytes(self.region[start : (number + 1) * MIB])
+            if part != zeroes[: len(part)]:
+                return False
+        return bytes(self.tail) == zeroes
 
 
 def read_head(device: str) -> Head:
@@ -69,7 +76,7 @@ def read_head(device: str) -> Head:
             number=(os.major(status.st_rdev), os.minor(status.st_rdev)),
             device_bytes=size,
             region=_pread(descriptor, PAYLOAD_OFFSET, 0),
-            tail=_pread(descriptor, _TAIL_BYTES, size - _TAIL_BYTES),
+            tail=_pread(descriptor, _TAIL_BYTES, (size - _TAIL_BYTES) // _ALIGNMENT * _ALIGNMENT),
         )
     finally:
         os.close(descriptor)
@@ -101,19 +108,20 @@ def write(device: str, offset: int, content: bytes | memoryview) -> None:
 
 def _open_exclusive(device: str) -> int:
     try:
-        return os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC)
+        return os.open(device, os.O_RDONLY | os.O_EXCL | os.O_DIRECT | os.O_CLOEXEC)
     except FileNotFoundError:
         raise NotFound(f"there is no device {device}; was the volume plugged into this guest?") from None
     except OSError as error:
         raise InUse(f"{device} can't be opened alone: {error.strerror}; close what uses it first") from error
 
 
-def _pread(descriptor: int, length: int, offset: int) -> bytes:
-    parts = []
-    while length > 0:
-        part = os.pread(descriptor, length, offset)
-        if not part:
+def _pread(descriptor: int, length: int, offset: int) -> memoryview:
+    """Read into memory of its own pages, which is what direct reading wants."""
+    target = memoryview(mmap.mmap(-1, length))
+    done = 0
+    while done < length:
+        count = os.preadv(descriptor, [target[done:]], offset + done)
+        if count == 0:
             raise Refused("the device ends before its size; it is not used")
-        parts.append(part)
-        length, offset = length - len(part), offset + len(part)
-    return b"".join(parts)
+        done += count
+    return target
