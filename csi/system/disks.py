@@ -1,5 +1,6 @@
 """Block devices as the node handles them: zeroing, discarding, the read-only flag, size. Parses nothing on them."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from csi.model.errors import ForeignContent
+from csi.model.errors import ForeignContent, InUse
 from csi.model.size import GIB, MIB, SECTOR_BYTES
 
 _log = logging.getLogger(__name__)
@@ -31,8 +32,12 @@ def size(device: str) -> int:
 
 
 def zero(device: str, offset: int, length: int) -> None:
-    """Write zeroes over a range and flush; the kernel uses the disk's own command for it where there is one."""
-    with _opened(device, os.O_RDWR) as descriptor:
+    """Write zeroes over a range and flush; the kernel uses the disk's own command for it where there is one.
+
+    Raises `InUse` when the device is mounted or somebody else is writing it: after a kill of the driver, an mkfs that it
+    had started may still run.
+    """
+    with _opened(device, os.O_RDWR | os.O_EXCL) as descriptor:
         for start, part in _slices(offset, length):
             fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("QQ", start, part))
             if length > _SLICE_BYTES:
@@ -41,8 +46,11 @@ def zero(device: str, offset: int, length: int) -> None:
 
 
 def discard(device: str, offset: int, length: int) -> None:
-    """Tell the disk that a range is free; a disk without discard keeps the bytes, which is no error."""
-    with _opened(device, os.O_RDWR) as descriptor:
+    """Tell the disk that a range is free; a disk without discard keeps the bytes, which is no error.
+
+    Raises `InUse` as `zero` does.
+    """
+    with _opened(device, os.O_RDWR | os.O_EXCL) as descriptor:
         for start, part in _slices(offset, length):
             try:
                 fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("QQ", start, part))
@@ -96,7 +104,12 @@ def _slices(offset: int, length: int) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _opened(device: str, flags: int) -> Iterator[int]:
-    descriptor = os.open(Path(device), flags | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(Path(device), flags | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise InUse(f"{device} is mounted or in use by another program; wait for its end, then repeat") from error
+        raise
     try:
         if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
             raise ForeignContent(f"{device} is no block device; something else lies there")

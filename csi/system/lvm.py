@@ -70,6 +70,8 @@ class Lvm:
         self._lock_file = lock_file
         self._lock = threading.Lock()
         self._holder = ""
+        self._turn = threading.local()
+        self._last: tuple[float, Report] | None = None
 
     @contextmanager
     def exclusive(self, holder: str, wait_seconds: float = 300.0) -> Iterator[None]:
@@ -77,6 +79,7 @@ class Lvm:
 
         Raises `Unavailable` when the turn doesn't come in time.
         """
+        arrived = time.monotonic()
         if not self._lock.acquire(timeout=wait_seconds):
             raise Unavailable(f"LVM is busy with {self._holder!r} for more than {wait_seconds:g} s; try again later")
         try:
@@ -84,19 +87,29 @@ class Lvm:
             descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 _flock(descriptor, self._lock_file, wait_seconds)
+                self._turn.arrived = arrived
                 yield
             finally:
+                self._turn.arrived = None
                 os.close(descriptor)
         finally:
             self._lock.release()
 
     def report(self) -> Report:
-        """All volume groups, disks and volumes as LVM sees them now."""
-        result = self._run(
-            _REPORT,
-            _READ_SECONDS,
-        )
-        return lvm_report.parse(result.stdout)
+        """All volume groups, disks and volumes as LVM sees them now.
+
+        Calls that queued for their turn together share one look: a report that began after a call arrived, with no change
+        of ours since, tells that call all that it could have seen by looking itself.
+        """
+        arrived = getattr(self._turn, "arrived", None)
+        last = self._last
+        if arrived is not None and last is not None and last[0] >= arrived:
+            return last[1]
+        began = time.monotonic()
+        report = lvm_report.parse(self._run(_REPORT, _READ_SECONDS).stdout)
+        if arrived is not None:
+            self._last = (began, report)
+        return report
 
     def create(
         self,
@@ -117,11 +130,11 @@ class Lvm:
         if stripes > 1:
             argv += ["--stripes", str(stripes)]
             argv += ["--stripesize", f"{stripe_kib}k"] if stripe_kib is not None else []
-        self._run([*argv, vg, *pvs], _WRITE_SECONDS)
+        self._change([*argv, vg, *pvs])
 
     def remove(self, vg: str, name: str) -> None:
         """Remove an inactive LV."""
-        self._run(["lvremove", "--yes", f"{vg}/{name}"], _WRITE_SECONDS)
+        self._change(["lvremove", "--yes", f"{vg}/{name}"])
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
         """Change tags of an LV in one metadata change."""
@@ -130,13 +143,13 @@ class Lvm:
             argv += ["--deltag", tag]
         for tag in add:
             argv += ["--addtag", tag]
-        self._run([*argv, f"{vg}/{name}"], _WRITE_SECONDS)
+        self._change([*argv, f"{vg}/{name}"])
 
     def activate(self, vg: str, name: str) -> None:
         """Make the kernel device; `vgmknodes` brings a /dev entry back that a restart of udev or of the pod lost."""
-        self._run(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"], _WRITE_SECONDS)
+        self._change(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
         if not Path(f"/dev/{vg}/{name}").exists():
-            self._run(["vgmknodes", f"{vg}/{name}"], _WRITE_SECONDS)
+            self._change(["vgmknodes", f"{vg}/{name}"])
 
     def deactivate(self, vg: str, name: str, *, patience_seconds: float = 5.0) -> None:
         """Take the kernel device away. A virtual machine may close it a moment late, so busy is tried again for a while.
@@ -146,7 +159,7 @@ class Lvm:
         give_up = time.monotonic() + patience_seconds
         while True:
             try:
-                self._run(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"], _WRITE_SECONDS)
+                self._change(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
             except CommandError as error:
                 if error.returncode != _FAILED or "in use" not in error.stderr:
                     raise
@@ -158,16 +171,22 @@ class Lvm:
 
     def create_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
-        self._run(["vgcreate", vg, *devices], _WRITE_SECONDS)
+        self._change(["vgcreate", vg, *devices])
 
     def extend_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Add blank devices to a volume group."""
-        self._run(["vgextend", vg, *devices], _WRITE_SECONDS)
+        self._change(["vgextend", vg, *devices])
 
     def version(self) -> str:
         """LVM's own version line. Raises `ToolFailed` when lvm is not installed."""
         lines = self._run(["version"], _READ_SECONDS).text.splitlines()
         return lines[0].split(":", 1)[-1].strip() if lines else "unknown"
+
+    def _change(self, argv: Sequence[str]) -> None:
+        try:
+            self._run(argv, _WRITE_SECONDS)
+        finally:
+            self._last = None
 
     def _run(self, argv: Sequence[str], timeout: float) -> Result:
         # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.

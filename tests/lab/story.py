@@ -206,7 +206,7 @@ class Story:
     def _delete(self, target: str) -> None:
         lv = f"/dev/vg0/{VOLUME}"
         with self.step("unpublish, unstage, DeleteVolume") as found:
-            where = self._extents()
+            where = extents(self.node, f"vg0/{VOLUME}")
             # The blanked volume gets content again, so that the wipe has something to do.
             self.node.call("tests.lab.story:scribble", device=lv)
             self.driver.unpublish(VOLUME).ok()
@@ -227,14 +227,6 @@ class Story:
             self.broker.stop()
             found.append(f"{len(self.broker.audit())} entries in the broker's audit log")
 
-    def _extents(self) -> tuple[str, int, int]:
-        """The disk, offset and length in bytes of the LV's one segment."""
-        argv = ["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "seg_pe_ranges,seg_size", f"vg0/{VOLUME}"]
-        ranges, length = self.node.run(argv).text.split()
-        disk, _, extents = ranges.partition(":")
-        start = self.node.run(["pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", disk]).text
-        return disk, int(start) + int(extents.split("-")[0]) * 4 * MIB, int(length)
-
     def _node_read(self, device: str, offset: int, length: int) -> bytes:
         path = str(self.node.shared / "read.bin")
         argv = [
@@ -248,6 +240,15 @@ class Story:
         ]
         self.node.run(argv)
         return (self.node.shared / "read.bin").read_bytes()
+
+
+def extents(node: Node, lv: str) -> tuple[str, int, int]:
+    """The disk, offset and length in bytes of an LV with one segment."""
+    argv = ["lvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "seg_pe_ranges,seg_size,vg_extent_size", lv]
+    ranges, length, extent = node.run(argv).text.split()
+    disk, _, numbers = ranges.partition(":")
+    start = node.run(["pvs", "--noheadings", "--units", "b", "--nosuffix", "-o", "pe_start", disk]).text
+    return disk, int(start) + int(numbers.split("-")[0]) * int(extent), int(length)
 
 
 def _blocks(device: str, offset: int, length: int | None) -> Iterator[bytes]:
