@@ -30,8 +30,6 @@ def _settings(*, udev: bool) -> str:
         (
             # A devices file that appears by itself would make the filter useless and hide disks.
             "devices/use_devicesfile=0",
-            # Hints go stale when disks come and go; a scan costs milliseconds.
-            'devices/hints="none"',
             f"devices/obtain_device_list_from_udev={on}",
             # Never look for PVs inside volumes: tenants write there.
             "devices/scan_lvs=0",
@@ -49,6 +47,10 @@ def _settings(*, udev: bool) -> str:
         )
     )
 
+
+_NO_HINTS = 'devices/hints="none"'
+"""Hints go stale when disks come and go; a scan costs milliseconds. Only commands that make PVs must not say so: they are
+what tells the hints of the administrator's own commands that they are stale."""
 
 _REPORT = (
     "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
@@ -171,28 +173,27 @@ class Lvm:
 
     def create_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
-        self._change(["vgcreate", vg, *devices])
+        self._change(["vgcreate", vg, *devices], hints=True)
 
     def extend_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Add blank devices to a volume group."""
-        self._change(["vgextend", vg, *devices])
+        self._change(["vgextend", vg, *devices], hints=True)
 
     def version(self) -> str:
         """LVM's own version line. Raises `ToolFailed` when lvm is not installed."""
         lines = self._run(["version"], _READ_SECONDS).text.splitlines()
         return lines[0].split(":", 1)[-1].strip() if lines else "unknown"
 
-    def _change(self, argv: Sequence[str]) -> None:
+    def _change(self, argv: Sequence[str], *, hints: bool = False) -> None:
         try:
-            self._run(argv, _WRITE_SECONDS)
+            self._run(argv, _WRITE_SECONDS, hints=hints)
         finally:
             self._last = None
 
-    def _run(self, argv: Sequence[str], timeout: float) -> Result:
+    def _run(self, argv: Sequence[str], timeout: float, *, hints: bool = False) -> Result:
+        config = self._config if hints else f"{self._config} {_NO_HINTS}"
         # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
-        return self._runner.run(
-            ["lvm", argv[0], "--config", self._config, *argv[1:]], timeout=timeout, env=_ENVIRONMENT
-        )
+        return self._runner.run(["lvm", argv[0], "--config", config, *argv[1:]], timeout=timeout, env=_ENVIRONMENT)
 
 
 def _flock(descriptor: int, path: Path, wait_seconds: float) -> None:

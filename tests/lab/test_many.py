@@ -16,4 +16,6 @@ def test_a_hundred_volumes_asked_for_at_once_are_made_once_each(driver: Driver) 
     assert [volume["volume_id"] for volume in again] == ids
     assert sorted(name for name in lvs(driver.node) if name.startswith("pvc-many-")) == sorted(ids)
     # By the tool, because nothing of these volumes was ever used and a hundred deletions prove nothing more.
-    driver.node.run(["lvremove", "-q", "--yes", "vg0", "--select", "lv_tags={sl:v1} && lv_name=~^pvc-many-"], timeout=300)
+    driver.node.run(
+        ["lvremove", "-q", "--yes", "vg0", "--select", "lv_tags={sl:v1} && lv_name=~^pvc-many-"], timeout=300
+    )

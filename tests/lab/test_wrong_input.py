@@ -184,6 +184,7 @@ class TestPools:
     def _stripes_and_fills(self, driver: Driver, node: Node) -> None:
         """The group has a disk of 64 MiB and one of 128 MiB: stripes end where the smaller one does."""
         driver.create("pvc-s", 64 * MIB, _CAPABILITY, pool="more", lvmType="striping").ok()
+        # The administrator's own lvs, with LVM's default hints, sees the new group at once, too.
         shown = node.run(["lvs", "--noheadings", "-o", "stripes", "vgmore/pvc-s"]).text.strip()
         assert shown == "2"
         striped = driver.create("pvc-t", 64 * MIB, _CAPABILITY, pool="more", lvmType="striping")
