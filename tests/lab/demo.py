@@ -91,7 +91,8 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1240px; padding: 0 1rem; color: #222 }}
 svg {{ width: 100%; font: 12px system-ui, sans-serif; fill: #333 }}
-table {{ border-collapse: collapse; width: 100% }} td, th {{ border-bottom: 1px solid #ddd; padding: .35rem .5rem; text-align: left;
+table {{ border-collapse: collapse; width: 100% }}
+td, th {{ border-bottom: 1px solid #ddd; padding: .35rem .5rem; text-align: left;
 vertical-align: top }} td:nth-child(-n+2) {{ text-align: right; white-space: nowrap }} td:nth-child(3) {{ width: 30% }}
 code {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }}
 .proof td:nth-child(3)::before {{ content: "proved: "; color: #2e9e5b; font-weight: 600 }}

@@ -6,7 +6,6 @@ inside the node. This is the lab's, never the product's: the driver writes recor
 
 import base64
 import json
-import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -138,7 +137,7 @@ def hand_over(guest: str, target_path: str, rules: str, driver: str = "virtio-sc
     found = interpret(read_entry(target_path), Rules(rules))
     if isinstance(found, PlainDirectory):
         return {"plain_directory": found.reason}
-    os.stat(found.device)  # Go and Rust both fail here when the node is missing
+    Path(found.device).stat()  # Go and Rust both fail here when the node is missing
     if rules == Rules.GO:
         (REGISTRY / encoded(target_path) / f"sandbox-{guest}").touch(mode=0o600)
     address = vm.plug(guest, found.device, driver, found.read_only, "")

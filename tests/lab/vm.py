@@ -3,6 +3,7 @@
 Guests are kept by name in the node agent's process; every function here takes and answers JSON.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -124,10 +125,8 @@ class Guest:
 
     def kill(self) -> None:
         """The guest dies without a word."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
