@@ -11,6 +11,7 @@ from typing import Final
 import pyudev
 
 from csi.model.errors import NotFound
+from csi.system.disks import resolved
 
 _POLL_SECONDS: Final = 1.0
 _NOT_DISKS: Final = ("loop", "ram", "dm-", "zram", "sr", "fd")
@@ -42,11 +43,15 @@ def appearing(seconds: float) -> Iterator[tuple[str, ...]]:
 
 
 def wait_for(device: str, seconds: float) -> str:
-    """Wait until a device node is there. Raises `NotFound` naming it and what there is."""
-    present: tuple[str, ...] = ()
-    for present in appearing(seconds):
-        if device in present:
-            return device
+    """Wait until a path leads to a block device; answers that device, links resolved.
+
+    Raises `NotFound` naming the path and the disks that there are.
+    """
+    for _ in appearing(seconds):
+        found = resolved(device)
+        if found is not None:
+            return found
+    present = disks()
     raise NotFound(f"no device {device} after {seconds:g} s; there are: {', '.join(present) or 'none'}")
 
 

@@ -20,7 +20,7 @@ POLICY_PATH = "/run/sealed-local/initdata.toml"
 _POLICY = """
 version = 1
 [broker]
-url = "https://10.0.2.2:{port}"
+url = "https://{host}:{port}"
 ca = '''{ca}'''
 allow_sample = true
 [[volume]]
@@ -96,9 +96,9 @@ class Broker:
         return self.node.run([sys.executable, "-m", "csi", "broker", *arguments])
 
 
-def init_data(broker: Broker, *, access: str = "rw", note: str = "") -> str:
-    """The measured init-data of a guest. Another `note` makes another measurement."""
-    policy = _POLICY.format(port=broker.port, ca=broker.ca, access=access)
+def init_data(broker: Broker, *, access: str = "rw", note: str = "", host: str = "10.0.2.2") -> str:
+    """The measured init-data of a guest. Another `note` makes another measurement; `host` is where it finds the broker."""
+    policy = _POLICY.format(host=host, port=broker.port, ca=broker.ca, access=access)
     return f'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n"note" = "{note}"\n"sealed-local.toml" = """{policy}"""\n'
 
 
