@@ -73,6 +73,10 @@ class Driver:
         self._pid = self.node.spawn(self.argv(module), self.log, env)
         self.node.call("tests.lab.csi_calls:ready", socket=self.socket)
 
+    def adopt(self, pid: int) -> None:
+        """Take over a process that something else in the node has started with `argv`."""
+        self._pid = pid
+
     @property
     def pid(self) -> int:
         """Process id in the node."""
