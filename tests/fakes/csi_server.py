@@ -1,6 +1,6 @@
 """The node plugin's real gRPC server on a unix socket, over the toy node of `tests.fakes.node`.
 
-Real are: the servicers, the interceptor, the locks, the plans, the turn-taking of LVM, the log's formatter and the socket.
+Real are: the servicers, the interceptor, the locks, the plans, the turn-taking of LVM, the log's formatter, the socket.
 The toy stands where processes and system calls would be. A step can be held (`hold`) or made to fail (`failures`).
 """
 

@@ -493,6 +493,23 @@ def test_a_published_volume_is_neither_deleted_nor_unstaged(csi: CsiServer, kind
     assert csi.node == before
 
 
+@pytest.mark.parametrize(
+    ("call", "field", "place"),
+    [("NodeUnpublishVolume", "target_path", "target"), ("NodeUnstageVolume", "staging_target_path", "staging")],
+)
+def test_a_call_with_the_path_of_another_volume_leaves_that_one_mounted(
+    csi: CsiServer, call: str, field: str, place: str
+) -> None:
+    victim, other = live(csi, "NodeUnpublishVolume"), Requests(csi, "block", name="pvc-2")
+    for earlier in LIFE[:2]:
+        csi.call(earlier, other.of(earlier))
+    before = copy.deepcopy(csi.node)
+    code, message = csi.refused(call, other.of(call, **{field: getattr(victim, place)}))
+    assert code is Code.FAILED_PRECONDITION
+    assert "left alone" in message
+    assert csi.node == before
+
+
 def test_a_volume_whose_deletion_failed_half_way_is_never_used_again(csi: CsiServer) -> None:
     requests = live(csi, "NodePublishVolume")
     csi.call("NodeUnstageVolume", requests.of("NodeUnstageVolume"))
@@ -584,8 +601,8 @@ def test_a_long_wipe_or_format_holds_no_other_volume_up(csi: CsiServer) -> None:
     assert set(csi.node.lvs) == {"pvc-1", "pvc-2"}
 
 
-def test_probe_answers_while_every_other_call_waits_for_lvm(csi: CsiServer) -> None:
-    names = [f"pvc-{number}" for number in range(20)]
+def test_probe_answers_while_a_hundred_other_calls_wait_for_lvm(csi: CsiServer) -> None:
+    names = [f"pvc-{number}" for number in range(100)]
     with csi.lvm.exclusive("a test"):
         waiting = [
             csi.method("CreateVolume").future(
@@ -593,6 +610,7 @@ def test_probe_answers_while_every_other_call_waits_for_lvm(csi: CsiServer) -> N
             )
             for name in names
         ]
+        _wait(lambda: len(csi.events) == len(names))
         assert not csi.call("Probe", csi_pb2.ProbeRequest()).ready.value
         assert not any(future.done() for future in waiting)
     assert [future.code() for future in waiting] == [Code.OK] * len(names)
@@ -608,7 +626,7 @@ def test_a_caller_whose_deadline_passes_does_not_end_the_work(csi: CsiServer) ->
     with csi.hold(steps.MakeFilesystem) as gate:
         code, _ = csi.refused("NodeStageVolume", request, timeout=1.0)
         assert code is Code.DEADLINE_EXCEEDED
-        assert gate.reached.is_set()
+        assert gate.reached.wait(PATIENCE)
         assert csi.refused("NodeStageVolume", request)[0] is Code.ABORTED
     _until_free(csi, "NodeStageVolume", request)
     assert csi.node.formats == [NAME], "the first call's format was not the only one"
@@ -1026,6 +1044,7 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "--state-dir": tmp_path / "state",
         "--metrics-address": "",
         "--lvm-prefix": tmp_path / "lvm",
+        "--log-level": "debug",
     }
     arguments = [str(word) for pair in options.items() for word in pair]
     with subprocess.Popen(
@@ -1057,9 +1076,11 @@ def test_a_stop_signal_lets_the_running_call_end_and_ends_the_program_well(
         assert running.result(PATIENCE).available_capacity == 0
     _, logged = program.communicate(timeout=PATIENCE)
     assert program.returncode == 0
-    events = [json.loads(line)["event"] for line in logged.splitlines() if line.startswith("{")]
-    assert events[-1] == "stopped"
-    assert {"serving", "ready", "stopping"} <= set(events)
+    events = [json.loads(line) for line in logged.splitlines() if line.startswith("{")]
+    told = [event["event"] for event in events if event["logger"] == "csi.host.main"]
+    assert told == ["serving", "ready", "stopping", "stopped"]
+    assert ("GetCapacity", "answer") in [(event.get("rpc"), event["event"]) for event in events]
+    assert events[-1]["event"] == "stopped", "it said too early that it had stopped"
 
 
 def _code(probe: Any) -> Code | None:

@@ -1,0 +1,69 @@
+"""One operation a volume at a time: the second is told who has it, at once, and nobody keeps a lock by failing."""
+
+import threading
+
+import pytest
+
+from csi.host.locks import VolumeLocks
+from csi.model.errors import Busy
+
+
+def test_a_second_operation_is_refused_with_the_name_of_the_first() -> None:
+    locks = VolumeLocks()
+    with (
+        locks.hold("pvc-1", "CreateVolume"),
+        pytest.raises(Busy, match="CreateVolume of volume pvc-1 is still running; repeat when it has ended"),
+        locks.hold("pvc-1", "DeleteVolume"),
+    ):
+        pytest.fail("two operations have the volume")
+
+
+def test_a_refused_operation_leaves_the_lock_with_its_holder() -> None:
+    locks = VolumeLocks()
+    with locks.hold("pvc-1", "CreateVolume"):
+        for _ in range(2):
+            with pytest.raises(Busy, match="CreateVolume"), locks.hold("pvc-1", "DeleteVolume"):
+                pytest.fail("two operations have the volume")
+
+
+def test_operations_of_different_volumes_do_not_wait_for_one_another() -> None:
+    locks = VolumeLocks()
+    with locks.hold("pvc-1", "NodeStageVolume"), locks.hold("pvc-2", "NodeStageVolume"):
+        pass
+
+
+def test_a_lock_can_be_taken_again_when_it_was_given_back() -> None:
+    locks = VolumeLocks()
+    for _ in range(2):
+        with locks.hold("pvc-1", "CreateVolume"):
+            pass
+
+
+def test_an_operation_that_fails_gives_the_lock_back() -> None:
+    locks = VolumeLocks()
+    with pytest.raises(RuntimeError, match="failed"), locks.hold("pvc-1", "CreateVolume"):
+        raise RuntimeError("failed")
+    with locks.hold("pvc-1", "CreateVolume"):
+        pass
+
+
+def test_of_many_threads_exactly_one_gets_the_volume() -> None:
+    locks, all_ready, all_tried = VolumeLocks(), threading.Barrier(8), threading.Barrier(8)
+    outcomes: list[str] = []
+
+    def take() -> None:
+        all_ready.wait(20)
+        try:
+            with locks.hold("pvc-1", "CreateVolume"):
+                outcomes.append("held")
+                all_tried.wait(20)
+        except Busy:
+            outcomes.append("busy")
+            all_tried.wait(20)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(outcomes) == ["busy"] * 7 + ["held"]

@@ -1,0 +1,186 @@
+"""What LVM prints becomes what it means; what is not LVM's report is refused, never half understood."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csi.model.errors import ToolFailed
+from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume
+from csi.wire import lvm_report
+
+GOLDEN = (Path(__file__).parents[1] / "data/lvm-2.03.16-fullreport.json").read_bytes()
+REPORT = lvm_report.parse(GOLDEN)
+MIB = 1 << 20
+
+
+def section(name: str) -> dict[str, Any]:
+    """The golden report's part on one group, to be changed and parsed again."""
+    sections: list[dict[str, Any]] = json.loads(GOLDEN)["report"]
+    return next(one for one in sections if one.get("vg") and one["vg"][0]["vg_name"] == name)
+
+
+def text(*sections: dict[str, Any]) -> bytes:
+    return json.dumps({"report": sections}).encode()
+
+
+def parsed_lv(**fields: str) -> LogicalVolume:
+    """`whole/pvc-1` with some fields as LVM shows them elsewhere."""
+    changed = section("whole")
+    changed["lv"][0].update(fields)
+    return lvm_report.parse(text(changed)).lvs[0]
+
+
+def test_the_captured_report_holds_every_field_that_is_asked_for() -> None:
+    whole = section("whole")
+    for kind, fields in (
+        ("vg", lvm_report.VG_FIELDS),
+        ("pv", lvm_report.PV_FIELDS),
+        ("lv", lvm_report.LV_FIELDS),
+    ):
+        assert {tuple(row) for row in whole[kind]} == {tuple(fields.split(","))}
+
+
+def test_every_volume_group_is_there_and_disks_of_no_group_are_not() -> None:
+    assert {vg.name for vg in REPORT.vgs} == {"whole", "broken", "exported"}
+    assert "/dev/loop5" not in {pv.name for vg in REPORT.vgs for pv in vg.pvs}
+
+
+@pytest.mark.parametrize(
+    ("name", "extent", "extents", "free"),
+    [("whole", 4 * MIB, 30, 21), ("broken", 4 * MIB, 30, 8), ("exported", MIB, 63, 63)],
+)
+def test_sizes_are_counted_in_the_extents_of_the_group(name: str, extent: int, extents: int, free: int) -> None:
+    vg = REPORT.vg(name)
+    assert vg is not None
+    assert (vg.extent_bytes, vg.extents, vg.free_extents) == (extent, extents, free)
+    assert (vg.size_bytes, vg.free_bytes) == (extents * extent, free * extent)
+
+
+@pytest.mark.parametrize(
+    ("name", "writable", "exported", "partial"),
+    [("whole", True, False, False), ("broken", True, False, True), ("exported", True, True, False)],
+)
+def test_the_letters_of_a_group_are_read(name: str, writable: bool, exported: bool, partial: bool) -> None:
+    vg = REPORT.vg(name)
+    assert vg is not None
+    assert (vg.writable, vg.exported, vg.partial) == (writable, exported, partial)
+
+
+def test_a_read_only_group_is_not_writable() -> None:
+    changed = section("whole")
+    changed["vg"][0]["vg_attr"] = "rz--n-"
+    (vg,) = lvm_report.parse(text(changed)).vgs
+    assert not vg.writable
+    assert vg.usable_free_extents == 0
+
+
+def test_an_exported_group_has_no_room() -> None:
+    vg = REPORT.vg("exported")
+    assert vg is not None
+    assert vg.free_extents == 63
+    assert vg.usable_free_extents == 0
+
+
+def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
+    vg = REPORT.vg("whole")
+    assert vg is not None
+    assert vg.pvs == (
+        PhysicalVolume(name="/dev/loop0", extents=15, free_extents=8, allocatable=True, missing=False),
+        PhysicalVolume(name="/dev/loop1", extents=15, free_extents=13, allocatable=False, missing=False),
+    )
+    assert [pv.usable_free_extents for pv in vg.pvs] == [8, 0]
+    assert vg.usable_free_extents == 8
+
+
+def test_a_missing_disk_is_shown_as_missing() -> None:
+    vg = REPORT.vg("broken")
+    assert vg is not None
+    assert [(pv.name, pv.missing) for pv in vg.pvs] == [("/dev/loop2", False), ("[unknown]", True)]
+
+
+def test_a_missing_disk_has_no_usable_room_even_if_some_of_it_is_free() -> None:
+    changed = section("broken")
+    changed["pv"][1]["pv_pe_alloc_count"] = "5"
+    (vg,) = lvm_report.parse(text(changed)).vgs
+    assert (vg.pvs[1].free_extents, vg.pvs[1].usable_free_extents) == (10, 0)
+
+
+def test_only_an_lv_that_lies_on_a_missing_disk_is_partial() -> None:
+    vg = REPORT.vg("broken")
+    assert vg is not None
+    assert {lv.name: lv.partial for lv in vg.lvs} == {"on-one": False, "on-both": True}
+
+
+def test_an_lv_is_named_with_its_group_its_size_and_its_tags() -> None:
+    lv = next(lv for lv in REPORT.lvs if lv.name == "pvc-1")
+    assert (lv.vg, lv.path, lv.size_bytes) == ("whole", "/dev/whole/pvc-1", 20 * MIB)
+    assert lv.tags == {"sl:v1", "sl:state=ready", "owner=storage"}
+
+
+def test_an_lv_without_tags_has_none() -> None:
+    assert next(lv for lv in REPORT.lvs if lv.name == "pvc-2").tags == frozenset()
+
+
+def test_without_device_mapper_activation_is_unknown_and_there_is_no_device() -> None:
+    assert {(lv.activation, lv.is_open, lv.device) for lv in REPORT.lvs} == {(Activation.UNKNOWN, False, None)}
+
+
+def test_an_inactive_lv_has_no_device_although_lvm_prints_numbers() -> None:
+    lv = parsed_lv(lv_active="", lv_attr="-wi-------", lv_device_open="", lv_kernel_major="-1", lv_kernel_minor="-1")
+    assert (lv.activation, lv.is_open, lv.device) == (Activation.INACTIVE, False, None)
+
+
+@pytest.mark.parametrize(("shown", "is_open"), [("open", True), ("", False), ("unknown", False)])
+def test_an_active_lv_has_its_device_numbers(shown: str, is_open: bool) -> None:
+    lv = parsed_lv(
+        lv_active="active", lv_attr="-wi-a-----", lv_device_open=shown, lv_kernel_major="254", lv_kernel_minor="0"
+    )
+    assert (lv.activation, lv.is_open, lv.device) == (Activation.ACTIVE, is_open, (254, 0))
+
+
+def test_a_node_without_lvm_volumes_is_an_empty_report() -> None:
+    assert lvm_report.parse(b'{"report": []}').vgs == ()
+    assert lvm_report.parse(b'{"report": [{"pv": [], "pvseg": []}]}').vgs == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"  VG   #PV #LV\n  vg0  1   0\n",
+        b"[]",
+        b"{}",
+        b'{"report": {}}',
+        b'{"report": [',
+        b'{"report": [{"vg": [{"vg_name": "a"}]}]}',
+        b'{"report": [{"vg": [{"vg_name": "\xff"}]}]}',
+        GOLDEN[:-10],
+    ],
+)
+def test_what_is_not_the_report_is_a_failure_of_the_tool(content: bytes) -> None:
+    with pytest.raises(ToolFailed, match="LVM's report can't be read"):
+        lvm_report.parse(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("vg", "vg_extent_size", "4.00m"),
+        ("vg", "vg_free_count", ""),
+        ("vg", "vg_attr", "wz-"),
+        ("pv", "pv_pe_count", "many"),
+        ("pv", "pv_attr", ""),
+        ("lv", "lv_size", "1.00g"),
+        ("lv", "lv_attr", "-wi-a---"),
+        ("lv", "lv_kernel_major", ""),
+        ("lv", "lv_tags", None),
+        ("lv", "lv_size", 5),
+    ],
+)
+def test_a_field_of_another_shape_is_a_failure_of_the_tool(kind: str, field: str, value: object) -> None:
+    changed = section("whole")
+    changed[kind][0][field] = value
+    with pytest.raises(ToolFailed, match="is another lvm"):
+        lvm_report.parse(text(changed))

@@ -1,0 +1,158 @@
+"""The driver uses exactly the groups that the file names, and every mistake in the file is named by its place."""
+
+import pytest
+
+from csi.model.errors import InvalidInput
+from csi.wire import node_config
+from csi.wire.node_config import NodeConfig, Pool, Strategy
+from csi.wire.quantity import NO_RESERVE, Reserve
+
+FILE = """
+pools:
+  - name: fast
+    vgs: [fast-0, fast-1]
+    strategy: binpack
+    reserve: 10%
+  - name: bulk
+    vgs: [bulk-0]
+    devices: [/dev/disk/by-id/nvme-EXAMPLE, /dev/sdb]
+    reserve: 20Gi
+listConfig:
+  vgs: {include: ["data-.*", scratch], exclude: ["data-os"]}
+defaultPool: fast
+udev: true
+"""
+
+
+def refused(text: str) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        node_config.parse(text, "node.yaml")
+    return caught.value
+
+
+def test_every_key_is_read() -> None:
+    config = node_config.parse(FILE, "node.yaml")
+    assert config.pools == (
+        Pool(name="fast", vgs=("fast-0", "fast-1"), strategy=Strategy.BINPACK, reserve=Reserve(percent=10)),
+        Pool(
+            name="bulk",
+            vgs=("bulk-0",),
+            devices=("/dev/disk/by-id/nvme-EXAMPLE", "/dev/sdb"),
+            strategy=Strategy.SPREAD,
+            reserve=Reserve(size_bytes=20 << 30),
+        ),
+    )
+    assert [pattern.pattern for pattern in config.include] == ["data-.*", "scratch"]
+    assert [pattern.pattern for pattern in config.exclude] == ["data-os"]
+    assert (config.default_pool, config.udev) == ("fast", True)
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing yet\n", "{}", "pools: []"])
+def test_an_empty_file_lets_the_driver_use_nothing(text: str) -> None:
+    config = node_config.parse(text, "node.yaml")
+    assert config == NodeConfig()
+    assert not config.allows("vg0")
+
+
+@pytest.mark.parametrize("vg", ["fast-0", "fast-1", "bulk-0", "data-1", "data-", "scratch"])
+def test_a_group_of_a_pool_or_of_the_list_may_be_used(vg: str) -> None:
+    assert node_config.parse(FILE, "node.yaml").allows(vg)
+
+
+@pytest.mark.parametrize("vg", ["root", "fast-2", "fast", "xdata-1", "data", "scratch-1", "data-os", "", "data-1\n"])
+def test_any_other_group_may_not_be_used(vg: str) -> None:
+    assert not node_config.parse(FILE, "node.yaml").allows(vg)
+
+
+def test_excluding_a_group_does_not_take_it_out_of_its_pool() -> None:
+    config = node_config.parse('pools: [{name: a, vgs: [vg0]}]\nlistConfig: {vgs: {exclude: [".*"]}}', "node.yaml")
+    assert config.allows("vg0")
+
+
+def test_a_pool_is_found_by_its_name_and_by_its_groups() -> None:
+    config = node_config.parse(FILE, "node.yaml")
+    fast, bulk = config.pools
+    assert (config.pool("fast"), config.pool("bulk"), config.pool("none")) == (fast, bulk, None)
+    assert (config.pool_of("fast-1"), config.pool_of("bulk-0"), config.pool_of("data-1")) == (fast, bulk, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("pools: [{name: a, vgs: [x]}]", "a"),
+        ("pools: [{name: a, vgs: [x]}, {name: b, vgs: [y]}]", None),
+        ("pools: [{name: a, vgs: [x]}, {name: b, vgs: [y]}]\ndefaultPool: b", "b"),
+    ],
+)
+def test_the_only_pool_is_the_default_one(text: str, name: str | None) -> None:
+    assert node_config.parse(text, "node.yaml").default_pool == name
+
+
+def test_a_pool_needs_only_a_name_and_a_group() -> None:
+    (pool,) = node_config.parse("pools: [{name: a, vgs: [x]}]", "node.yaml").pools
+    assert pool == Pool(name="a", vgs=("x",), devices=(), strategy=Strategy.SPREAD, reserve=NO_RESERVE)
+
+
+def test_a_reserve_may_be_a_bare_number_of_bytes() -> None:
+    (pool,) = node_config.parse("pools: [{name: a, vgs: [x], reserve: 1048576}]", "node.yaml").pools
+    assert pool.reserve == Reserve(size_bytes=1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("pools: [{name: '', vgs: [x]}]", "node.yaml: pools[0].name"),
+        ("pools: [{name: a, vgs: [x]}, {name: b}]", "node.yaml: pools[1]"),
+        ("pools: [{name: a, vgs: [x, a/b]}]", "node.yaml: pools[0].vgs[1]"),
+        ("pools: [{name: a, devices: [/dev/sdb]}]", "node.yaml: pools[0].vgs"),
+        ("pools: [{name: a, vgs: [x, y], devices: [/dev/sdb]}]", "node.yaml: pools[0].vgs"),
+        ("pools: [{name: a, vgs: [x], devices: [/dev/sdb, sdc]}]", "node.yaml: pools[0].devices[1]"),
+        ("pools: [{name: a, vgs: [x], devices: [/etc/passwd]}]", "node.yaml: pools[0].devices[0]"),
+        ("pools: [{name: a, vgs: [x], devices: [/dev/../etc/passwd]}]", "node.yaml: pools[0].devices[0]"),
+        ("pools: [{name: a, vgs: [x], reserve: lots}]", "node.yaml: pools[0].reserve"),
+        ("pools: [{name: a, vgs: [x], reserve: -1}]", "node.yaml: pools[0].reserve"),
+        ("pools: [{name: a, vgs: [x], reserve: 101%}]", "node.yaml: pools[0].reserve"),
+        ("pools: [{name: a, vgs: [x]}, {name: a, vgs: [y]}]", "node.yaml: pools"),
+        ("pools: [{name: a, vgs: [x]}, {name: b, vgs: [y, x]}]", "node.yaml: pools"),
+        ("pools: [{name: a, vgs: [x, x]}]", "node.yaml: pools"),
+        ("pools: [{name: a, vgs: [x]}]\ndefaultPool: b", "node.yaml: defaultPool"),
+        ("pools: [{name: a, vgs: [x]}]\ndefaultPool: ''", "node.yaml: defaultPool"),
+        ("listConfig: {vgs: {include: [a, '(']}}", "node.yaml: listConfig.vgs.include[1]"),
+        ("listConfig: {vgs: {exclude: ['*']}}", "node.yaml: listConfig.vgs.exclude[0]"),
+    ],
+)
+def test_a_mistake_is_refused_by_its_place(text: str, field: str) -> None:
+    assert refused(text).field == field
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pool: []", "pool"),
+        ("default_pool: a", "default_pool"),
+        ("pools: [{name: a, vgs: [x], size: 1}]", "size"),
+        ("pools: [{name: a, vgs: [x], strategy: fullest}]", r"pools\[0\]\.strategy"),
+        ("pools: [{name: a, vgs: x}]", r"pools\[0\]\.vgs"),
+        ("pools: [{vgs: [x]}]", "name"),
+        ("pools: {a: [x]}", "pools"),
+        ("listConfig: {vgs: {includes: [x]}}", "includes"),
+        ("listConfig: {devices: {include: [x]}}", "devices"),
+        ("udev: maybe", "udev"),
+        ("- a\n- b", "object"),
+        ("just words", "object"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(text: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        node_config.parse(text, "node.yaml")
+    assert caught.value.field == "node.yaml"
+
+
+@pytest.mark.parametrize(
+    "text", ["pools: [", "a: b: c", "\tpools: []", "pools: !!python/object:os.system {}", "a: \x01"]
+)
+def test_what_is_no_yaml_is_refused_in_one_line(text: str) -> None:
+    error = refused(text)
+    assert error.field == "node.yaml"
+    assert error.problem.startswith("is no valid YAML: ")
+    assert "\n" not in str(error)

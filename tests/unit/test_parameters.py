@@ -1,0 +1,263 @@
+"""StorageClass parameters are taken as promised or refused by key; nothing that was asked for is silently dropped."""
+
+import pytest
+
+from csi.model.errors import InvalidInput
+from csi.model.sealed import Profile
+from csi.model.volume import Layout, Parameters, Wipe
+from csi.wire import parameters
+
+FROM_THE_PROVISIONER = {
+    "csi.storage.k8s.io/fstype": "xfs",
+    "csi.storage.k8s.io/pvc/name": "data",
+    "csi.storage.k8s.io/pv/name": "pvc-1",
+}
+
+
+def refused(given: dict[str, str]) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        parameters.parse(given)
+    return caught.value
+
+
+def test_a_class_without_parameters_has_the_defaults() -> None:
+    assert parameters.parse({}) == Parameters(
+        vg_name=None,
+        pool=None,
+        layout=Layout.LINEAR,
+        stripes=None,
+        stripe_kib=None,
+        direct=False,
+        profile=Profile.NONE,
+        fstype="",
+        mkfs_options=(),
+        wipe=Wipe.AUTO,
+        digest=parameters.digest({}),
+    )
+
+
+def test_every_parameter_is_taken() -> None:
+    given = {
+        "volumeType": "LVM",
+        "pool": "fast",
+        "lvmType": "striping",
+        "stripes": "3",
+        "stripeSize": "64Ki",
+        "direct": "true",
+        "mkfsOptions": "-m 0 -E 'lazy_itable_init=0'",
+        "wipe": "discard",
+        "sealed": "xts",
+        "fsType": "ext4",
+    }
+    assert parameters.parse(given) == Parameters(
+        vg_name=None,
+        pool="fast",
+        layout=Layout.STRIPING,
+        stripes=3,
+        stripe_kib=64,
+        direct=True,
+        profile=Profile.XTS,
+        fstype="ext4",
+        mkfs_options=("-m", "0", "-E", "lazy_itable_init=0"),
+        wipe=Wipe.DISCARD,
+        digest=parameters.digest(given),
+    )
+    assert parameters.parse({"vgName": "open-local-pool-0"}).vg_name == "open-local-pool-0"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("vgname", "vgName"),
+        ("VGName", "vgName"),
+        ("volumetype", "volumeType"),
+        ("lvm-type", "lvmType"),
+        ("stripe", "stripes"),
+        ("stripesize", "stripeSize"),
+        ("mkfsOption", "mkfsOptions"),
+        ("seal", "sealed"),
+        ("Direct", "direct"),
+        ("fstype", "fsType"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_nearest_one(key: str, meant: str) -> None:
+    error = refused({key: "x"})
+    assert error.field == f"parameters[{key}]"
+    assert f"did you mean '{meant}'?" in error.problem
+
+
+def test_a_key_near_none_is_refused_with_all_of_them() -> None:
+    error = refused({"qqqq": "x"})
+    assert error.field == "parameters[qqqq]"
+    assert all(key in error.problem for key in ("vgName", "pool", "lvmType", "stripes", "direct", "wipe", "sealed"))
+
+
+@pytest.mark.parametrize("key", ["mediaType", "iops", "bps", "mirrors"])
+def test_a_key_of_another_version_is_refused_and_not_ignored(key: str) -> None:
+    error = refused({key: "100"})
+    assert error.field == f"parameters[{key}]"
+    assert "not offered by this version" in error.problem
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"volumeType": "MountPoint"}, "volumeType"),
+        ({"volumeType": "Device"}, "volumeType"),
+        ({"volumeType": "lvm"}, "volumeType"),
+        ({"vgName": "a/b"}, "vgName"),
+        ({"vgName": ""}, "vgName"),
+        ({"vgName": "vg0", "pool": "fast"}, "pool"),
+        ({"lvmType": "striped"}, "lvmType"),
+        ({"lvmType": ""}, "lvmType"),
+        ({"wipe": "never"}, "wipe"),
+        ({"sealed": "true"}, "sealed"),
+        ({"sealed": "xts-hmac"}, "sealed"),
+        ({"direct": "yes"}, "direct"),
+        ({"direct": ""}, "direct"),
+        ({"sealed": "xts", "direct": "false"}, "direct"),
+        ({"stripes": "2"}, "stripes"),
+        ({"stripes": "2", "lvmType": "linear"}, "stripes"),
+        ({"stripeSize": "64Ki"}, "stripeSize"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_key(given: dict[str, str], key: str) -> None:
+    assert refused(given).field == f"parameters[{key}]"
+
+
+def test_a_refused_choice_names_what_there_is() -> None:
+    assert refused({"lvmType": "raid"}).problem.endswith("choose linear, striping")
+    assert refused({"wipe": "never"}).problem.endswith("choose auto, zero, discard, none")
+    assert "use 'xts'" in refused({"sealed": "xts-hmac"}).problem
+
+
+@pytest.mark.parametrize("text", ["2", "128"])
+def test_stripes_may_be_2_to_128(text: str) -> None:
+    assert parameters.parse({"lvmType": "striping", "stripes": text}).stripes == int(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "1", "129", "-2", "+2", "2.0", "two", "\u0662", "\u00b2", " 2"])
+def test_other_numbers_of_stripes_are_refused(text: str) -> None:
+    assert refused({"lvmType": "striping", "stripes": text}).field == "parameters[stripes]"
+
+
+@pytest.mark.parametrize(
+    ("text", "kib"),
+    [("4Ki", 4), ("4", 4), ("64k", 64), ("128KiB", 128), ("1Mi", 1024), ("2m", 2048), ("1024MiB", 1024 * 1024)],
+)
+def test_a_stripe_size_is_counted_in_kib(text: str, kib: int) -> None:
+    assert parameters.parse({"lvmType": "striping", "stripeSize": text}).stripe_kib == kib
+
+
+@pytest.mark.parametrize("text", ["", "0", "2Ki", "3Ki", "96Ki", "2048Mi", "-64", "64Gi", "64 Ki", "big"])
+def test_other_stripe_sizes_are_refused(text: str) -> None:
+    assert refused({"lvmType": "striping", "stripeSize": text}).field == "parameters[stripeSize]"
+
+
+@pytest.mark.parametrize(
+    ("text", "direct"),
+    [
+        ("true", True),
+        ("True", True),
+        ("1", True),
+        ("t", True),
+        ("false", False),
+        ("FALSE", False),
+        ("0", False),
+        ("f", False),
+    ],
+)
+def test_direct_is_spelled_as_in_open_local(text: str, direct: bool) -> None:
+    assert parameters.parse({"direct": text}).direct is direct
+
+
+def test_sealed_implies_direct_because_only_the_guest_has_the_key() -> None:
+    assert parameters.parse({"sealed": "xts"}).direct
+    assert not parameters.parse({"sealed": "none"}).direct
+
+
+@pytest.mark.parametrize(
+    ("given", "fstype"),
+    [
+        ({}, ""),
+        ({"fsType": "xfs"}, "xfs"),
+        ({"csi.storage.k8s.io/fstype": "xfs"}, "xfs"),
+    ],
+)
+def test_the_filesystem_may_come_from_the_class_or_from_the_provisioner(given: dict[str, str], fstype: str) -> None:
+    assert parameters.parse(given).fstype == fstype
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ()),
+        ("-m 0", ("-m", "0")),
+        ("  -m   0 ", ("-m", "0")),
+        ("-O 64bit,^has_journal", ("-O", "64bit,^has_journal")),
+        ("-E lazy_itable_init=0,nodiscard", ("-E", "lazy_itable_init=0,nodiscard")),
+        ("-L 'data-1'", ("-L", "data-1")),
+    ],
+)
+def test_mkfs_options_are_split_as_a_shell_would(text: str, words: tuple[str, ...]) -> None:
+    assert parameters.parse({"mkfsOptions": text}).mkfs_options == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/dev/sda",
+        "-d file=/etc/passwd",
+        "-d file",
+        "-l logdev=sda",
+        "-r rtdev=sda",
+        "$(reboot)",
+        "-m 0;reboot",
+        "-L 'two words'",
+        "--",
+        "-",
+        "''",
+        "-L 'open",
+        "-L ä",
+        "-L 'a\nb'",
+    ],
+)
+def test_mkfs_options_that_could_name_a_file_or_a_device_are_refused(text: str) -> None:
+    assert refused({"mkfsOptions": text}).field == "parameters[mkfsOptions]"
+
+
+@pytest.mark.parametrize("text", ["a " * 33, "a" * 257, f"{'a' * 8} " * 31 + "a" * 9])
+def test_longer_mkfs_options_than_a_tag_holds_are_refused(text: str) -> None:
+    assert "at most 32 words and 256 characters" in refused({"mkfsOptions": text}).problem
+
+
+def test_mkfs_options_up_to_the_limit_are_taken() -> None:
+    assert len(parameters.parse({"mkfsOptions": f"{'a' * 8} " * 32}).mkfs_options) == 32
+
+
+def test_the_digest_does_not_depend_on_order_nor_on_what_the_provisioner_adds() -> None:
+    own = {"pool": "fast", "wipe": "zero"}
+    again = {"wipe": "zero", **FROM_THE_PROVISIONER, "pool": "fast"}
+    assert parameters.digest(own) == parameters.digest(again)
+    assert parameters.own_keys(again) == own
+
+
+def test_the_digest_differs_where_a_key_or_a_value_differs() -> None:
+    classes = [
+        {},
+        {"pool": "a"},
+        {"pool": "b"},
+        {"wipe": "a"},
+        {"pool": "a", "wipe": "none"},
+        {"pool": 'a", "wipe": "none'},
+    ]
+    assert len({parameters.digest(one) for one in classes}) == len(classes)
+
+
+def test_the_digest_never_changes_because_volumes_carry_it_in_a_tag() -> None:
+    assert parameters.digest({}) == "44136fa355b3678a1146ad16f7e8649e"
+    assert parameters.digest({"wipe": "none", "pool": "größe"}) == "2af5f4da0cbf89cd94dcc0d8cdeb2980"
+
+
+def test_keys_of_the_provisioner_are_never_refused() -> None:
+    assert parameters.parse(FROM_THE_PROVISIONER).fstype == "xfs"

@@ -1,0 +1,375 @@
+"""A place for an LV is one that LVM really has, and the answer to "how much fits" is exactly the largest that does."""
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from csi.model.errors import NoSpace
+from csi.model.lvm import PhysicalVolume, Report, VolumeGroup
+from csi.model.sealed import PAYLOAD_OFFSET, Profile, device_bytes
+from csi.model.volume import Layout, Parameters
+from csi.plan import placement
+from csi.plan.placement import Placement
+from csi.wire.node_config import NodeConfig, Pool, Strategy
+from csi.wire.quantity import NO_RESERVE, Reserve
+
+EXTENT = 4 << 20
+LINEAR = Parameters()
+STRIPED = Parameters(layout=Layout.STRIPING)
+SEALED = Parameters(profile=Profile.XTS)
+
+
+def disk(name: str, free: int, *, allocatable: bool = True, missing: bool = False) -> PhysicalVolume:
+    return PhysicalVolume(name=name, extents=100, free_extents=free, allocatable=allocatable, missing=missing)
+
+
+def group(name: str, *disks: PhysicalVolume | int, extent: int = EXTENT) -> VolumeGroup:
+    """A group of disks; a number stands for a disk of 100 extents with that many free ones: `/dev/a`, `/dev/b`..."""
+    pvs = tuple(disk(f"/dev/{chr(97 + n)}", one) if isinstance(one, int) else one for n, one in enumerate(disks))
+    return VolumeGroup(
+        name=name,
+        extent_bytes=extent,
+        extents=sum(pv.extents for pv in pvs),
+        free_extents=sum(pv.free_extents for pv in pvs),
+        writable=True,
+        exported=False,
+        partial=False,
+        pvs=pvs,
+        lvs=(),
+    )
+
+
+def pool(name: str, *vgs: str, strategy: Strategy = Strategy.SPREAD, reserve: Reserve = NO_RESERVE) -> NodeConfig:
+    """A configuration with one pool, which is the default one."""
+    return NodeConfig(pools=(Pool(name=name, vgs=vgs, strategy=strategy, reserve=reserve),), default_pool=name)
+
+
+def place(
+    vg: VolumeGroup, extents: int, parameters: Parameters = LINEAR, config: NodeConfig | None = None
+) -> Placement:
+    config = config or pool("main", vg.name)
+    return placement.place(config, Report(vgs=(vg,)), parameters, extents * vg.extent_bytes)
+
+
+def no_place(vg: VolumeGroup, extents: int, parameters: Parameters = LINEAR, config: NodeConfig | None = None) -> str:
+    with pytest.raises(NoSpace) as caught:
+        place(vg, extents, parameters, config)
+    return str(caught.value)
+
+
+def stripes(count: int) -> Parameters:
+    return dataclasses.replace(STRIPED, stripes=count)
+
+
+# Linear
+
+
+def test_a_linear_volume_may_lie_on_uneven_disks() -> None:
+    vg = group("vg0", 98, 1, 1)
+    assert place(vg, 60) == Placement(vg=vg, extents=60)
+    assert place(vg, 100) == Placement(vg=vg, extents=100)
+
+
+def test_a_linear_volume_larger_than_all_disks_is_refused_with_what_there_is() -> None:
+    assert no_place(group("vg0", 10, 10), 30) == (
+        "no volume group can take 120 MiB (linear): vg0 has room for 80 MiB. "
+        "Free or add space, ask for less, or let the scheduler use another node."
+    )
+
+
+def test_a_part_of_an_extent_takes_a_whole_one() -> None:
+    vg = group("vg0", 10)
+    report = Report(vgs=(vg,))
+    for size_bytes, extents in ((1, 1), (EXTENT, 1), (EXTENT + 1, 2)):
+        assert placement.place(pool("main", "vg0"), report, LINEAR, size_bytes).extents == extents
+
+
+def test_the_header_of_a_sealed_volume_comes_on_top() -> None:
+    vg = group("vg0", 20)
+    assert placement.place(pool("main", "vg0"), Report(vgs=(vg,)), SEALED, 2 * EXTENT).extents == 11
+    assert placement.largest(pool("main", "vg0"), vg, SEALED) == 20 * EXTENT - PAYLOAD_OFFSET
+    assert placement.largest(pool("main", "vg0"), group("vg0", 8), SEALED) == 0
+
+
+# Striping
+
+
+def test_uneven_disks_that_hold_a_linear_volume_do_not_hold_a_striped_one() -> None:
+    vg = group("vg0", 98, 1, 1)
+    assert "(striping): vg0 has room for 12 MiB." in no_place(vg, 60, STRIPED)
+    assert "use fewer stripes or lvmType: linear" in no_place(vg, 60, STRIPED)
+    assert place(vg, 3, STRIPED) == Placement(vg=vg, extents=3, stripes=3, pvs=("/dev/a", "/dev/b", "/dev/c"))
+
+
+def test_two_small_disks_take_no_striped_volume_larger_than_both() -> None:
+    vg = group("vg0", 10, 10)
+    assert "has room for 80 MiB" in no_place(vg, 30, STRIPED)
+    assert place(vg, 20, STRIPED).stripes == 2
+    no_place(vg, 21, STRIPED)
+
+
+@pytest.mark.parametrize(
+    ("free", "wanted", "count", "disks"),
+    [
+        ((50, 10, 40), 20, 2, ("/dev/a", "/dev/c")),
+        ((10, 50, 40), 60, 2, ("/dev/b", "/dev/c")),
+        ((20, 20, 20), 20, 2, ("/dev/a", "/dev/b")),
+    ],
+)
+def test_fewer_stripes_than_disks_lie_on_the_emptiest(
+    free: tuple[int, ...], wanted: int, count: int, disks: tuple[str, ...]
+) -> None:
+    found = place(group("vg0", *free), wanted, stripes(count))
+    assert (found.extents, found.stripes, found.pvs) == (wanted, count, disks)
+
+
+def test_as_many_disks_as_have_the_room_share_a_striped_volume() -> None:
+    vg = group("vg0", 50, 50, 5)
+    assert place(vg, 15, STRIPED).stripes == 3
+    assert place(vg, 16, STRIPED).stripes == 2
+    assert place(vg, 16, STRIPED).pvs == ("/dev/a", "/dev/b")
+
+
+def test_stripes_are_of_equal_length() -> None:
+    assert place(group("vg0", 10, 10, 10), 10, STRIPED).extents == 12
+    no_place(group("vg0", 10, 10, 10), 29, stripes(2))
+
+
+def test_a_striped_volume_never_lies_on_one_disk_alone() -> None:
+    no_place(group("vg0", 100), 1, STRIPED)
+    no_place(group("vg0", 100, 0), 1, STRIPED)
+
+
+def test_more_stripes_than_disks_do_not_fit() -> None:
+    assert "vg0 has room for 0 bytes" in no_place(group("vg0", 50, 50), 1, stripes(3))
+
+
+@pytest.mark.parametrize("parameters", [LINEAR, STRIPED, stripes(2)])
+@pytest.mark.parametrize("unusable", [{"allocatable": False}, {"missing": True}])
+def test_a_disk_that_lvm_would_not_use_counts_for_nothing(parameters: Parameters, unusable: dict[str, bool]) -> None:
+    vg = group("vg0", disk("/dev/a", 90, **unusable), disk("/dev/b", 5), disk("/dev/c", 5))
+    no_place(vg, 11, parameters)
+    found = place(vg, 10, parameters)
+    assert "/dev/a" not in found.pvs
+    assert placement.available(pool("main", "vg0"), vg) == 10 * EXTENT
+
+
+@pytest.mark.parametrize("state", [{"writable": False}, {"exported": True}])
+def test_a_group_that_can_not_be_changed_takes_nothing(state: dict[str, bool]) -> None:
+    vg = dataclasses.replace(group("vg0", 50, 50), **state)
+    for parameters in (LINEAR, STRIPED):
+        assert "vg0 has room for 0 bytes" in no_place(vg, 1, parameters)
+
+
+# Reserve
+
+
+@pytest.mark.parametrize(
+    ("reserve", "room"),
+    [
+        (Reserve(size_bytes=3 * EXTENT), 47),
+        (Reserve(size_bytes=3 * EXTENT + 1), 46),
+        (Reserve(percent=10), 40),
+        (Reserve(percent=1), 49),
+        (Reserve(percent=50), 0),
+        (Reserve(percent=100), 0),
+    ],
+)
+def test_the_reserve_is_kept_free(reserve: Reserve, room: int) -> None:
+    vg = group("vg0", 50)
+    config = pool("main", "vg0", reserve=reserve)
+    assert placement.available(config, vg) == room * EXTENT
+    assert placement.largest(config, vg, LINEAR) == room * EXTENT
+    no_place(vg, room + 1, LINEAR, config)
+
+
+def test_the_reserve_holds_for_stripes_and_for_a_group_asked_for_by_name() -> None:
+    config = pool("main", "vg0", reserve=Reserve(size_bytes=5 * EXTENT))
+    vg = group("vg0", 10, 10)
+    assert placement.largest(config, vg, STRIPED) == 14 * EXTENT
+    no_place(vg, 15, STRIPED, config)
+    no_place(vg, 16, Parameters(vg_name="vg0"), config)
+
+
+def test_a_group_outside_every_pool_has_no_reserve() -> None:
+    config = dataclasses.replace(pool("main", "vg0", reserve=Reserve(percent=100)), default_pool=None)
+    assert placement.available(config, group("other", 50)) == 50 * EXTENT
+
+
+# Which group
+
+
+def two_groups(strategy: Strategy) -> tuple[NodeConfig, Report]:
+    return pool("main", "a", "b", "c", strategy=strategy), Report(vgs=(group("a", 40), group("b", 80), group("c", 20)))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "extents", "vg"),
+    [
+        (Strategy.SPREAD, 1, "b"),
+        (Strategy.SPREAD, 80, "b"),
+        (Strategy.BINPACK, 1, "c"),
+        (Strategy.BINPACK, 20, "c"),
+        (Strategy.BINPACK, 21, "a"),
+        (Strategy.BINPACK, 41, "b"),
+    ],
+)
+def test_spread_takes_the_emptiest_group_and_binpack_the_fullest_that_fits(
+    strategy: Strategy, extents: int, vg: str
+) -> None:
+    config, report = two_groups(strategy)
+    assert placement.place(config, report, LINEAR, extents * EXTENT).vg.name == vg
+
+
+@pytest.mark.parametrize(("asked", "vg"), [("pack", "a"), ("spread", "d"), (None, "d")])
+def test_the_strategy_is_that_of_the_pool_that_is_asked_for(asked: str | None, vg: str) -> None:
+    pack = Pool(name="pack", vgs=("a", "b"), strategy=Strategy.BINPACK)
+    config = NodeConfig(pools=(pack, Pool(name="spread", vgs=("c", "d"))), default_pool="spread")
+    report = Report(vgs=(group("a", 40), group("b", 80), group("c", 40), group("d", 80)))
+    assert placement.place(config, report, Parameters(pool=asked), 1).vg.name == vg
+
+
+@pytest.mark.parametrize(("strategy", "vg"), [(Strategy.BINPACK, "a"), (Strategy.SPREAD, "b")])
+def test_without_a_default_pool_the_strategy_is_that_of_the_groups(strategy: Strategy, vg: str) -> None:
+    config = dataclasses.replace(pool("main", "a", "b", strategy=strategy), default_pool=None)
+    assert placement.place(config, Report(vgs=(group("a", 40), group("b", 80))), LINEAR, 1).vg.name == vg
+
+
+def test_groups_of_no_pool_are_spread_over() -> None:
+    config = NodeConfig(include=(re.compile(".*"),))
+    assert placement.place(config, Report(vgs=(group("a", 40), group("b", 80))), LINEAR, 1).vg.name == "b"
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_between_equal_groups_the_name_decides(strategy: Strategy) -> None:
+    report = Report(vgs=(group("b", 50), group("a", 50)))
+    assert placement.place(pool("main", "b", "a", strategy=strategy), report, LINEAR, 1).vg.name == "a"
+
+
+def test_a_group_that_has_room_but_not_for_stripes_is_passed_over() -> None:
+    report = Report(vgs=(group("a", 90), group("b", 20, 20)))
+    assert placement.place(pool("main", "a", "b"), report, STRIPED, EXTENT).vg.name == "b"
+
+
+def test_when_no_group_fits_each_is_named_with_its_room() -> None:
+    config, report = two_groups(Strategy.SPREAD)
+    with pytest.raises(NoSpace, match="a has room for 160 MiB, b has room for 320 MiB, c has room for 80 MiB"):
+        placement.place(config, report, LINEAR, 81 * EXTENT)
+
+
+POOLS = NodeConfig(pools=(Pool(name="fast", vgs=("a", "gone")), Pool(name="bulk", vgs=("b",))))
+
+
+def names(config: NodeConfig, parameters: Parameters, *vgs: str) -> list[str]:
+    report = Report(vgs=tuple(group(name, 50) for name in vgs))
+    return [vg.name for vg in placement.candidates(config, report, parameters)]
+
+
+def test_a_pool_means_those_of_its_groups_that_are_there() -> None:
+    assert names(POOLS, Parameters(pool="fast"), "a", "b", "x") == ["a"]
+    assert names(POOLS, Parameters(pool="bulk"), "a", "b", "x") == ["b"]
+
+
+def test_without_a_pool_the_default_one_counts() -> None:
+    config = dataclasses.replace(POOLS, default_pool="bulk")
+    assert names(config, LINEAR, "a", "b", "x") == ["b"]
+    assert names(config, Parameters(pool="fast"), "a", "b", "x") == ["a"]
+
+
+def test_without_any_default_every_group_that_may_be_used_counts() -> None:
+    assert names(POOLS, LINEAR, "x", "b", "a") == ["a", "b"]
+
+
+def test_a_group_by_name_is_that_one_alone() -> None:
+    config = dataclasses.replace(POOLS, default_pool="bulk")
+    assert names(config, Parameters(vg_name="a"), "a", "b") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (Parameters(vg_name="x"), "configuration doesn't let the driver use volume group x; add it to a pool or to"),
+        (Parameters(vg_name="missing"), "no volume group missing; usable here: a, b. Create the group, correct"),
+        (Parameters(pool="slow"), "has no pool 'slow'; its pools: fast, bulk"),
+    ],
+)
+def test_a_node_without_the_group_or_pool_says_what_it_has(parameters: Parameters, words: str) -> None:
+    with pytest.raises(NoSpace, match=words):
+        names(POOLS, parameters, "a", "b", "x")
+
+
+def test_a_node_whose_groups_are_all_foreign_has_none() -> None:
+    with pytest.raises(NoSpace, match="no volume group that its configuration allows; usable here: none"):
+        names(NodeConfig(), LINEAR, "root")
+    with pytest.raises(NoSpace, match="no volume group a or gone; usable here: none"):
+        names(POOLS, Parameters(pool="fast"), "x")
+
+
+# For all groups, reserves and layouts
+
+DISKS = st.lists(
+    st.builds(
+        disk,
+        st.uuids().map(str),
+        st.integers(0, 100),
+        allocatable=st.sampled_from([True, True, True, False]),
+        missing=st.sampled_from([False, False, False, True]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+GROUPS = st.builds(lambda disks, extent: group("vg0", *disks, extent=extent), DISKS, st.sampled_from([1 << 20, EXTENT]))
+CONFIGS = st.one_of(
+    st.just(NO_RESERVE),
+    st.builds(Reserve, percent=st.integers(0, 100)),
+    st.builds(Reserve, size_bytes=st.integers(0, 100 * EXTENT)),
+).map(lambda reserve: pool("main", "vg0", reserve=reserve))
+PARAMETERS = st.builds(
+    lambda layout, count, profile: Parameters(
+        layout=layout, stripes=count if layout is Layout.STRIPING else None, profile=profile
+    ),
+    st.sampled_from(Layout),
+    st.one_of(st.none(), st.integers(2, 7)),
+    st.sampled_from(Profile),
+)
+
+
+def check_within_room(found: Placement, config: NodeConfig) -> None:
+    """Every disk gets at most what it has, and the group keeps its reserve."""
+    free = {pv.name: pv.usable_free_extents for pv in found.vg.pvs}
+    if found.pvs:
+        assert len(found.pvs) == len(set(found.pvs)) == found.stripes
+        assert found.extents % found.stripes == 0
+        assert all(found.extents // found.stripes <= free[name] for name in found.pvs)
+    assert found.extents * found.vg.extent_bytes <= placement.available(config, found.vg)
+    kept = (found.vg.usable_free_extents - found.extents) * found.vg.extent_bytes
+    assert kept >= config.pools[0].reserve.of(found.vg.size_bytes)
+
+
+@given(vg=GROUPS, config=CONFIGS, parameters=PARAMETERS, percent=st.integers(0, 100))
+def test_a_place_never_exceeds_what_any_disk_has(
+    vg: VolumeGroup, config: NodeConfig, parameters: Parameters, percent: int
+) -> None:
+    largest = placement.largest(config, vg, parameters)
+    assume(largest)
+    size_bytes = max(1, largest * percent // 100)
+    found = placement.place(config, Report(vgs=(vg,)), parameters, size_bytes)
+    check_within_room(found, config)
+    assert found.extents * vg.extent_bytes >= device_bytes(size_bytes, parameters.profile)
+    assert (parameters.layout is Layout.STRIPING) == (found.stripes > 1)
+    assert parameters.stripes in (None, found.stripes)
+
+
+@given(vg=GROUPS, config=CONFIGS, parameters=PARAMETERS)
+def test_the_largest_volume_fits_and_one_byte_more_does_not(
+    vg: VolumeGroup, config: NodeConfig, parameters: Parameters
+) -> None:
+    report, largest = Report(vgs=(vg,)), placement.largest(config, vg, parameters)
+    if largest:
+        check_within_room(placement.place(config, report, parameters, largest), config)
+    for more in (1, vg.extent_bytes):
+        with pytest.raises(NoSpace):
+            placement.place(config, report, parameters, largest + more)

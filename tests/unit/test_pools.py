@@ -1,0 +1,90 @@
+"""A pool's disks come into its group once, together, and only when every one of them is there and blank."""
+
+import pytest
+
+from csi.model.errors import ForeignContent, NotFound
+from csi.model.lvm import PhysicalVolume, Report, VolumeGroup
+from csi.plan.pools import CreateVG, DeviceView, ExtendVG, onboard
+from csi.wire.node_config import Pool
+
+POOL = Pool(name="bulk", vgs=("bulk-0",), devices=("/dev/disk/by-id/one", "/dev/disk/by-id/two"))
+ONE = DeviceView(configured="/dev/disk/by-id/one", real="/dev/sdb", holds=None)
+TWO = DeviceView(configured="/dev/disk/by-id/two", real="/dev/sdc", holds=None)
+EMPTY = Report(vgs=())
+
+
+def having(*disks: str, name: str = "bulk-0") -> Report:
+    """A node whose group lies on these disks."""
+    pvs = tuple(
+        PhysicalVolume(name=disk, extents=10, free_extents=10, allocatable=True, missing=False) for disk in disks
+    )
+    vg = VolumeGroup(
+        name=name,
+        extent_bytes=4 << 20,
+        extents=10 * len(disks),
+        free_extents=10 * len(disks),
+        writable=True,
+        exported=False,
+        partial=False,
+        pvs=pvs,
+        lvs=(),
+    )
+    return Report(vgs=(vg,))
+
+
+def held(device: DeviceView, what: str) -> DeviceView:
+    return DeviceView(configured=device.configured, real=device.real, holds=what)
+
+
+def test_blank_disks_become_the_group_in_one_step() -> None:
+    assert onboard(POOL, EMPTY, (ONE, TWO)) == (CreateVG(vg="bulk-0", devices=("/dev/sdb", "/dev/sdc")),)
+
+
+def test_a_new_blank_disk_extends_the_group() -> None:
+    report = having("/dev/sdb")
+    assert onboard(POOL, report, (held(ONE, "LVM2_member"), TWO)) == (ExtendVG(vg="bulk-0", devices=("/dev/sdc",)),)
+
+
+def test_nothing_is_done_when_all_disks_are_in_the_group() -> None:
+    devices = (held(ONE, "LVM2_member"), held(TWO, "LVM2_member"))
+    assert onboard(POOL, having("/dev/sdb", "/dev/sdc"), devices) == ()
+
+
+def test_a_disk_is_known_by_either_of_its_names() -> None:
+    devices = (held(ONE, "LVM2_member"), held(TWO, "LVM2_member"))
+    assert onboard(POOL, having("/dev/disk/by-id/one", "/dev/sdc"), devices) == ()
+
+
+def test_a_group_may_have_more_disks_than_are_configured() -> None:
+    assert onboard(POOL, having("/dev/sdb", "/dev/sdz"), (held(ONE, "LVM2_member"),)) == ()
+
+
+def test_without_devices_nothing_is_done() -> None:
+    assert onboard(Pool(name="a", vgs=("vg0",)), EMPTY, ()) == ()
+
+
+@pytest.mark.parametrize("report", [EMPTY, having("/dev/sdb")], ids=["no group yet", "a group"])
+@pytest.mark.parametrize("what", ["ext4", "LVM2_member", "crypto_LUKS", "a partition table", "unknown data"])
+def test_a_disk_that_holds_anything_is_left_alone_and_so_are_the_others(report: Report, what: str) -> None:
+    with pytest.raises(ForeignContent, match=rf"pool bulk: /dev/disk/by-id/two holds {what}; .*wipefs -a") as caught:
+        onboard(POOL, report, (ONE, held(TWO, what)))
+    assert "it is left alone" in str(caught.value)
+
+
+def test_a_disk_of_another_group_is_left_alone() -> None:
+    with pytest.raises(ForeignContent, match="holds LVM2_member"):
+        onboard(POOL, having("/dev/sdb", name="root"), (held(ONE, "LVM2_member"), TWO))
+
+
+@pytest.mark.parametrize("report", [EMPTY, having("/dev/sdb")], ids=["no group yet", "a group"])
+def test_a_missing_disk_is_named_and_no_disk_is_touched(report: Report) -> None:
+    gone = DeviceView(configured="/dev/disk/by-id/two", real=None, holds=None)
+    with pytest.raises(NotFound, match="pool bulk: no device /dev/disk/by-id/two; plug it in or correct"):
+        onboard(POOL, report, (ONE, gone))
+
+
+def test_each_step_says_in_one_line_what_it_does() -> None:
+    (create,) = onboard(POOL, EMPTY, (ONE, TWO))
+    (extend,) = onboard(POOL, having("/dev/sdb"), (ONE, TWO))
+    assert create.describe() == "create volume group bulk-0 on /dev/sdb, /dev/sdc"
+    assert extend.describe() == "extend volume group bulk-0 by /dev/sdc"

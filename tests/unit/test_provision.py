@@ -1,0 +1,284 @@
+"""Create is idempotent by name and never takes what is not its own; delete wipes as promised, never what is in use."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi.model.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused
+from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.model.sealed import PAYLOAD_OFFSET, Profile
+from csi.model.volume import Layout, State, Volume, Wanted, Wipe
+from csi.plan import provision, steps
+from csi.wire import parameters, volume_names, volume_tags
+from csi.wire.node_config import NodeConfig, Pool
+
+EXTENT = 4 << 20
+SIZE = 100 * EXTENT
+CONFIG = NodeConfig(pools=(Pool(name="main", vgs=("vg0", "vg1")),), default_pool="main")
+DEVICE = "/dev/vg0/pvc-1"
+
+
+def wanted(name: str = "pvc-1", *, size: int = SIZE, limit: int | None = None, **given_parameters: str) -> Wanted:
+    return Wanted(
+        name=name,
+        volume_id=volume_names.lv_name(name),
+        name_digest=volume_names.name_digest(name),
+        size_bytes=size,
+        limit_bytes=limit,
+        block=False,
+        parameters=parameters.parse(given_parameters),
+    )
+
+
+def lv(name: str = "pvc-1", tags: Iterable[str] = (), vg: str = "vg0", **changes: Any) -> LogicalVolume:
+    plain = LogicalVolume(
+        name=name,
+        vg=vg,
+        size_bytes=SIZE,
+        tags=frozenset(tags),
+        activation=Activation.INACTIVE,
+        is_open=False,
+        partial=False,
+        device=None,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def made(asked: Wanted, *, state: State = State.CREATING, vg: str = "vg0", **changes: Any) -> LogicalVolume:
+    """The LV that an earlier CreateVolume left, in a later state."""
+    old, new = volume_tags.state_tag(State.CREATING), volume_tags.state_tag(state)
+    tags = {new if tag == old else tag for tag in volume_tags.encode(asked)}
+    return lv(asked.volume_id, tags, vg, **changes)
+
+
+def node(*lvs: LogicalVolume, free: int = 500) -> Report:
+    """Two groups of two disks each; `free` extents are free on each disk."""
+
+    def group(name: str) -> VolumeGroup:
+        disks = tuple(
+            PhysicalVolume(name=f"/dev/{name}-{disk}", extents=500, free_extents=free, allocatable=True, missing=False)
+            for disk in "ab"
+        )
+        return VolumeGroup(
+            name=name,
+            extent_bytes=EXTENT,
+            extents=1000,
+            free_extents=2 * free,
+            writable=True,
+            exported=False,
+            partial=False,
+            pvs=disks,
+            lvs=tuple(one for one in lvs if one.vg == name),
+        )
+
+    return Report(vgs=(group("vg0"), group("vg1")))
+
+
+# Create
+
+
+def create(asked: Wanted, *lvs: LogicalVolume, free: int = 500) -> steps.Plan:
+    return provision.create(CONFIG, node(*lvs, free=free), asked)
+
+
+def undated(tags: tuple[str, ...]) -> set[str]:
+    return {tag for tag in tags if not tag.startswith("sl:created=")}
+
+
+def test_a_new_volume_is_one_command_with_all_its_tags() -> None:
+    (step,) = create(wanted())
+    assert isinstance(step, steps.CreateLV)
+    assert undated(step.tags) == undated(volume_tags.encode(wanted()))
+    assert dataclasses.replace(step, tags=()) == steps.CreateLV(vg="vg0", name="pvc-1", extents=100, tags=())
+
+
+def test_a_striped_volume_goes_to_the_disks_that_its_place_names() -> None:
+    (step,) = create(wanted(lvmType="striping", stripeSize="64Ki", vgName="vg1"))
+    assert isinstance(step, steps.CreateLV)
+    assert (step.layout, step.stripes, step.stripe_kib) == (Layout.STRIPING, 2, 64)
+    assert (step.vg, step.extents, step.pvs) == ("vg1", 100, ("/dev/vg1-a", "/dev/vg1-b"))
+
+
+def test_the_same_request_again_does_nothing() -> None:
+    for state in (State.CREATING, State.READY):
+        assert create(wanted(), made(wanted(), state=state)) == ()
+
+
+def test_the_same_request_again_does_nothing_even_when_the_node_is_full() -> None:
+    assert create(wanted(), made(wanted()), free=0) == ()
+
+
+def test_a_volume_is_found_by_its_name_in_whatever_group_and_under_whatever_lv_name() -> None:
+    moved = dataclasses.replace(made(wanted(), vg="vg1"), name="renamed")
+    assert create(wanted(), moved) == ()
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"),
+    [(SIZE, None), (SIZE, SIZE), (SIZE - 1, None), (1, SIZE), (SIZE, 2 * SIZE)],
+)
+def test_a_compatible_size_is_the_same_volume(size: int, limit: int | None) -> None:
+    assert create(wanted(size=size, limit=limit), made(wanted())) == ()
+
+
+@pytest.mark.parametrize(("size", "limit"), [(SIZE + 1, None), (2 * SIZE, 3 * SIZE), (1, SIZE - 1)])
+def test_another_size_is_another_volume_of_the_same_name(size: int, limit: int | None) -> None:
+    words = rf"'pvc-1' exists with {SIZE} bytes, .*\({size} bytes, at most {limit or 'any'}\); use another name"
+    with pytest.raises(AlreadyExists, match=words):
+        create(wanted(size=size, limit=limit), made(wanted()))
+
+
+@pytest.mark.parametrize("given_parameters", [{"wipe": "none"}, {"sealed": "xts"}, {"vgName": "vg0"}])
+def test_other_parameters_are_another_volume_of_the_same_name(given_parameters: dict[str, str]) -> None:
+    with pytest.raises(AlreadyExists, match="other StorageClass parameters"):
+        create(wanted(**given_parameters), made(wanted()))
+
+
+def test_a_volume_that_is_being_deleted_is_not_given_out_again() -> None:
+    with pytest.raises(Refused, match="pvc-1 is being deleted; repeat"):
+        create(wanted(), made(wanted(), state=State.DELETING))
+
+
+def test_a_volume_with_a_missing_disk_is_not_given_out() -> None:
+    with pytest.raises(Refused, match="a disk that holds part of it is missing"):
+        create(wanted(), made(wanted(), partial=True))
+
+
+@pytest.mark.parametrize("vg", ["vg0", "vg1"])
+@pytest.mark.parametrize("tags", [(), ("owner=storage",), volume_tags.encode(wanted("other"))])
+def test_an_lv_of_that_name_that_was_made_for_something_else_is_left_alone(vg: str, tags: tuple[str, ...]) -> None:
+    with pytest.raises(ForeignContent, match=f"volume group {vg} already holds a logical volume pvc-1"):
+        create(wanted(), lv(tags=tags, vg=vg))
+
+
+def test_a_volume_that_fits_nowhere_is_no_space() -> None:
+    with pytest.raises(NoSpace, match="vg0 has room for 80 MiB, vg1 has room for 80 MiB"):
+        create(wanted(), free=10)
+
+
+# Finding
+
+
+def test_a_volume_is_found_by_its_id() -> None:
+    report = node(made(wanted("one")), made(wanted("two"), vg="vg1"), lv("root"))
+    found = provision.by_id(report, "two")
+    assert found is not None
+    assert (found.lv.vg, found.volume_id) == ("vg1", "two")
+    assert provision.by_id(report, "three") is None
+    assert provision.by_id(report, "root") is None
+
+
+def test_an_id_that_two_groups_claim_is_refused_and_not_chosen() -> None:
+    report = node(made(wanted(), vg="vg1"), made(wanted(), vg="vg0"))
+    with pytest.raises(Refused, match=r"pvc-1 exists in several volume groups \(vg0, vg1\)"):
+        provision.by_id(report, "pvc-1")
+
+
+def test_an_lv_of_the_same_name_that_is_not_ours_does_not_confuse() -> None:
+    found = provision.by_id(node(lv("pvc-1"), made(wanted(), vg="vg1")), "pvc-1")
+    assert found is not None
+    assert found.lv.vg == "vg1"
+
+
+# Delete
+
+
+def volume(
+    *, size: int = SIZE, activation: Activation = Activation.INACTIVE, is_open: bool = False, **fields: Any
+) -> Volume:
+    device = (254, 1) if activation is Activation.ACTIVE else None
+    plain = Volume(
+        lv=lv(size_bytes=size, activation=activation, is_open=is_open, device=device),
+        name_digest="",
+        state=State.READY,
+        size_bytes=size,
+        params_digest="",
+        profile=Profile.NONE,
+        direct=False,
+        wipe=Wipe.AUTO,
+        formatted="ext4",
+        mkfs_options=(),
+    )
+    return dataclasses.replace(plain, **fields)
+
+
+MARK = steps.ChangeTags(vg="vg0", name="pvc-1", remove=("sl:state=ready",), add=("sl:state=deleting",))
+ACTIVATE = steps.Activate(vg="vg0", name="pvc-1")
+WRITABLE = steps.SetReadOnly(device=DEVICE, read_only=False)
+DEACTIVATE = steps.Deactivate(vg="vg0", name="pvc-1")
+REMOVE = steps.RemoveLV(vg="vg0", name="pvc-1")
+
+
+def zero(length: int, offset: int = 0) -> steps.ZeroRange:
+    return steps.ZeroRange(device=DEVICE, offset=offset, length=length)
+
+
+def discard(length: int, offset: int = 0) -> steps.DiscardRange:
+    return steps.DiscardRange(device=DEVICE, offset=offset, length=length)
+
+
+def test_a_used_volume_is_marked_wiped_and_then_removed() -> None:
+    assert provision.delete(volume(), ()) == (MARK, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+
+
+def test_a_deletion_that_was_interrupted_wipes_again_and_goes_on() -> None:
+    plan = provision.delete(volume(state=State.DELETING), ())
+    assert plan == (ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+
+
+@pytest.mark.parametrize(
+    ("wipe", "profile", "size", "wiped"),
+    [
+        (Wipe.AUTO, Profile.NONE, SIZE, (zero(SIZE),)),
+        (Wipe.AUTO, Profile.XTS, SIZE, (zero(PAYLOAD_OFFSET), discard(SIZE - PAYLOAD_OFFSET, PAYLOAD_OFFSET))),
+        (Wipe.AUTO, Profile.XTS, PAYLOAD_OFFSET, (zero(PAYLOAD_OFFSET),)),
+        (Wipe.AUTO, Profile.XTS, EXTENT, (zero(EXTENT),)),
+        (Wipe.ZERO, Profile.NONE, SIZE, (zero(SIZE),)),
+        (Wipe.ZERO, Profile.XTS, SIZE, (zero(SIZE),)),
+        (Wipe.DISCARD, Profile.NONE, SIZE, (discard(SIZE),)),
+        (Wipe.DISCARD, Profile.XTS, SIZE, (discard(SIZE),)),
+    ],
+)
+def test_the_content_is_wiped_as_the_class_says(wipe: Wipe, profile: Profile, size: int, wiped: steps.Plan) -> None:
+    plan = provision.delete(volume(wipe=wipe, profile=profile, size=size), ())
+    assert plan == (MARK, ACTIVATE, WRITABLE, *wiped, DEACTIVATE, REMOVE)
+
+
+@given(
+    wipe=st.sampled_from([Wipe.AUTO, Wipe.ZERO, Wipe.DISCARD]),
+    profile=st.sampled_from(Profile),
+    size=st.integers(1, 200).map(lambda mib: mib << 20),
+)
+def test_a_wipe_covers_the_whole_volume_once(wipe: Wipe, profile: Profile, size: int) -> None:
+    plan = provision.delete(volume(wipe=wipe, profile=profile, size=size), ())
+    ranges = [step for step in plan if isinstance(step, steps.ZeroRange | steps.DiscardRange)]
+    assert [step.offset for step in ranges] == [0, *(step.offset + step.length for step in ranges[:-1])]
+    assert ranges[-1].offset + ranges[-1].length == size
+
+
+@pytest.mark.parametrize(
+    "fields", [{"wipe": Wipe.NONE}, {"state": State.DELETING, "formatted": None}], ids=["wipe: none", "never used"]
+)
+def test_a_volume_that_needs_no_wipe_is_not_even_activated(fields: dict[str, Any]) -> None:
+    plan = provision.delete(volume(**fields), ())
+    assert [type(step) for step in plan if step != MARK] == [steps.RemoveLV]
+
+
+@pytest.mark.parametrize("activation", [Activation.ACTIVE, Activation.UNKNOWN])
+def test_a_volume_that_may_be_active_is_deactivated_before_it_is_removed(activation: Activation) -> None:
+    assert provision.delete(volume(wipe=Wipe.NONE, activation=activation), ()) == (MARK, DEACTIVATE, REMOVE)
+
+
+def test_a_volume_that_is_published_is_not_touched() -> None:
+    with pytest.raises(InUse, match="pvc-1 is still published at /a, /b; delete the pod"):
+        provision.delete(volume(), ("/a", "/b"))
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
+    with pytest.raises(InUse, match="pvc-1 is held open"):
+        provision.delete(volume(state=state, activation=Activation.ACTIVE, is_open=True), ())
