@@ -34,7 +34,14 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] not in _PROGRAMS:
         print(f"sealed-local: no program {arguments[0]!r}; there are: {', '.join(_PROGRAMS)}", file=sys.stderr)
         return 2
-    return int(import_module(_PROGRAMS[arguments[0]][0]).main(arguments[1:]))
+    module = _PROGRAMS[arguments[0]][0]
+    try:
+        program = import_module(module)
+    except ModuleNotFoundError as missing:
+        # Each image holds its own program only, and each extra its own packages.
+        print(f"sealed-local: {arguments[0]} is not installed here (no module {missing.name})", file=sys.stderr)
+        return 2
+    return int(program.main(arguments[1:]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 import tomllib
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.lab.dockerfile import Stage, stages
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PYTHON_FOLDERS = [folder for folder in ("csi", "tests", "bench", "scripts") if (ROOT / folder).is_dir()]
 CSI = sorted(path for path in (ROOT / "csi").rglob("*.py") if "proto" not in path.parts)
-LOCKS = ("dev", "node", "guest", "broker")
+LOCKS = ("dev", "node", "guest", "broker", "build")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 LEFT_BEHIND = re.compile(r"\..*|build|dist|__pycache__|.*\.egg-info")
@@ -359,35 +360,6 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(arguments: list
 # The Dockerfile
 
 
-@dataclass
-class Stage:
-    """One stage of a Dockerfile: what it starts from, and its instructions in order."""
-
-    name: str
-    base: str
-    instructions: list[tuple[str, str]] = field(default_factory=list)
-
-
-def stages(text: str) -> list[Stage]:
-    """The stages of a Dockerfile, arguments before the first FROM put in."""
-    text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
-    found: list[Stage] = []
-    given: dict[str, str] = {}
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        word, _, rest = line.strip().partition(" ")
-        instruction, rest = word.upper(), rest.strip()
-        if instruction == "ARG" and not found:
-            name, _, value = rest.partition("=")
-            given[name] = value.strip('"')
-        elif instruction == "FROM":
-            words = [part for part in rest.split() if not part.startswith("--")]
-            base = re.sub(r"\$\{?(\w+)\}?", lambda match: given.get(match[1], ""), words[0])
-            found.append(Stage(words[2] if len(words) == 3 else str(len(found)), base))
-        elif found:
-            found[-1].instructions.append((instruction, rest))
-    return found
-
-
 def chain(name: str, known: dict[str, Stage], *, copies: bool) -> list[tuple[str, str]]:
     """The instructions that make a stage: those of the stages below it, of those it copies from if asked, its own."""
     if name not in known:
@@ -482,6 +454,7 @@ def test_a_fault_of_a_dockerfile_is_noticed(old: str, new: str, told: str) -> No
     assert all(fault.startswith(told) for fault in found)
 
 
-@pytest.mark.skipif(not (ROOT / "Dockerfile").exists(), reason="there is no Dockerfile yet")
 def test_the_dockerfile_has_no_faults() -> None:
     assert faults((ROOT / "Dockerfile").read_text()) == []
+    done = run(BIN / "hadolint", "--no-color", "--config", ".hadolint.yaml", "Dockerfile")
+    assert done.returncode == 0, done.stdout + done.stderr
