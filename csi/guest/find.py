@@ -1,40 +1,49 @@
-"""Which disk of this guest is a volume: the one whose records verify, or, before the first format, the only blank one."""
+"""Which disk of this guest is a volume: the one whose records verify. A blank disk is nobody's, so it is never guessed."""
 
 from csi.model.errors import NotFound, Refused, SealedLocalError
 from csi.model.register import VolumeRecord, VolumeState
-from csi.system import devices, sealed_device
+from csi.system import device_mapper, devices, sealed_device
+from csi.system.command import Runner
 from csi.wire import state_record
 from csi.wire.keys import VolumeKeys
 from csi.wire.state_record import StateRecord
 
 
+def mapped_device(runner: Runner, volume_id: str) -> str | None:
+    """The device below a mapping that an earlier call made for this volume; None when there is none."""
+    mapping = device_mapper.find(runner, device_mapper.mapping_name(volume_id))
+    return devices.node_of(mapping.below) if mapping is not None and mapping.below is not None else None
+
+
 def volume_device(record: VolumeRecord, keys: VolumeKeys, seconds: float) -> str:
-    """The device of a volume, waited for. Raises `NotFound` when no disk shows it, `Refused` when several could be it."""
-    blank: list[str] = []
+    """The device of a volume, waited for.
+
+    Raises `NotFound` when no disk shows the volume, `Refused` when it was never formatted: then nothing tells its disk from
+    another blank one, and the wrong one would be formatted.
+    """
+    present: tuple[str, ...] = ()
     for present in devices.appearing(seconds):
-        blank = []
         for device in present:
-            match _look(device, keys, record.volume_id):
-                case True:
-                    return device
-                case None:
-                    blank.append(device)
-        if len(blank) == 1 and record.state is not VolumeState.ACTIVE:
-            return blank[0]
-    if len(blank) > 1 and record.state is not VolumeState.ACTIVE:
+            if _shows(device, keys, record.volume_id):
+                return device
+        if record.state is not VolumeState.ACTIVE:
+            break
+    shown = ", ".join(present) or "none"
+    if record.state is not VolumeState.ACTIVE:
         raise Refused(
-            f"volume {record.volume_id} is new and several disks are blank ({', '.join(blank)}); name one by --device"
+            f"volume {record.volume_id} is new, so no disk can be known by its records; say which is its disk by --device. "
+            f"Disks now: {shown}"
         )
-    raise NotFound(f"no disk of this guest is volume {record.volume_id}; blank disks: {', '.join(blank) or 'none'}")
+    raise NotFound(
+        f"no disk of this guest shows volume {record.volume_id} (disks: {shown}). Was it plugged in? Name its disk by "
+        "--device to learn what is wrong with it"
+    )
 
 
-def _look(device: str, keys: VolumeKeys, volume_id: str) -> bool | None:
-    """True: the records are this volume's; None: blank; False: something else, or not readable alone."""
+def _shows(device: str, keys: VolumeKeys, volume_id: str) -> bool:
+    """Whether a record on the device verifies. A disk that can't be read alone, or shows anything else, is another's."""
     try:
-        head = sealed_device.read_head(device)
+        slots = sealed_device.read_head(device).slots()
+        return any(isinstance(state_record.decode(slot, keys, volume_id), StateRecord) for slot in slots)
     except SealedLocalError:
         return False
-    slots = [state_record.decode(slot, keys, volume_id) for slot in head.slots()]
-    if any(isinstance(slot, StateRecord) for slot in slots):
-        return True
-    return None if head.zero_but_slots() else False

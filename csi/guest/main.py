@@ -9,21 +9,26 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csi.model import errors
+
+if TYPE_CHECKING:
+    from csi.model.register import Register
+    from csi.system.command import Runner
+    from csi.wire.guest_policy import VolumePolicy
 
 _STATUS_FOLDER = Path("/run/sealed-local/volumes")
 
 _EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.InvalidInput, 2, "wrong option or policy, or a volume that the policy does not allow"),
     (errors.Blanked, 4, "a formatted volume shows nothing: wrong device or lost data; never formatted again"),
-    (errors.RolledBack, 5, "an older state of the volume"),
+    (errors.RolledBack, 5, "an older state of the volume, or of the broker's database"),
     (errors.Untrusted, 3, "what the host shows does not verify (changed header, other volume, wrong mapping)"),
     (errors.NotReleased, 6, "the broker does not release the key to this guest"),
     (errors.ForeignContent, 7, "a device that should be new holds something"),
     (errors.NotFound, 8, "no such device or volume"),
-    (errors.Unavailable, 9, "the broker can't be reached; try again"),
+    (errors.Unavailable, 9, "the broker, the pinned one, can't be reached or doesn't answer sensibly; try again"),
     (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
     (errors.Busy, 11, "another guest uses the register's record at this moment; try again"),
 )
@@ -39,13 +44,17 @@ _EPILOG = """The policy (TOML) is part of the measured init-data or image; --pol
   url = "https://10.0.2.2:8443"
   ca = '''-----BEGIN CERTIFICATE----- ...'''   # the only authority that is trusted
   allow_sample = false                          # true: development without a TEE; proves nothing
+  timeout_seconds = 30                          # of one exchange
   [[volume]]
-  name = "data"                                 # what `run --volume` says
-  id_pattern = "pvc-[0-9a-f-]+"                 # or id = "..."; the host's word must match
-  mount = "/data"
+  name = "data"                                 # what --volume may say
+  id = "pvc-5d1f..."                            # or id_pattern = "pvc-.*": the host then chooses among all
+                                                # that match, an empty new volume included
+  mount = "/data"                               # must not be a mount point yet
+  profile = "xts"
   fstype = "ext4"                               # or xfs
   access = "rw"                                 # or ro
-  format = "once"                               # or never
+  format = "once"                               # or never: only what is formatted already
+  options = ["noatime"]                         # of the mount
 
 Exit status: 0 done; 1 a tool failed; {codes}.
 See docs/guest.md."""
@@ -65,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     _common(opened)
     opened.add_argument("--json", action="store_true", help="print the result as JSON")
     closed = verbs.add_parser("close", help="unmount and close a volume; one that isn't open is fine")
-    closed.add_argument("--volume", required=True, help="volume id")
+    closed.add_argument("--volume", required=True, help="volume id, as `status` shows it")
     shown = verbs.add_parser("status", help="show the volumes that are open")
     shown.add_argument("--json", action="store_true", help="as JSON")
     run = verbs.add_parser("run", help="open a volume, run a command, close it; the command's status is the answer")
@@ -93,10 +102,12 @@ def main(arguments: Sequence[str]) -> int:
 def _common(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--policy", required=True, help="policy or init-data file (part of what is measured)")
     verb.add_argument(
-        "--volume", required=True, help="volume id as the host names it, or a name of the policy with --id"
+        "--volume", required=True, help="volume id, or the name of a rule of the policy that has a fixed id"
     )
-    verb.add_argument("--id", help="volume id, when --volume is a name of the policy")
-    verb.add_argument("--device", help="block device; found by its authenticated records when left out")
+    verb.add_argument("--id", help="volume id, when --volume is the name of a rule with a pattern")
+    verb.add_argument(
+        "--device", help="block device; a formatted volume is found by its authenticated records when it is left out"
+    )
     verb.add_argument(
         "--wait", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the device (30)"
     )
@@ -123,23 +134,16 @@ def _unlock(given: argparse.Namespace) -> dict[str, Any]:
 
     process.harden()
     policy = guest_policy.parse(_read_policy(given.policy), given.policy)
-    rule = policy.rule_for(given.volume) if given.id is None else policy.named(given.volume)
-    volume_id = given.id or given.volume
-    if not rule.allows(volume_id):
-        raise errors.InvalidInput("--id", f"the policy's rule {rule.name!r} does not allow volume {volume_id!r}")
+    rule, volume_id = policy.resolve(given.volume, given.id)
+    runner = LocalRunner()
     with closing(BrokerRegister(policy.broker)) as register:
         device = (
             devices.wait_for(given.device, given.wait)
             if given.device
-            else _search(register, volume_id, rule, given.wait)
+            else _search(runner, register, volume_id, rule, given.wait)
         )
         unlocker = Unlocker(
-            volume_id=volume_id,
-            rule=rule,
-            device=device,
-            register=register,
-            runner=LocalRunner(),
-            progress=progress,
+            volume_id=volume_id, rule=rule, device=device, register=register, runner=runner, progress=progress
         )
         opened = unlocker.unlock()
     result = {
@@ -150,20 +154,24 @@ def _unlock(given: argparse.Namespace) -> dict[str, Any]:
     return result | facts
 
 
-def _search(register: Any, volume_id: str, rule: Any, seconds: float) -> str:
-    from csi.guest.find import volume_device
+def _search(runner: "Runner", register: "Register", volume_id: str, rule: "VolumePolicy", seconds: float) -> str:
+    from csi.guest import find
     from csi.wire import keys
 
+    mapped = find.mapped_device(runner, volume_id)
+    if mapped is not None:
+        return mapped
     record, secret = register.open(volume_id, rule.profile)
-    return volume_device(record, keys.derive(secret, volume_id, record.key_version), seconds)
+    return find.volume_device(record, keys.derive(secret, volume_id, record.key_version), seconds)
 
 
 def _close(given: argparse.Namespace) -> int:
     from csi.guest.unlock import close
     from csi.system.command import LocalRunner
 
-    close(LocalRunner(), given.volume)
+    was_open = close(LocalRunner(), given.volume)
     _status_file(given.volume).unlink(missing_ok=True)
+    print(f"{given.volume}: {'closed' if was_open else 'was not open'}", file=sys.stderr)
     return 0
 
 
@@ -219,6 +227,14 @@ def _status_file(volume_id: str) -> Path:
 
 
 def _remember(volume_id: str, facts: dict[str, Any]) -> None:
+    """For `status` only, so a full or read-only /run does not take away a volume that is mounted."""
+    from csi.system.files import write_atomic
+
     path = _status_file(volume_id)
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts))
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(facts).encode(), mode=0o644, temporary=path.with_suffix(".new"), durable=False)
+    except OSError as error:
+        print(
+            f"sealed-local guest: {path} can't be written ({error.strerror}); `status` won't show it", file=sys.stderr
+        )

@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 _NONCE_BYTES = 24
 _FIRST_BYTES = 4096
 _FORCED_OPTIONS = ("nosuid", "nodev")
+_HEADER_OFFSETS = {HeaderCopy.A: HEADER_A_OFFSET, HeaderCopy.B: HEADER_B_OFFSET}
 
 Progress = Callable[[str], None]
 
@@ -89,6 +90,7 @@ class Unlocker:
         mounted = self._mounted_already(record, keys)
         if mounted is not None:
             return mounted
+        self._require_free_mount_point()
         head = sealed_device.read_head(self.device)
         decision = plan.decide(record, _view(head, keys, self.volume_id), may_format=self._may_format)
         try:
@@ -98,6 +100,14 @@ class Unlocker:
         except BaseException:
             self._close_unmounted()
             raise
+
+    def _require_free_mount_point(self) -> None:
+        """A mount over another would hide that one's files, and closing either would unmount both."""
+        for mount in mounts.at(self.rule.mount):
+            raise InUse(
+                f"{self.rule.mount} is a mount of {mount.source} already; close that one, or give volume {self.volume_id} "
+                "another mount point in the policy"
+            )
 
     @property
     def _may_format(self) -> bool:
@@ -141,8 +151,9 @@ class Unlocker:
         mapping = self._map(keys, head, header, found.payload_bytes)
         self.progress("the header is authentic and the kernel's mapping is the expected one")
         if not self.read_only:
-            if decision.copy is HeaderCopy.B:
-                sealed_device.write(self.device, HEADER_A_OFFSET, header)
+            if decision.mend is not None:
+                sealed_device.write(self.device, _HEADER_OFFSETS[decision.mend], header)
+                self.progress(f"header copy {decision.mend.value} was damaged and is written anew")
             record = self._raise_generation(record, keys, found)
         return self._mount(record, mapping, formatted_now=False, check=not self.read_only)
 
@@ -198,7 +209,7 @@ class Unlocker:
         mapping = device_mapper.find(self.runner, self.name)
         if mapping is None:
             return None
-        places = [mount.target for mount in mounts.listed() if mount.device == mapping.device]
+        places = {mount.target: mount for mount in mounts.listed() if mount.device == mapping.device}
         if not places:
             if mapping.open_count:
                 raise InUse(f"{mapping.path} is open and not mounted; end the process that uses it")
@@ -212,6 +223,9 @@ class Unlocker:
         dm_table.require(mapping.table, wanted)
         if self.rule.mount not in places:
             raise InUse(f"volume {self.volume_id} is mounted at {', '.join(places)}; close it first")
+        if places[self.rule.mount].read_only is not self.read_only:
+            now = "writable" if self.read_only else "read-only"
+            raise InUse(f"volume {self.volume_id} is mounted {now}, and the policy says otherwise; close it first")
         return self._opened(record, mapping, formatted_now=False)
 
     def _opened(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool) -> Opened:
@@ -273,6 +287,7 @@ def _view(head: Head, keys: VolumeKeys, volume_id: str) -> DiskView:
         # A formatted volume shows it in its first bytes; only otherwise is all of it looked at.
         zero_but_slots=not any(head.region[:_FIRST_BYTES]) and head.zero_but_slots(),
         header=header,
+        copies_equal=lambda: bytes(head.header_a()) == bytes(head.header_b()),
     )
 
 

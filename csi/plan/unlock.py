@@ -24,12 +24,15 @@ class HeaderCopy(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskView:
-    """What one reading of the device showed. `zero_but_slots` ignores the two record slots; `header` hashes a copy."""
+    """What one reading of the device showed. `zero_but_slots` ignores the two record slots; `header` hashes a copy,
+    `copies_equal` compares the two, which is cheaper than a second hash.
+    """
 
     device_bytes: int
     slots: tuple[Slot, Slot]
     zero_but_slots: bool
     header: Callable[[HeaderCopy], bytes]
+    copies_equal: Callable[[], bool]
 
     @property
     def blank(self) -> bool:
@@ -46,10 +49,13 @@ class Format:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Open the volume by this header copy; `found` is the record that authenticates it."""
+    """Open the volume by this header copy; `found` is the record that authenticates it. `mend` is the other copy, where a
+    power cut or the host has damaged it: a writable open writes it anew from the authentic one.
+    """
 
     copy: HeaderCopy
     found: StateRecord
+    mend: HeaderCopy | None = None
 
 
 def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Format | Open:
@@ -107,9 +113,11 @@ def _open(record: VolumeRecord, disk: DiskView) -> Open:
     _require_size(record, found, disk)
     if record.header_sha256 != found.header_sha256.hex():
         raise RolledBack(f"volume {record.volume_id} shows another header than the one that the register holds")
-    for copy in HeaderCopy:
-        if disk.header(copy) == found.header_sha256:
-            return Open(copy=copy, found=found)
+    if disk.header(HeaderCopy.A) == found.header_sha256:
+        mend = None if disk.copies_equal() else HeaderCopy.B
+        return Open(copy=HeaderCopy.A, found=found, mend=mend)
+    if disk.header(HeaderCopy.B) == found.header_sha256:
+        return Open(copy=HeaderCopy.B, found=found, mend=HeaderCopy.A)
     raise Tampered(f"neither header copy of volume {record.volume_id} is the authenticated one; it is not opened")
 
 

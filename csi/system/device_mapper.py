@@ -27,6 +27,13 @@ class Mapping:
         """Its device node."""
         return f"/dev/mapper/{self.name}"
 
+    @property
+    def below(self) -> str | None:
+        """Major and minor number (`8:16`) of the device that a one-line crypt table maps; None for any other table."""
+        fields = self.table.split()
+        is_crypt = "\n" not in self.table and len(fields) > 6 and fields[2] == "crypt"
+        return fields[6] if is_crypt else None
+
 
 def mapping_name(volume_id: str) -> str:
     """The name of a volume's mapping: of fixed length, whatever the id is."""

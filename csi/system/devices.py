@@ -4,6 +4,7 @@ A device's name proves nothing; who it is, its authenticated records say. Kernel
 stands behind them, because a netlink queue may overflow and a guest may have no udev daemon.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -27,6 +28,16 @@ def disks() -> tuple[str, ...]:
             if device.device_node is not None and not device.sys_name.startswith(_NOT_DISKS)
         )
     )
+
+
+def node_of(number: str) -> str | None:
+    """The device node of `MAJOR:MINOR`; None when there is none."""
+    major, _, minor = number.partition(":")
+    try:
+        found = pyudev.Devices.from_device_number(pyudev.Context(), "block", os.makedev(int(major), int(minor)))
+    except (ValueError, pyudev.DeviceNotFoundError):
+        return None
+    return str(found.device_node) if found.device_node is not None else None
 
 
 def appearing(seconds: float) -> Iterator[tuple[str, ...]]:

@@ -135,9 +135,9 @@ def _pinned(ca_pem: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if not ca_pem.strip():
-        raise InvalidInput("broker.ca_pem", "missing; it pins the broker's certificate authority")
+        raise InvalidInput("broker.ca", "missing; it pins the broker's certificate authority")
     try:
         context.load_verify_locations(cadata=ca_pem)
     except (ssl.SSLError, ValueError) as error:
-        raise InvalidInput("broker.ca_pem", f"not certificates in PEM: {error}") from error
+        raise InvalidInput("broker.ca", f"not certificates in PEM: {error}") from error
     return context

@@ -5,7 +5,8 @@ encrypted to a key that lives in this process only.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NoReturn, Self
 
@@ -63,7 +64,8 @@ class BrokerRegister:
         response = self._attested("GET", f"{kbs.PREFIX}/resource/{path}", None)
         if response.status != 200:
             _raise_error(response, f"resource {path}")
-        return jwe.decrypt(self._key, response.body)
+        with _answer_of_the_broker():
+            return jwe.decrypt(self._key, response.body)
 
     def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
         """See `Register.open`."""
@@ -117,7 +119,8 @@ class BrokerRegister:
         response = self._attested("POST", path, strict_json.encode(request))
         if response.status != 200:
             _raise_error(response, f"volume {volume_id}")
-        record, secret = volumes_api.decode_answer(jwe.decrypt(self._key, response.body))
+        with _answer_of_the_broker():
+            record, secret = volumes_api.decode_answer(jwe.decrypt(self._key, response.body))
         if record.volume_id != volume_id:
             raise Refused(f"the broker answered for volume {record.volume_id} instead of {volume_id}")
         return record, secret
@@ -147,7 +150,8 @@ class BrokerRegister:
         if first.status != 200:
             raise NotReleased(f"the broker refuses to talk to this guest: {_detail(first)}")
         cookie = _session_cookie(first)
-        challenge = strict_json.decode(first.body, kbs.Challenge, "Challenge")
+        with _answer_of_the_broker():
+            challenge = strict_json.decode(first.body, kbs.Challenge, "Challenge")
         _check_hash(challenge)
         attestation = strict_json.encode(self._attestation(challenge.nonce))
         second = self._transport.exchange("POST", f"{kbs.PREFIX}/attest", attestation, {**_JSON, "Cookie": cookie})
@@ -164,6 +168,15 @@ class BrokerRegister:
             runtime_data=runtime,
             tee_evidence=kbs.Evidence(primary_evidence=evidence),
         )
+
+
+@contextmanager
+def _answer_of_the_broker() -> Iterator[None]:
+    """An answer that can't be read is the broker's fault, not that of a field that the caller gave."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise Unavailable(f"the broker's answer can't be used: {error}") from error
 
 
 def _session_cookie(response: Response) -> str:

@@ -4,6 +4,7 @@ The reading goes past the page cache: it shows what the device has now, and leav
 what the bytes mean is decided after their MAC was verified.
 """
 
+import errno
 import mmap
 import os
 import stat
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from csi.model.errors import InUse, NotFound, Refused
+from csi.model.errors import InUse, NotFound, Refused, Tampered
 from csi.model.sealed import (
     HEADER_A_OFFSET,
     HEADER_B_OFFSET,
@@ -70,7 +71,7 @@ def read_head(device: str) -> Head:
             raise Refused(f"{device} is no block device")
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size <= PAYLOAD_OFFSET:
-            raise Refused(f"{device} has {size} bytes; a sealed volume needs more than {PAYLOAD_OFFSET}")
+            raise Tampered(f"{device} has {size} bytes; a sealed volume always has more than {PAYLOAD_OFFSET}")
         return Head(
             device=device,
             number=(os.major(status.st_rdev), os.minor(status.st_rdev)),
@@ -112,7 +113,9 @@ def _open_exclusive(device: str) -> int:
     except FileNotFoundError:
         raise NotFound(f"there is no device {device}; was the volume plugged into this guest?") from None
     except OSError as error:
-        raise InUse(f"{device} can't be opened alone: {error.strerror}; close what uses it first") from error
+        if error.errno == errno.EBUSY:
+            raise InUse(f"{device} is in use; close what uses it first") from error
+        raise Refused(f"{device} can't be read: {error.strerror}") from error
 
 
 def _pread(descriptor: int, length: int, offset: int) -> memoryview:

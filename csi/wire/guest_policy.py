@@ -8,7 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -41,6 +41,8 @@ class VolumePolicy:
     """What this guest may do with the volumes that one rule matches."""
 
     name: str
+    id: str | None
+    """The one volume that the rule is for; None where a pattern leaves the choice to the host."""
     id_pattern: re.Pattern[str]
     mount: str
     profile: Profile
@@ -61,12 +63,28 @@ class GuestPolicy:
     broker: BrokerSettings
     volumes: tuple[VolumePolicy, ...]
 
+    def resolve(self, volume: str, volume_id: str | None) -> tuple[VolumePolicy, str]:
+        """The rule and the volume id that a caller means by `--volume` and `--id`.
+
+        `volume` is a rule's name, which says all where the rule has a fixed id and needs `volume_id` where it has a
+        pattern; or it is the id itself, as the host names it. Raises `InvalidInput` when no rule allows it.
+        """
+        if volume_id is not None:
+            rule = self.named(volume)
+            if not rule.allows(volume_id):
+                raise InvalidInput("--id", f"the policy's rule {rule.name!r} does not allow volume {volume_id!r}")
+            return rule, volume_id
+        for rule in self.volumes:
+            if rule.name == volume and rule.id is not None:
+                return rule, rule.id
+        return self.rule_for(volume), volume
+
     def named(self, name: str) -> VolumePolicy:
         """The rule of that name. Raises `InvalidInput`."""
         for volume in self.volumes:
             if volume.name == name:
                 return volume
-        known = ", ".join(volume.name for volume in self.volumes) or "none"
+        known = ", ".join(self._names) or "none"
         raise InvalidInput("--volume", f"the policy names no volume {name!r}; it names: {known}")
 
     def rule_for(self, volume_id: str) -> VolumePolicy:
@@ -74,14 +92,19 @@ class GuestPolicy:
         for volume in self.volumes:
             if volume.allows(volume_id):
                 return volume
-        raise InvalidInput("--volume", f"the measured policy allows no volume {volume_id!r}; nothing is opened")
+        hint = "; it is a rule's name, so say which volume by --id" if volume_id in self._names else ""
+        raise InvalidInput("--volume", f"the measured policy allows no volume {volume_id!r}{hint}; nothing is opened")
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(volume.name for volume in self.volumes)
 
 
 class _Broker(msgspec.Struct, forbid_unknown_fields=True):
     url: str
     ca: str
     allow_sample: bool = False
-    timeout_seconds: float = 30.0
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
 
 
 class _Volume(msgspec.Struct, forbid_unknown_fields=True):
@@ -165,6 +188,7 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
         raise InvalidInput(f"{place}.id_pattern", f"is no regular expression: {error}") from error
     return VolumePolicy(
         name=raw.name,
+        id=raw.id or None,
         id_pattern=pattern,
         mount=str(mount),
         profile=Profile(raw.profile),

@@ -84,7 +84,8 @@ def decode(raw: bytes, keys: VolumeKeys, volume_id: str) -> Slot:
         return SlotState.INVALID
     magic, kind, profile, key_version, generation, payload, volume, header, mac = _FIELDS.unpack_from(raw)
     known = {number: name for name, number in _PROFILES.items()}
-    if magic != _MAGIC or profile not in known or volume != hashlib.sha256(volume_id.encode()).digest():
+    of_this_volume = volume == hashlib.sha256(volume_id.encode()).digest()
+    if magic != _MAGIC or kind not in set(RecordKind) or profile not in known or not of_this_volume:
         raise Tampered("a state record verifies, yet is of another format version or volume; use a newer guest")
     return StateRecord(
         kind=RecordKind(kind),

@@ -219,8 +219,8 @@ def test_another_name_is_not_trusted(broker: RunningBroker) -> None:
         ({"url": "https://user@127.0.0.1"}, "broker.url"),
         ({"url": "https://127.0.0.1:99999"}, "broker.url"),
         ({"url": ""}, "broker.url"),
-        ({"ca_pem": ""}, "broker.ca_pem"),
-        ({"ca_pem": "nonsense"}, "broker.ca_pem"),
+        ({"ca_pem": ""}, "broker.ca"),
+        ({"ca_pem": "nonsense"}, "broker.ca"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(broker: RunningBroker, change: dict[str, str], field: str) -> None:
