@@ -58,8 +58,11 @@ class Controller(ControllerRest):
         world = self._world
         with world.locks.hold(volume_id, "DeleteVolume"):
             # A wipe may take minutes, so LVM is held only for its own commands: other volumes go on meanwhile.
-            volume = provision.by_id(self._report(f"DeleteVolume {volume_id}"), volume_id)
-            if volume is not None:
+            report = self._report(f"DeleteVolume {volume_id}")
+            volume = provision.by_id(report, volume_id)
+            if volume is None:
+                provision.require_all_groups(world.settings.config, report, volume_id)
+            else:
                 published = observe.publications(world.registry, volume).targets
                 apply(provision.delete(volume, published), world.handlers)
         return csi_pb2.DeleteVolumeResponse()

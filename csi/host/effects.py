@@ -35,7 +35,7 @@ class Effects:
             steps.Activate: lambda step: self._lvm.activate(step.vg, step.name),
             steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
             steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
-            steps.DiscardRange: lambda step: disks.discard(step.device, step.offset, step.length),
+            steps.DiscardRange: self._discard,
             steps.MakeFilesystem: self._make_filesystem,
             steps.RequireFilesystem: self._require_filesystem,
             steps.CheckFilesystem: self._check_filesystem,
@@ -63,6 +63,11 @@ class Effects:
             pvs=step.pvs,
         )
 
+    @staticmethod
+    def _discard(step: steps.DiscardRange) -> None:
+        if not disks.discard(step.device, step.offset, step.length) and step.or_zero:
+            disks.zero(step.device, step.offset, step.length)
+
     def _make_filesystem(self, step: steps.MakeFilesystem) -> None:
         filesystems.make(self._runner, step.device, Filesystem.named(step.fstype, "fs_type"), step.options)
 
@@ -70,8 +75,8 @@ class Effects:
         found = filesystems.signature(self._runner, step.device)
         if found != step.fstype:
             raise ForeignContent(
-                f"{step.device} was formatted as {step.fstype}, and now shows {found or 'no signature'}. Nothing was "
-                "changed. Look at the disk before anything else; the volume is never formatted again."
+                f"{step.device} was formatted as {step.fstype}, and shows {found or 'no signature'}. Look at the disk, and "
+                "at mkfsOptions if the volume is new, before anything else; a volume in use is never formatted again."
             )
 
     def _check_filesystem(self, step: steps.CheckFilesystem) -> None:

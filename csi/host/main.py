@@ -41,13 +41,14 @@ def main(arguments: Sequence[str]) -> int:
     log.set_up(settings.log_level)
     try:
         return _serve(settings)
-    except SealedLocalError as error:
+    except (SealedLocalError, OSError) as error:
         _log.error("can't start", extra={"error": str(error)})
         print(f"sealed-local node: {error}", file=sys.stderr)
         return 2 if isinstance(error, InvalidInput) else 1
 
 
 def _serve(settings: Settings) -> int:
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     here = world.real(settings)
     identity = Identity(settings.driver_name)
     metrics = Metrics(settings.driver_name, settings.config, here.lvm.report)

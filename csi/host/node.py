@@ -56,7 +56,9 @@ class Node(NodeRest):
         with self._world.locks.hold(wanted.volume_id, "NodeStageVolume"):
             volume = self._existing(wanted.volume_id)
             csi_requests.require_same_context(volume, wanted.context_digest)
-            apply(staging.stage(volume, wanted.capability, observe.path(wanted.staging_path)), self._world.handlers)
+            where = observe.path(wanted.staging_path)
+            plan = staging.stage(volume, wanted.capability, where, node_is_right=observe.node_is_right(volume.lv))
+            apply(plan, self._world.handlers)
         return csi_pb2.NodeStageVolumeResponse()
 
     def NodeUnstageVolume(  # noqa: N802
@@ -107,16 +109,18 @@ class Node(NodeRest):
         """Bytes and inodes of a mounted volume, size of a block one. Of a direct one only the guest knows them."""
         if not request.volume_path:
             raise InvalidInput("volume_path", "is required and missing")
-        volume = self._existing(csi_requests.volume_id(request.volume_id))
+        volume_id = csi_requests.volume_id(request.volume_id)
+        # kubelet asks for every volume every minute, so what the kernel alone can answer never waits for LVM.
         path = observe.path(request.volume_path)
-        if path.kind is PathKind.DEVICE and path.device == volume.lv.device:
+        if path.kind is PathKind.DEVICE and observe.is_volume(path.device, volume_id):
             usage = csi_pb2.VolumeUsage(unit=_Unit.BYTES, total=disks.size(request.volume_path))
             return csi_pb2.NodeGetVolumeStatsResponse(usage=[usage])
-        if path.top is not None and path.top.device == volume.lv.device:
+        if path.top is not None and observe.is_volume(path.top.device, volume_id):
             return csi_pb2.NodeGetVolumeStatsResponse(usage=_usage(request.volume_path))
-        if path.is_tombstone:
-            raise Refused(f"volume {volume.volume_id} is mounted inside a guest; only the guest can see its filesystem")
-        raise NotFound(f"volume {volume.volume_id} is not at {request.volume_path}")
+        if path.is_tombstone and observe.is_recorded(self._world.registry, path.path, volume_id):
+            raise Refused(f"volume {volume_id} is mounted inside a guest; only the guest can see its filesystem")
+        self._existing(volume_id)
+        raise NotFound(f"volume {volume_id} is not at {request.volume_path}")
 
     def _find(self, volume_id: str) -> Volume | None:
         with self._world.lvm.exclusive(f"look at {volume_id}"):
@@ -129,15 +133,17 @@ class Node(NodeRest):
         return volume
 
     def _view(self, volume: Volume, wanted: csi_requests.PublishRequest) -> publishing.Publishing:
-        active = volume.lv.device is not None
+        node_is_right = observe.node_is_right(volume.lv)
         return publishing.Publishing(
             volume=volume,
             capability=wanted.capability,
-            read_only=wanted.read_only or wanted.capability.access.read_only,
+            read_only=wanted.read_only or wanted.capability.read_only,
             staging=observe.path(wanted.staging_path),
             target=observe.path(wanted.target_path),
             publications=observe.publications(self._world.registry, volume, wanted.staging_path),
-            device_read_only=active and disks.read_only(volume.lv.path),
+            device_read_only=node_is_right and disks.read_only(volume.lv.path),
+            node_is_right=node_is_right,
+            held_open=observe.held_open(volume.lv),
         )
 
 

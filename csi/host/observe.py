@@ -10,6 +10,7 @@ from csi.model.volume import Volume
 from csi.plan.node_view import PathKind, PathView, Publications
 from csi.system import disks, mounts
 from csi.system.kata_registry import KataRegistry
+from csi.wire import dm_name
 from csi.wire.kata_record import Record
 
 _DEVICE_FILESYSTEMS = ("devtmpfs", "tmpfs")
@@ -34,6 +35,32 @@ def path(value: str, listed: tuple[Mount, ...] | None = None) -> PathView:
         device=disks.number(value) if kind is PathKind.DEVICE else None,
         empty=_is_empty(value) if kind is PathKind.DIRECTORY else True,
     )
+
+
+def node_is_right(lv: LogicalVolume) -> bool:
+    """Whether the LV's path in /dev leads to the kernel's device of this LV. Without udev stale nodes are left behind."""
+    real = disks.resolved(lv.path)
+    return lv.device is not None and real is not None and disks.number(real) == lv.device
+
+
+def is_volume(device: tuple[int, int] | None, volume_id: str) -> bool:
+    """Whether a device is the volume's, by the kernel's own name of it."""
+    name = disks.mapping_name(device) if device is not None else None
+    found = dm_name.decode(name) if name is not None else None
+    return found is not None and found[1] == volume_id
+
+
+def is_recorded(registry: KataRegistry, target: str, volume_id: str) -> bool:
+    """Whether a Kata record shows the volume at a target path."""
+    return any(
+        entry.target == target and entry.record is not None and entry.record.volume_id == volume_id
+        for entry in registry.entries()
+    )
+
+
+def held_open(lv: LogicalVolume) -> bool:
+    """Whether anything has the LV open but a loop device: kubelet attaches one to every raw block volume that it maps."""
+    return lv.is_open and not (lv.device is not None and disks.has_loop(lv.device))
 
 
 def publications(registry: KataRegistry, volume: Volume | None, staging_path: str = "") -> Publications:

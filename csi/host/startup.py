@@ -24,7 +24,6 @@ def start(world: World, runner: Runner | None = None) -> tuple[str, ...]:
     Raises `ToolFailed` when LVM itself does not answer.
     """
     runner = runner or LocalRunner(world.settings.lvm_prefix)
-    world.settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with world.lvm.exclusive("start-up"):
         _log.info("lvm", extra={"version": world.lvm.version()})
         problems = tuple(
@@ -54,7 +53,7 @@ def _look(runner: Runner, configured: str) -> pools.DeviceView:
     holds = filesystems.signature(runner, real)
     if holds is None and not disks.edges_blank(real):
         holds = "unknown data"
-    return pools.DeviceView(configured=configured, real=real, holds=holds)
+    return pools.DeviceView(configured=configured, real=real, holds=holds, number=disks.number(real))
 
 
 def sweep(world: World, report: Report) -> None:

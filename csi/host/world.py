@@ -31,12 +31,19 @@ class World:
 def real(settings: Settings, runner: Runner | None = None) -> World:
     """The world of this machine."""
     runner = runner or LocalRunner(settings.lvm_prefix)
-    lvm = Lvm(runner, udev=settings.config.udev, lock_file=settings.state_dir / "lvm.lock")
+    config = settings.config
+    lvm = Lvm(
+        runner,
+        udev=config.udev,
+        lock_file=settings.state_dir / "lvm.lock",
+        loop_devices=config.loop_devices,
+        pool_disks=[device for pool in config.pools for device in pool.devices],
+    )
     registry = KataRegistry(settings.registry_root)
     return World(
         settings=settings,
         lvm=lvm,
         registry=registry,
         handlers=Effects(runner, lvm, registry).handlers(),
-        locks=VolumeLocks(),
+        locks=VolumeLocks(settings.state_dir / "volumes.lock"),
     )

@@ -18,5 +18,5 @@ class Mount:
 
     @property
     def read_only(self) -> bool:
-        """Whether writes through this mount point are refused."""
-        return "ro" in self.options or "ro" in self.super_options
+        """Whether it was mounted to be read only. A filesystem that stopped writing after an error is something else."""
+        return "ro" in self.options

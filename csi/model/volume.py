@@ -69,6 +69,11 @@ class Capability:
     fstype: str = ""
     mount_flags: tuple[str, ...] = ()
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the access mode or a mount flag forbids writing."""
+        return self.access.read_only or "ro" in self.mount_flags
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from csi.model.errors import AlreadyExists, ForeignContent, InUse, Refused
+from csi.model.errors import AlreadyExists, ForeignContent, InUse, Refused, Unavailable
 from csi.model.lvm import Activation, Report
 from csi.model.sealed import PAYLOAD_OFFSET
 from csi.model.volume import State, Volume, Wanted, Wipe
@@ -71,7 +71,8 @@ def by_name(report: Report, name_digest: str) -> Volume | None:
 def by_id(report: Report, volume_id: str) -> Volume | None:
     """The volume with this id, found by its tags in whatever group it is.
 
-    Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other.
+    Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other; and when an LV of ours
+    has that name and tags that this version can't read: to call it absent would leak it.
     """
     found = [volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id]
     if len(found) > 1:
@@ -79,7 +80,31 @@ def by_id(report: Report, volume_id: str) -> Volume | None:
         raise Refused(
             f"volume {volume_id} exists in several volume groups ({groups}); remove the tag sl:v1 from the wrong one"
         )
+    if not found:
+        _require_no_unreadable(report, volume_id)
     return found[0] if found else None
+
+
+def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
+    """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
+    to be gone. Disks may come late after a boot.
+    """
+    missing = sorted({vg for pool in config.pools for vg in pool.vgs if report.vg(vg) is None})
+    if missing:
+        raise Unavailable(
+            f"volume {volume_id} is not in any group that is here, and volume group {', '.join(missing)} of this node's "
+            "configuration is missing. Bring its disks back, or take it out of the configuration if it is gone for good"
+        )
+
+
+def _require_no_unreadable(report: Report, volume_id: str) -> None:
+    for lv in report.lvs:
+        if lv.name == volume_id and volume_tags.OURS in lv.tags:
+            shown = ", ".join(sorted(tag for tag in lv.tags if tag.startswith("sl:")))
+            raise Refused(
+                f"logical volume {lv.vg}/{lv.name} carries this driver's tags, and this version can't read them ({shown}); "
+                "was it made by a newer driver? Use that one. Nothing was changed"
+            )
 
 
 def _require_same(existing: Volume, wanted: Wanted) -> None:
@@ -111,11 +136,11 @@ def _require_free_name(report: Report, wanted: Wanted) -> None:
 
 def _wipe(volume: Volume) -> steps.Plan:
     device, size = volume.lv.path, volume.lv.size_bytes
-    if volume.wipe is Wipe.DISCARD:
-        return (steps.DiscardRange(device=device, offset=0, length=size),)
-    if volume.wipe is Wipe.AUTO and volume.profile.is_sealed:
+    if volume.wipe in (Wipe.AUTO, Wipe.DISCARD) and volume.profile.is_sealed:
         # Without header and state records the rest is noise that no key opens any more.
         head = min(PAYLOAD_OFFSET, size)
         zero = steps.ZeroRange(device=device, offset=0, length=head)
         return (zero, steps.DiscardRange(device=device, offset=head, length=size - head)) if size > head else (zero,)
+    if volume.wipe is Wipe.DISCARD:
+        return (steps.DiscardRange(device=device, offset=0, length=size, or_zero=True),)
     return (steps.ZeroRange(device=device, offset=0, length=size),)

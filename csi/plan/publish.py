@@ -28,6 +28,10 @@ class Publishing:
     publications: Publications
     device_read_only: bool
     """The kernel's read-only flag of the device, which block mode uses."""
+    node_is_right: bool
+    """Whether the volume's path in /dev leads to its own kernel device."""
+    held_open: bool
+    """Whether a process or virtual machine has the device open, kubelet's own loop devices not counted."""
 
 
 def publish(view: Publishing) -> steps.Plan:
@@ -60,7 +64,7 @@ def unpublish(target: PathView, *, has_record: bool, reset_device: str | None) -
 
 def _require_staged(view: Publishing) -> None:
     volume, staging = view.volume, view.staging
-    ready = volume.state is State.READY and volume.lv.activation is not Activation.INACTIVE
+    ready = volume.state is State.READY and volume.lv.activation is not Activation.INACTIVE and view.node_is_right
     if ready and host_mounts(volume, view.capability):
         ready = staging.top is not None and staging.top.device == volume.lv.device
     if not ready:
@@ -100,7 +104,10 @@ def _publish_block(view: Publishing) -> steps.Plan:
         return ()
     if target.mounts or target.kind not in (PathKind.ABSENT, PathKind.FILE):
         raise Refused(f"{target.path} is not free for a block device ({target.kind.value}); remove it, then repeat")
-    _require_exclusive(view, shared=view.capability.access.many_targets)
+    # Two guests that each take a sealed volume for their own destroy it, as with a direct one.
+    _require_exclusive(view, shared=view.capability.access.many_targets and not volume.profile.is_sealed)
+    if volume.profile.is_sealed:
+        _require_not_held(view)
     bind = steps.BindDevice(device=volume.lv.path, target=target.path)
     if view.device_read_only == view.read_only:
         return (bind,)
@@ -117,8 +124,8 @@ def _publish_direct(view: Publishing) -> steps.Plan:
         raise AlreadyExists(f"{target.path} has a Kata record with other content; unpublish it first")
     # Two guests on one device destroy it, whatever the access mode says; QEMU's own locks don't stop them.
     _require_exclusive(view, shared=False)
-    if present is None and volume.lv.is_open:
-        raise InUse(f"volume {volume.volume_id} is still held open on this node, maybe by a guest that ends; repeat")
+    if present is None:
+        _require_not_held(view)
     plan: list[steps.Step] = []
     if not target.is_tombstone:
         if target.mounts:
@@ -128,6 +135,13 @@ def _publish_direct(view: Publishing) -> steps.Plan:
     if present is None:
         plan.append(steps.WriteRecord(target=target.path, record=wanted))
     return tuple(plan)
+
+
+def _require_not_held(view: Publishing) -> None:
+    if view.held_open:
+        raise InUse(
+            f"volume {view.volume.volume_id} is still held open on this node, maybe by a guest that ends; repeat"
+        )
 
 
 def _published_otherwise(target: PathView, *, read_only: bool) -> AlreadyExists:

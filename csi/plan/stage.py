@@ -8,7 +8,7 @@ from csi.model.errors import AlreadyExists, InUse, Refused
 from csi.model.lvm import Activation
 from csi.model.sealed import PAYLOAD_OFFSET
 from csi.model.size import MIB
-from csi.model.volume import Capability, State, Volume
+from csi.model.volume import Capability, State, Volume, Wipe
 from csi.plan import steps
 from csi.plan.node_view import PathView, Publications
 from csi.wire import volume_tags
@@ -37,8 +37,12 @@ def host_mounts(volume: Volume, capability: Capability) -> bool:
     return not (capability.block or volume.direct or volume.profile.is_sealed)
 
 
-def stage(volume: Volume, capability: Capability, staging: PathView) -> steps.Plan:
-    """Steps that make the volume ready to publish. Raises when what is there is not what is asked for."""
+def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_right: bool) -> steps.Plan:
+    """Steps that make the volume ready to publish. Raises when what is there is not what is asked for.
+
+    `node_is_right` says whether the volume's path in /dev leads to its own kernel device now; where it doesn't, though
+    the kernel has the device, activation sets it right or refuses.
+    """
     _require_usable(volume)
     wanted = content(volume, capability)
     mounted = _already_staged(volume, capability, staging)
@@ -48,7 +52,7 @@ def stage(volume: Volume, capability: Capability, staging: PathView) -> steps.Pl
     if mounted:
         return ()
     device = volume.lv.path
-    on = _activate(volume)
+    on = _activate(volume, node_is_right=node_is_right)
     prepared = _prepare(volume, wanted) if first else ()
     if not host_mounts(volume, capability):
         return (*on, *prepared)
@@ -58,7 +62,8 @@ def stage(volume: Volume, capability: Capability, staging: PathView) -> steps.Pl
             steps.RequireFilesystem(device=device, fstype=wanted),
             steps.CheckFilesystem(device=device, fstype=wanted),
         )
-    options = (*capability.mount_flags, *(("ro",) if capability.access.read_only else ()))
+    flags = tuple(flag for flag in capability.mount_flags if flag not in ("ro", "rw"))
+    options = (*flags, *(("ro",) if capability.read_only else ()))
     mount = steps.MountFilesystem(device=device, target=staging.path, fstype=wanted, options=options)
     return (*on, *prepared, *looked, mount)
 
@@ -108,29 +113,31 @@ def _already_staged(volume: Volume, capability: Capability, staging: PathView) -
         raise Refused(f"{staging.path} is already a mount of {top.source}; unmount it, then repeat")
     if not host_mounts(volume, capability):
         raise AlreadyExists(f"volume {volume.volume_id} is staged as a mounted filesystem; unstage it first")
-    if top.read_only != capability.access.read_only:
+    if top.read_only != capability.read_only:
         raise AlreadyExists(f"volume {volume.volume_id} is staged with another access mode; unstage it first")
     if capability.fstype and top.fstype != capability.fstype:
         raise AlreadyExists(f"volume {volume.volume_id} is staged as {top.fstype}, not {capability.fstype}")
     return True
 
 
-def _activate(volume: Volume) -> steps.Plan:
-    if volume.lv.activation is Activation.ACTIVE:
+def _activate(volume: Volume, *, node_is_right: bool) -> steps.Plan:
+    if volume.lv.activation is Activation.ACTIVE and node_is_right:
         return ()
     return (steps.Activate(vg=volume.lv.vg, name=volume.lv.name),)
 
 
 def _prepare(volume: Volume, wanted: str) -> steps.Plan:
-    """Zero the edges, where signatures of former content may lie, format a plain filesystem, and end `creating`."""
-    device, size = volume.lv.path, volume.lv.size_bytes
-    head = min(size, PAYLOAD_OFFSET if volume.profile.is_sealed else _EDGE_BYTES)
-    plan: list[steps.Step] = [steps.ZeroRange(device=device, offset=0, length=head)]
-    if size > head:
-        tail = min(_EDGE_BYTES, size - head)
-        plan.append(steps.ZeroRange(device=device, offset=size - tail, length=tail))
+    """Zero what may show former content, format a plain filesystem, see that it is there, and end `creating`."""
+    device = volume.lv.path
+    plan: list[steps.Step] = [
+        steps.ZeroRange(device=device, offset=offset, length=length) for offset, length in _cleared(volume, wanted)
+    ]
     if wanted not in (FORMATTED_BLOCK, FORMATTED_SEALED):
-        plan.append(steps.MakeFilesystem(device=device, fstype=wanted, options=volume.mkfs_options))
+        plan += [
+            steps.MakeFilesystem(device=device, fstype=wanted, options=volume.mkfs_options),
+            # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
+            steps.RequireFilesystem(device=device, fstype=wanted),
+        ]
     plan.append(
         steps.ChangeTags(
             vg=volume.lv.vg,
@@ -140,3 +147,15 @@ def _prepare(volume: Volume, wanted: str) -> steps.Plan:
         )
     )
     return tuple(plan)
+
+
+def _cleared(volume: Volume, wanted: str) -> list[tuple[int, int]]:
+    """Ranges (offset, length) to zero first. Under a filesystem or a seal only the ends, where signatures lie, can be seen;
+    a raw device shows everything, so all of it goes, unless its class says that nobody minds (`wipe: none`).
+    """
+    size = volume.lv.size_bytes
+    if wanted == FORMATTED_BLOCK and volume.wipe is not Wipe.NONE:
+        return [(0, size)]
+    head = min(size, PAYLOAD_OFFSET if volume.profile.is_sealed else _EDGE_BYTES)
+    tail = min(_EDGE_BYTES, size - head)
+    return [(0, head), (size - tail, tail)] if tail else [(0, head)]

@@ -92,11 +92,14 @@ class ZeroRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiscardRange:
-    """Tell the disk that a range of bytes is not needed; a disk that knows no discard is fine."""
+    """Tell the disk that a range of bytes is not needed. A disk that knows no discard is fine, or, with `or_zero`, gets
+    zeroes instead.
+    """
 
     device: str
     offset: int
     length: int
+    or_zero: bool = False
 
     def describe(self) -> str:
         """One line for the log."""

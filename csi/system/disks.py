@@ -45,18 +45,21 @@ def zero(device: str, offset: int, length: int) -> None:
         os.fsync(descriptor)
 
 
-def discard(device: str, offset: int, length: int) -> None:
-    """Tell the disk that a range is free; a disk without discard keeps the bytes, which is no error.
+def discard(device: str, offset: int, length: int) -> bool:
+    """Tell the disk that a range is free. False when the disk knows no discard: then it keeps the bytes.
 
-    Raises `InUse` as `zero` does.
+    Raises `InUse` as `zero` does, and `OSError` when the disk fails.
     """
     with _opened(device, os.O_RDWR | os.O_EXCL) as descriptor:
         for start, part in _slices(offset, length):
             try:
                 fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("QQ", start, part))
             except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
                 _log.info("no discard", extra={"device": device, "reason": error.strerror})
-                return
+                return False
+    return True
 
 
 def read_only(device: str) -> bool:
@@ -93,6 +96,44 @@ def resolved(path: str) -> str | None:
     """The device that a path leads to; None when it is absent or no block device."""
     real = os.path.realpath(path)
     return real if number(real) is not None else None
+
+
+def leads_to(path: str) -> tuple[int, int] | None:
+    """Major and minor number of the block device that a path leads to, links followed; None when there is none."""
+    real = resolved(path)
+    return number(real) if real is not None else None
+
+
+def mapped(name: str, sysfs: Path = Path("/sys")) -> tuple[int, int] | None:
+    """Major and minor number of the device-mapper device of that name, as the kernel says; None when it has none."""
+    for entry in sysfs.glob("block/dm-*/dm/name"):
+        if _text(entry) == name:
+            return _number_in(entry.parents[1] / "dev")
+    return None
+
+
+def mapping_name(device: tuple[int, int], sysfs: Path = Path("/sys")) -> str | None:
+    """The device-mapper name of a device; None for one of another kind."""
+    return _text(sysfs / f"dev/block/{device[0]}:{device[1]}/dm/name")
+
+
+def has_loop(device: tuple[int, int], sysfs: Path = Path("/sys")) -> bool:
+    """Whether a loop device lies on this device."""
+    files = (_text(entry) for entry in sysfs.glob("block/loop*/loop/backing_file"))
+    return any(leads_to(file) == device for file in files if file)
+
+
+def _text(path: Path) -> str | None:
+    """A kernel file's line; None when it is gone, as its device may be at any moment."""
+    try:
+        return path.read_text().rstrip("\n")
+    except OSError:
+        return None
+
+
+def _number_in(path: Path) -> tuple[int, int] | None:
+    major, _, minor = (_text(path) or "").partition(":")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
 
 
 def _slices(offset: int, length: int) -> Iterator[tuple[int, int]]:

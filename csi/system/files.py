@@ -1,7 +1,14 @@
-"""Files that must be whole at every moment: atomic replacement, and flushing of files and directories."""
+"""Files that must be whole at every moment: atomic replacement, flushing of files and directories, locks by name."""
 
+import fcntl
+import hashlib
 import os
+import struct
 from pathlib import Path
+from typing import Final
+
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+"""struct flock of Linux on 64-bit machines: type, whence, start, length, process."""
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int, temporary: Path, durable: bool = True) -> None:
@@ -32,3 +39,22 @@ def flush_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def take_named_lock(path: Path, name: str) -> int | None:
+    """Lock `name` among all processes that use the file `path`, whose content doesn't matter; None when another has it.
+
+    The answer is a descriptor that holds the lock until it is closed, which the kernel does for a killed process. Each name
+    is one byte of the file, by its hash, so that nothing has to be removed afterwards (fcntl(2), open file description
+    locks). Two names may share a byte, one time in 2 to the 62: then one of them waits in vain for a while.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 2
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0))
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError | PermissionError):
+            return None
+        raise
+    return descriptor

@@ -7,23 +7,41 @@ A command that writes is never ended because a caller lost patience: half-made v
 import fcntl
 import json
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi.model.errors import CommandError, InUse, Unavailable
+from csi.model.errors import CommandError, InUse, Refused, ToolFailed, Unavailable
 from csi.model.lvm import Report
+from csi.system import caller, disks
 from csi.system.command import Result, Runner
-from csi.wire import lvm_report
+from csi.wire import dm_name, lvm_report
 
 _READ_SECONDS = 60.0
 _WRITE_SECONDS = 600.0
 _FAILED = 5
+_TURN_POLL_SECONDS = 0.25
+_LOOP_DEVICE = re.compile(r"/dev/loop[0-9]+(p[0-9]+)?")
 
 
-def _settings(*, udev: bool) -> str:
+def _filter(loop_devices: Sequence[str] | None) -> str:
+    """The disks that LVM may look at: all but those below.
+
+    LVM takes a device when any of its names meets an accepting pattern, and udev gives every device names such as
+    /dev/block/43:0. So nothing accepts all names at the end: LVM takes what meets no pattern anyway.
+    """
+    # Network and replicated devices can freeze a scan for ever when their peer is gone.
+    patterns = ["r|^/dev/drbd|", "r|^/dev/nbd|", "r|^/dev/rbd|", "r|^/dev/zram|"]
+    if loop_devices is not None:
+        # kubelet attaches a loop device to every raw block volume, and what lies on it the tenant has written.
+        patterns += [*(f"a|^{device}$|" for device in loop_devices), "r|^/dev/loop|"]
+    return f"[{','.join(json.dumps(pattern) for pattern in patterns)}]"
+
+
+def _settings(*, udev: bool, loop_devices: Sequence[str] | None = ()) -> str:
     """LVM settings for every command, independent of the host's lvm.conf where that could harm."""
     on = int(udev)
     return " ".join(
@@ -33,8 +51,9 @@ def _settings(*, udev: bool) -> str:
             f"devices/obtain_device_list_from_udev={on}",
             # Never look for PVs inside volumes: tenants write there.
             "devices/scan_lvs=0",
-            # Network and replicated devices can freeze a scan for ever when their peer is gone.
-            'devices/global_filter=["r|^/dev/drbd|","r|^/dev/nbd|","r|^/dev/rbd|","r|^/dev/zram|","a|.*|"]',
+            f"devices/global_filter={_filter(loop_devices)}",
+            # To read a suspended device is to wait for whoever resumes it, perhaps for ever.
+            "devices/ignore_suspended_devices=1",
             # Waiting for udev in a container without the host's IPC namespace never ends.
             f"activation/udev_sync={on}",
             f"activation/udev_rules={on}",
@@ -64,11 +83,23 @@ _ENVIRONMENT = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
 class Lvm:
-    """LVM of this node. `lock_file` makes two driver processes take turns; threads wait for one another inside."""
+    """LVM of this node. `lock_file` makes two driver processes take turns; threads wait for one another inside.
 
-    def __init__(self, runner: Runner, *, udev: bool, lock_file: Path) -> None:
+    Of all loop devices it sees those among `pool_disks`; all of them with `loop_devices`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        udev: bool,
+        lock_file: Path,
+        loop_devices: bool = False,
+        pool_disks: Sequence[str] = (),
+    ) -> None:
         self._runner = runner
-        self._config = _settings(udev=udev)
+        named = [disk for disk in pool_disks if _LOOP_DEVICE.fullmatch(disk)]
+        self._config = _settings(udev=udev, loop_devices=None if loop_devices else named)
         self._lock_file = lock_file
         self._lock = threading.Lock()
         self._holder = ""
@@ -76,19 +107,21 @@ class Lvm:
         self._last: tuple[float, Report] | None = None
 
     @contextmanager
-    def exclusive(self, holder: str, wait_seconds: float = 300.0) -> Iterator[None]:
+    def exclusive(
+        self, holder: str, wait_seconds: float = 300.0, still_wanted: Callable[[], bool] = caller.still_waits
+    ) -> Iterator[None]:
         """Hold this node's LVM for a look, a plan and its steps. `holder` is named to whoever waits in vain.
 
-        Raises `Unavailable` when the turn doesn't come in time.
+        Raises `Unavailable` when the turn doesn't come in time, or `still_wanted` says no before it comes: calls whose
+        callers have given up must not fill the server's threads.
         """
         arrived = time.monotonic()
-        if not self._lock.acquire(timeout=wait_seconds):
-            raise Unavailable(f"LVM is busy with {self._holder!r} for more than {wait_seconds:g} s; try again later")
+        self._await_turn(arrived + wait_seconds, wait_seconds, still_wanted)
         try:
             self._holder = holder
             descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                _flock(descriptor, self._lock_file, wait_seconds)
+                _flock(descriptor, self._lock_file, wait_seconds, still_wanted)
                 self._turn.arrived = arrived
                 yield
             finally:
@@ -96,6 +129,14 @@ class Lvm:
                 os.close(descriptor)
         finally:
             self._lock.release()
+
+    def _await_turn(self, give_up: float, wait_seconds: float, still_wanted: Callable[[], bool]) -> None:
+        while not self._lock.acquire(timeout=max(0.0, min(_TURN_POLL_SECONDS, give_up - time.monotonic()))):
+            _require_wanted(still_wanted, self._holder)
+            if time.monotonic() >= give_up:
+                raise Unavailable(
+                    f"LVM is busy with {self._holder!r} for more than {wait_seconds:g} s; try again later"
+                )
 
     def report(self) -> Report:
         """All volume groups, disks and volumes as LVM sees them now.
@@ -148,10 +189,23 @@ class Lvm:
         self._change([*argv, f"{vg}/{name}"])
 
     def activate(self, vg: str, name: str) -> None:
-        """Make the kernel device; `vgmknodes` brings a /dev entry back that a restart of udev or of the pod lost."""
+        """Make the kernel device, and see that the LV's path in /dev leads to that very device.
+
+        `vgmknodes` brings back an entry that a restart of udev or of the pod lost, and mends one that is left over from
+        another time. Raises `Refused` when it doesn't: writing through a wrong path would destroy another volume.
+        """
         self._change(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
-        if not Path(f"/dev/{vg}/{name}").exists():
+        device = disks.mapped(dm_name.encode(vg, name))
+        if device is None:
+            raise ToolFailed(f"LVM says that {vg}/{name} is active, and the kernel has no such device")
+        path = f"/dev/{vg}/{name}"
+        if disks.leads_to(path) != device:
             self._change(["vgmknodes", f"{vg}/{name}"])
+        if disks.leads_to(path) != device:
+            raise Refused(
+                f"{path} does not lead to the volume's device {device[0]}:{device[1]}; look at `ls -l {path}` and "
+                f"`dmsetup ls`, remove the stale entry, then repeat"
+            )
 
     def deactivate(self, vg: str, name: str, *, patience_seconds: float = 5.0) -> None:
         """Take the kernel device away. A virtual machine may close it a moment late, so busy is tried again for a while.
@@ -181,8 +235,8 @@ class Lvm:
 
     def version(self) -> str:
         """LVM's own version line. Raises `ToolFailed` when lvm is not installed."""
-        lines = self._run(["version"], _READ_SECONDS).text.splitlines()
-        return lines[0].split(":", 1)[-1].strip() if lines else "unknown"
+        first = self._run(["version"], _READ_SECONDS).text.partition("\n")[0]
+        return first.split(":", 1)[-1].strip() or "unknown"
 
     def _change(self, argv: Sequence[str], *, hints: bool = False) -> None:
         try:
@@ -196,7 +250,12 @@ class Lvm:
         return self._runner.run(["lvm", argv[0], "--config", config, *argv[1:]], timeout=timeout, env=_ENVIRONMENT)
 
 
-def _flock(descriptor: int, path: Path, wait_seconds: float) -> None:
+def _require_wanted(still_wanted: Callable[[], bool], holder: str) -> None:
+    if not still_wanted():
+        raise Unavailable(f"the caller went away while LVM was busy with {holder!r}; nothing was done")
+
+
+def _flock(descriptor: int, path: Path, wait_seconds: float, still_wanted: Callable[[], bool]) -> None:
     give_up = time.monotonic() + wait_seconds
     while True:
         try:
@@ -204,6 +263,7 @@ def _flock(descriptor: int, path: Path, wait_seconds: float) -> None:
         except BlockingIOError:
             if time.monotonic() > give_up:
                 raise Unavailable(f"another driver process holds {path}; end it, or wait for it to end") from None
+            _require_wanted(still_wanted, "another driver process")
             time.sleep(0.05)
         else:
             os.ftruncate(descriptor, 0)

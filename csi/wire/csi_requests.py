@@ -200,9 +200,7 @@ def _required_capability(request: csi_pb2.NodeStageVolumeRequest | csi_pb2.NodeP
 
 
 def _context_digest(context: Mapping[str, str]) -> str | None:
-    """Keys that Kubernetes adds (`csi.storage.k8s.io/...`, `storage.kubernetes.io/...`) are not the class's."""
-    own = {key: value for key, value in context.items() if not key.startswith("storage.kubernetes.io/")}
-    return class_parameters.digest(own) if class_parameters.own_keys(own) else None
+    return class_parameters.digest(context) if class_parameters.own_keys(context) else None
 
 
 def _one_mode(capabilities: tuple[Capability, ...]) -> bool:

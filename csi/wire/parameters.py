@@ -20,21 +20,25 @@ _KNOWN: Final = (
 _LATER: Final = ("mediaType", "iops", "bps", "mirrors")
 """Keys that other versions offer; refused by name, because ignoring them would silently break a promise."""
 
-_PROVISIONER_PREFIX = "csi.storage.k8s.io/"
+_KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _FSTYPE_KEY = "csi.storage.k8s.io/fstype"
 _MAX_STRIPES = 128
 _STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
-_SAFE_MKFS_WORD = re.compile(r"-?[A-Za-z0-9][A-Za-z0-9_.,=^:-]*")
+_MKFS_OPTION = re.compile(r"-[A-Za-z0-9]")
+_MKFS_VALUE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9_.,=^:-]*")
+_MKFS_FORBIDDEN = ("-F", "-N", "-S", "-d", "-l", "-n", "-p", "-r", "-t", "-z")
+"""Options of mke2fs or mkfs.xfs that make nothing (-n, -N of xfs), write a part only (-S), change the type (-t), force, or
+name a file, a directory or a second device."""
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 def parse(given: Mapping[str, str]) -> Parameters:
     """Check every key and value. Raises `InvalidInput` naming `parameters[KEY]`.
 
-    Keys that begin with `csi.storage.k8s.io/` come from the provisioner, not from the class; of those only `fstype`
-    has a meaning here.
+    Keys that Kubernetes adds (`csi.storage.k8s.io/...`, `storage.kubernetes.io/...`) are not the class's; of those only
+    `csi.storage.k8s.io/fstype` has a meaning here.
     """
-    own = {key: value for key, value in given.items() if not key.startswith(_PROVISIONER_PREFIX)}
+    own = own_keys(given)
     for key in own:
         _refuse_unknown(key)
     if own.get("volumeType", "LVM") != "LVM":
@@ -60,13 +64,14 @@ def parse(given: Mapping[str, str]) -> Parameters:
 
 def digest(given: Mapping[str, str]) -> str:
     """Digest over the class's own keys; what the provisioner adds (names of PVC and PV) doesn't count."""
-    own = {key: value for key, value in given.items() if not key.startswith(_PROVISIONER_PREFIX)}
-    return hashlib.sha256(json.dumps(own, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(own_keys(given), sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def own_keys(given: Mapping[str, str]) -> dict[str, str]:
-    """The class's own keys and values, for the volume context that later calls get back."""
-    return {key: value for key, value in given.items() if not key.startswith(_PROVISIONER_PREFIX)}
+    """The class's own keys and values, for the volume context that later calls get back; the provisioner puts keys of
+    its own into a PV's attributes, kubelet adds the pod's.
+    """
+    return {key: value for key, value in given.items() if not key.startswith(_KUBERNETES_PREFIXES)}
 
 
 def _bad(key: str, problem: str) -> InvalidInput:
@@ -138,9 +143,20 @@ def _mkfs_options(own: Mapping[str, str]) -> tuple[str, ...]:
         words = tuple(shlex.split(own.get("mkfsOptions", "")))
     except ValueError as error:
         raise _bad("mkfsOptions", f"can't be split into words: {error}") from error
-    for word in words:
-        if _SAFE_MKFS_WORD.fullmatch(word) is None or "dev=" in word or "file" in word:
-            raise _bad("mkfsOptions", f"{word!r} is not allowed; options may not name files or devices")
+    for before, word in zip(("", *words), words, strict=False):
+        _check_mkfs_word(word, after_option=before.startswith("-"))
     if len(words) > 32 or sum(map(len, words)) > 256:
         raise _bad("mkfsOptions", "are too long; at most 32 words and 256 characters")
     return words
+
+
+def _check_mkfs_word(word: str, *, after_option: bool) -> None:
+    if word.startswith("-"):
+        if _MKFS_OPTION.fullmatch(word) is None:
+            raise _bad("mkfsOptions", f"{word!r} is no single option; write the option and its value as two words")
+        if word in _MKFS_FORBIDDEN:
+            raise _bad("mkfsOptions", f"{word!r} is not allowed: the driver decides type, size and device")
+    elif not after_option:
+        raise _bad("mkfsOptions", f"{word!r} belongs to no option; a word by itself would name a device")
+    elif _MKFS_VALUE.fullmatch(word) is None or any(part in word for part in ("dev=", "device=", "file", "name=")):
+        raise _bad("mkfsOptions", f"{word!r} is not allowed; options may not name files or devices")

@@ -32,6 +32,13 @@ class Answer:
         return self.response
 
 
+_ADDED_BY_KUBERNETES = {
+    "storage.kubernetes.io/csiProvisionerIdentity": "1795550000000-8081-sealed-local.csi",
+    "csi.storage.k8s.io/pod.name": "pod-1",
+}
+"""external-provisioner puts the first into every PV's attributes, kubelet adds the second."""
+
+
 def mount_capability(fstype: str = "", mode: str = "SINGLE_NODE_WRITER", flags: Sequence[str] = ()) -> dict[str, Any]:
     """A filesystem volume capability as JSON."""
     return {"mount": {"fs_type": fstype, "mount_flags": list(flags)}, "access_mode": {"mode": mode}}
@@ -58,7 +65,8 @@ class Driver:
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write the configuration file; the next start reads it."""
-        self.node.write(f"{self._folder}/node.yaml", yaml.safe_dump(dict(config)).encode())
+        whole = {"loopDevices": self.node.kind == "machine", **config}
+        self.node.write(f"{self._folder}/node.yaml", yaml.safe_dump(whole).encode())
 
     def argv(self, module: str = "csi") -> list[str]:
         """The command line of the process."""
@@ -130,7 +138,7 @@ class Driver:
             volume_id=volume["volume_id"],
             staging_target_path=path,
             volume_capability=capability,
-            volume_context=volume.get("volume_context", {}),
+            volume_context=volume.get("volume_context", {}) | _ADDED_BY_KUBERNETES,
         )
 
     def publish(
@@ -145,7 +153,7 @@ class Driver:
             staging_target_path=self.staging_path(volume["volume_id"]),
             target_path=target,
             volume_capability=capability,
-            volume_context=volume.get("volume_context", {}),
+            volume_context=volume.get("volume_context", {}) | _ADDED_BY_KUBERNETES,
             readonly=readonly,
         )
 

@@ -70,7 +70,7 @@ class Driver:
 
     def _stage(self) -> None:
         assert self.volume is not None
-        self.node.apply(stage.stage(self.volume, self.capability, self.node.path(_STAGING)))
+        self.node.apply(stage.stage(self.volume, self.capability, self.node.path(_STAGING), node_is_right=True))
 
     def _publish(self) -> None:
         assert self.volume is not None
@@ -82,6 +82,8 @@ class Driver:
             target=self.node.path(_TARGET),
             publications=self.node.publications(_NAME, _STAGING),
             device_read_only=_NAME in self.node.read_only,
+            node_is_right=self.volume.lv.device is not None,
+            held_open=self.volume.lv.is_open,
         )
         self.node.apply(publish.publish(view))
 

@@ -89,6 +89,14 @@ def capability(
     return Capability(access_mode=access, mount=Capability.MountVolume(fs_type=fstype, mount_flags=flags))
 
 
+ADDED_BY_KUBERNETES = {
+    # external-provisioner puts the first into every PV's attributes, kubelet the others (podInfoOnMount, tokens).
+    "storage.kubernetes.io/csiProvisionerIdentity": "1795550000000-8081-sealed-local.csi",
+    "csi.storage.k8s.io/pod.name": "pod-1",
+    "csi.storage.k8s.io/ephemeral": "false",
+}
+
+
 class Requests:
     """Complete requests about one volume, as the provisioner and kubelet make them."""
 
@@ -131,7 +139,7 @@ class Requests:
                 volume_id=self.name,
                 staging_target_path=self.staging,
                 volume_capability=wanted,
-                volume_context=parameters,
+                volume_context=parameters | ADDED_BY_KUBERNETES,
             ),
             "NodeUnstageVolume": lambda: csi_pb2.NodeUnstageVolumeRequest(
                 volume_id=self.name, staging_target_path=self.staging
@@ -141,7 +149,7 @@ class Requests:
                 staging_target_path=self.staging,
                 target_path=self.target,
                 volume_capability=wanted,
-                volume_context=parameters,
+                volume_context=parameters | ADDED_BY_KUBERNETES,
             ),
             "NodeUnpublishVolume": lambda: csi_pb2.NodeUnpublishVolumeRequest(
                 volume_id=self.name, target_path=self.target

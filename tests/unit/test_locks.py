@@ -1,11 +1,16 @@
 """One operation a volume at a time: the second is told who has it, at once, and nobody keeps a lock by failing."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from csi.host.locks import VolumeLocks
 from csi.model.errors import Busy
+from csi.system import files
 
 
 def test_a_second_operation_is_refused_with_the_name_of_the_first() -> None:
@@ -67,3 +72,35 @@ def test_of_many_threads_exactly_one_gets_the_volume() -> None:
     for thread in threads:
         thread.join(30)
     assert sorted(outcomes) == ["busy"] * 7 + ["held"]
+
+
+def test_another_driver_process_that_works_on_the_volume_is_respected_and_no_other_volume(tmp_path: Path) -> None:
+    file = tmp_path / "volumes.lock"
+    script = (
+        "import sys; from pathlib import Path; from csi.system import files;"
+        "assert files.take_named_lock(Path(sys.argv[1]), 'pvc-1') is not None;"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    locks = VolumeLocks(file)
+    argv = [sys.executable, "-c", script, str(file)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(Busy, match="another driver process works on volume pvc-1"), locks.hold("pvc-1", "Stage"):
+            pytest.fail("two processes have the volume")
+        with locks.hold("pvc-2", "Stage"):
+            pass
+        other.kill()
+        other.wait()
+    with locks.hold("pvc-1", "Stage"):
+        pass
+
+
+def test_threads_and_descriptors_of_one_process_exclude_one_another_too(tmp_path: Path) -> None:
+    first = files.take_named_lock(tmp_path / "lock", "pvc-1")
+    assert first is not None
+    assert files.take_named_lock(tmp_path / "lock", "pvc-1") is None
+    os.close(first)
+    again = files.take_named_lock(tmp_path / "lock", "pvc-1")
+    assert again is not None
+    os.close(again)

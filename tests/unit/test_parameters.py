@@ -11,6 +11,7 @@ FROM_THE_PROVISIONER = {
     "csi.storage.k8s.io/fstype": "xfs",
     "csi.storage.k8s.io/pvc/name": "data",
     "csi.storage.k8s.io/pv/name": "pvc-1",
+    "storage.kubernetes.io/csiProvisionerIdentity": "1795550000000-8081-sealed-local.csi",
 }
 
 
@@ -220,19 +221,31 @@ def test_mkfs_options_are_split_as_a_shell_would(text: str, words: tuple[str, ..
         "-L 'open",
         "-L ä",
         "-L 'a\nb'",
+        "-J device=UUID=1",
+        "-d etc",
+        "4096",
+        "-m 0 vda",
+        "-nq",
+        "-b4096",
     ],
 )
 def test_mkfs_options_that_could_name_a_file_or_a_device_are_refused(text: str) -> None:
     assert refused({"mkfsOptions": text}).field == "parameters[mkfsOptions]"
 
 
-@pytest.mark.parametrize("text", ["a " * 33, "a" * 257, f"{'a' * 8} " * 31 + "a" * 9])
+@pytest.mark.parametrize("option", ["-n", "-N", "-S", "-t", "-F", "-p", "-z"])
+def test_mkfs_options_that_make_nothing_or_something_else_are_refused(option: str) -> None:
+    problem = refused({"mkfsOptions": f"{option} 1"})
+    assert "the driver decides type, size and device" in problem.problem
+
+
+@pytest.mark.parametrize("text", ["-a b " * 17, "-a " + "b" * 255, f"-a {'b' * 14} " * 16 + "-c"])
 def test_longer_mkfs_options_than_a_tag_holds_are_refused(text: str) -> None:
     assert "at most 32 words and 256 characters" in refused({"mkfsOptions": text}).problem
 
 
 def test_mkfs_options_up_to_the_limit_are_taken() -> None:
-    assert len(parameters.parse({"mkfsOptions": f"{'a' * 8} " * 32}).mkfs_options) == 32
+    assert len(parameters.parse({"mkfsOptions": f"-a {'b' * 14} " * 16}).mkfs_options) == 32
 
 
 def test_the_digest_does_not_depend_on_order_nor_on_what_the_provisioner_adds() -> None:

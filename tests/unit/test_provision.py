@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused
+from csi.model.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused, Unavailable
 from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.model.sealed import PAYLOAD_OFFSET, Profile
 from csi.model.volume import Layout, State, Volume, Wanted, Wipe
@@ -239,8 +239,8 @@ def test_a_deletion_that_was_interrupted_wipes_again_and_goes_on() -> None:
         (Wipe.AUTO, Profile.XTS, EXTENT, (zero(EXTENT),)),
         (Wipe.ZERO, Profile.NONE, SIZE, (zero(SIZE),)),
         (Wipe.ZERO, Profile.XTS, SIZE, (zero(SIZE),)),
-        (Wipe.DISCARD, Profile.NONE, SIZE, (discard(SIZE),)),
-        (Wipe.DISCARD, Profile.XTS, SIZE, (discard(SIZE),)),
+        (Wipe.DISCARD, Profile.NONE, SIZE, (dataclasses.replace(discard(SIZE), or_zero=True),)),
+        (Wipe.DISCARD, Profile.XTS, SIZE, (zero(PAYLOAD_OFFSET), discard(SIZE - PAYLOAD_OFFSET, PAYLOAD_OFFSET))),
     ],
 )
 def test_the_content_is_wiped_as_the_class_says(wipe: Wipe, profile: Profile, size: int, wiped: steps.Plan) -> None:
@@ -282,3 +282,26 @@ def test_a_volume_that_is_published_is_not_touched() -> None:
 def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
     with pytest.raises(InUse, match="pvc-1 is held open"):
         provision.delete(volume(state=state, activation=Activation.ACTIVE, is_open=True), ())
+
+
+# A volume is gone only when that is certain
+
+
+@pytest.mark.parametrize("tag", ["sl:sealed=xts-hmac", "sl:kind=snapshot", "sl:state=resizing", "sl:wipe=shred"])
+def test_an_lv_of_ours_that_a_newer_driver_made_is_not_taken_for_absent(tag: str) -> None:
+    key = tag.partition("=")[0]
+    tags = {tag, *(old for old in volume_tags.encode(wanted()) if old.partition("=")[0] != key)}
+    with pytest.raises(Refused, match=r"vg0/pvc-1 carries this driver's tags, and this version can't read them"):
+        provision.by_id(node(lv(tags=tags)), "pvc-1")
+
+
+def test_an_lv_of_another_program_is_no_volume_of_ours() -> None:
+    assert provision.by_id(node(lv(tags={"owner=storage"})), "pvc-1") is None
+
+
+def test_a_volume_is_not_known_to_be_gone_while_a_group_of_the_configuration_is_missing() -> None:
+    here = node()
+    provision.require_all_groups(CONFIG, here, "pvc-1")
+    late = dataclasses.replace(here, vgs=here.vgs[:1])
+    with pytest.raises(Unavailable, match="volume group vg1 of this node's configuration is missing"):
+        provision.require_all_groups(CONFIG, late, "pvc-1")

@@ -117,8 +117,17 @@ def make(fstype: str, *options: str) -> steps.MakeFilesystem:
     return steps.MakeFilesystem(device=DEVICE, fstype=fstype, options=options)
 
 
+def seen(fstype: str) -> steps.RequireFilesystem:
+    return steps.RequireFilesystem(device=DEVICE, fstype=fstype)
+
+
 def mounted(fstype: str, *options: str) -> steps.MountFilesystem:
     return steps.MountFilesystem(device=DEVICE, target=STAGING, fstype=fstype, options=options)
+
+
+def staged(there: Volume, capability: Capability, staging: PathView, *, node_is_right: bool = True) -> steps.Plan:
+    """The plan of NodeStageVolume on a node whose /dev is in order, unless told."""
+    return stage.stage(there, capability, staging, node_is_right=node_is_right)
 
 
 # The first stage
@@ -126,22 +135,27 @@ def mounted(fstype: str, *options: str) -> steps.MountFilesystem:
 
 @pytest.mark.parametrize(("fstype", "made"), [("", "ext4"), ("ext4", "ext4"), ("xfs", "xfs")])
 def test_a_new_volume_is_formatted_and_said_to_be_before_it_is_mounted(fstype: str, made: str) -> None:
-    plan = stage.stage(new(mkfs_options=("-m", "0")), asked(fstype, flags=("noatime",)), FREE_STAGING)
-    assert plan == (ACTIVATE, *EDGES, make(made, "-m", "0"), ready(made), mounted(made, "noatime"))
+    plan = staged(new(mkfs_options=("-m", "0")), asked(fstype, flags=("noatime",)), FREE_STAGING)
+    there = seen(made)
+    assert plan == (ACTIVATE, *EDGES, make(made, "-m", "0"), there, ready(made), mounted(made, "noatime"))
 
 
-def test_a_new_block_volume_is_cleared_of_old_signatures_and_not_formatted() -> None:
-    assert stage.stage(new(), BLOCK, FREE_STAGING) == (ACTIVATE, *EDGES, ready("block"))
+def test_a_new_block_volume_shows_nothing_of_what_its_extents_held() -> None:
+    assert staged(new(), BLOCK, FREE_STAGING) == (ACTIVATE, zero(0, SIZE), ready("block"))
+
+
+def test_a_new_block_volume_of_a_class_that_wipes_nothing_is_cleared_of_old_signatures_only() -> None:
+    assert staged(new(wipe=Wipe.NONE), BLOCK, FREE_STAGING) == (ACTIVATE, *EDGES, ready("block"))
 
 
 def test_a_new_direct_volume_is_formatted_and_not_mounted_on_the_node() -> None:
-    assert stage.stage(new(**DIRECT), MOUNT, FREE_STAGING) == (ACTIVATE, *EDGES, make("ext4"), ready("ext4"))
+    assert staged(new(**DIRECT), MOUNT, FREE_STAGING) == (ACTIVATE, *EDGES, make("ext4"), seen("ext4"), ready("ext4"))
 
 
 @pytest.mark.parametrize("capability", [MOUNT, asked("xfs"), BLOCK])
 def test_a_new_sealed_volume_has_its_head_cleared_and_is_left_to_the_guest(capability: Capability) -> None:
     head = zero(0, PAYLOAD_OFFSET)
-    assert stage.stage(new(**SEALED), capability, FREE_STAGING) == (ACTIVATE, head, EDGES[1], ready("sealed"))
+    assert staged(new(**SEALED), capability, FREE_STAGING) == (ACTIVATE, head, EDGES[1], ready("sealed"))
 
 
 @pytest.mark.parametrize(
@@ -154,13 +168,13 @@ def test_a_new_sealed_volume_has_its_head_cleared_and_is_left_to_the_guest(capab
     ],
 )
 def test_a_small_volume_is_cleared_within_its_bounds(size: int, cleared: list[tuple[int, int]]) -> None:
-    plan = stage.stage(new(lv_size=size), BLOCK, FREE_STAGING)
+    plan = staged(new(lv_size=size, wipe=Wipe.NONE), BLOCK, FREE_STAGING)
     assert [(step.offset, step.length) for step in plan if isinstance(step, steps.ZeroRange)] == cleared
 
 
 def test_a_first_stage_that_was_killed_after_activation_goes_on() -> None:
     half = volume(None, state=State.CREATING)
-    assert stage.stage(half, MOUNT, FREE_STAGING) == (*EDGES, make("ext4"), ready("ext4"), mounted("ext4"))
+    assert staged(half, MOUNT, FREE_STAGING) == (*EDGES, make("ext4"), seen("ext4"), ready("ext4"), mounted("ext4"))
 
 
 # Every later stage
@@ -171,12 +185,12 @@ LOOKED = tuple(kind(device=DEVICE, fstype="ext4") for kind in (steps.RequireFile
 
 @pytest.mark.parametrize("activation", [Activation.INACTIVE, Activation.UNKNOWN])
 def test_a_formatted_volume_is_looked_at_and_mounted(activation: Activation) -> None:
-    plan = stage.stage(volume(activation=activation), MOUNT, FREE_STAGING)
+    plan = staged(volume(activation=activation), MOUNT, FREE_STAGING)
     assert plan == (ACTIVATE, *LOOKED, mounted("ext4"))
 
 
 def test_an_active_volume_is_not_activated_again() -> None:
-    assert stage.stage(volume(), MOUNT, FREE_STAGING) == (*LOOKED, mounted("ext4"))
+    assert staged(volume(), MOUNT, FREE_STAGING) == (*LOOKED, mounted("ext4"))
 
 
 @pytest.mark.parametrize(
@@ -185,23 +199,48 @@ def test_an_active_volume_is_not_activated_again() -> None:
     ids=["block", "direct", "sealed"],
 )
 def test_an_active_volume_that_the_node_does_not_mount_needs_nothing(there: Volume, capability: Capability) -> None:
-    assert stage.stage(there, capability, FREE_STAGING) == ()
+    assert staged(there, capability, FREE_STAGING) == ()
+
+
+@pytest.mark.parametrize("there", [volume("block"), volume(**DIRECT), volume("sealed", **SEALED), volume()])
+def test_a_volume_whose_path_leads_elsewhere_is_activated_again_to_set_it_right(there: Volume) -> None:
+    capability = BLOCK if there.formatted == "block" else MOUNT
+    assert staged(there, capability, FREE_STAGING, node_is_right=False)[0] == ACTIVATE
+
+
+def test_a_half_made_volume_whose_path_leads_elsewhere_is_not_cleared_before_it_is_set_right() -> None:
+    half = volume(None, state=State.CREATING)
+    assert staged(half, MOUNT, FREE_STAGING, node_is_right=False)[:2] == (ACTIVATE, EDGES[0])
 
 
 @pytest.mark.parametrize("capability", [MOUNT, asked("ext4"), asked(flags=("noatime",))])
 def test_a_staged_volume_needs_nothing(capability: Capability) -> None:
-    assert stage.stage(volume(), capability, STAGED) == ()
+    assert staged(volume(), capability, STAGED) == ()
 
 
 def test_a_request_that_names_no_filesystem_takes_the_one_that_is_there() -> None:
-    plan = stage.stage(volume("xfs"), MOUNT, FREE_STAGING)
+    plan = staged(volume("xfs"), MOUNT, FREE_STAGING)
     assert plan[-1] == mounted("xfs")
 
 
 def test_a_read_only_access_mode_mounts_read_only() -> None:
     read = asked(access=Access.SINGLE_NODE_READER_ONLY, flags=("noatime",))
-    assert stage.stage(volume(), read, FREE_STAGING)[-1] == mounted("ext4", "noatime", "ro")
-    assert stage.stage(volume(), read, path(STAGING, mount(STAGING, read_only=True))) == ()
+    assert staged(volume(), read, FREE_STAGING)[-1] == mounted("ext4", "noatime", "ro")
+    assert staged(volume(), read, path(STAGING, mount(STAGING, read_only=True))) == ()
+
+
+@pytest.mark.parametrize("flags", [("ro",), ("noatime", "ro"), ("rw", "ro")])
+def test_a_mount_flag_that_forbids_writing_is_an_access_mode_of_its_own(flags: tuple[str, ...]) -> None:
+    read = asked(flags=flags)
+    assert staged(volume(), read, FREE_STAGING)[-1].options[-1] == "ro"  # type: ignore[union-attr]
+    assert staged(volume(), read, path(STAGING, mount(STAGING, read_only=True))) == ()
+
+
+def test_a_filesystem_that_stopped_writing_after_an_error_is_still_staged_and_published() -> None:
+    stopped = dataclasses.replace(mount(STAGING), super_options=frozenset({"ro"}))
+    assert staged(volume(), MOUNT, path(STAGING, stopped)) == ()
+    target = path(TARGET, dataclasses.replace(stopped, target=TARGET))
+    assert publish.publish(view(target=target, shown=Publications(mounts=(TARGET,)))) == ()
 
 
 @given(
@@ -225,7 +264,7 @@ def test_what_somebody_was_given_once_is_never_written_to(
 ) -> None:
     there = volume(formatted, state=state, activation=activation, **sealed_or_direct)
     try:
-        plan = stage.stage(there, capability, staging)
+        plan = staged(there, capability, staging)
     except (Refused, AlreadyExists):
         return
     harmless = steps.Activate | steps.RequireFilesystem | steps.CheckFilesystem | steps.MountFilesystem
@@ -253,20 +292,20 @@ def test_what_somebody_was_given_once_is_never_written_to(
 )
 def test_a_volume_that_is_not_what_is_asked_for_is_refused(there: Volume, capability: Capability, words: str) -> None:
     with pytest.raises(Refused, match=words):
-        stage.stage(there, capability, FREE_STAGING)
+        staged(there, capability, FREE_STAGING)
 
 
 @pytest.mark.parametrize("there", [volume(), new(), volume("block"), volume(activation=Activation.INACTIVE)])
 def test_a_staging_path_with_a_mount_of_something_else_is_refused(there: Volume) -> None:
     foreign = path(STAGING, mount(STAGING, device=FOREIGN, source="/dev/sdb1"))
     with pytest.raises(Refused, match="/k/staging is already a mount of /dev/sdb1; unmount it"):
-        stage.stage(there, BLOCK if there.formatted == "block" else MOUNT, foreign)
+        staged(there, BLOCK if there.formatted == "block" else MOUNT, foreign)
 
 
 def test_the_mount_on_top_is_the_one_that_counts() -> None:
     hidden = path(STAGING, mount(STAGING), mount(STAGING, device=FOREIGN, source="/dev/sdb1"))
     with pytest.raises(Refused, match="already a mount of /dev/sdb1"):
-        stage.stage(volume(), MOUNT, hidden)
+        staged(volume(), MOUNT, hidden)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +322,7 @@ def test_a_volume_that_is_staged_otherwise_is_not_staged_again(
     there: Volume, capability: Capability, words: str
 ) -> None:
     with pytest.raises(AlreadyExists, match=f"pvc-1 is {words}"):
-        stage.stage(there, capability, STAGED)
+        staged(there, capability, STAGED)
 
 
 # Unstage
@@ -349,6 +388,8 @@ def view(
         target=target or path(TARGET),
         publications=shown,
         device_read_only=fields.get("device_read_only", False),
+        node_is_right=fields.get("node_is_right", True),
+        held_open=fields.get("held_open", there.lv.is_open),
     )
 
 
@@ -411,6 +452,8 @@ def test_a_target_that_is_no_empty_directory_is_refused(there: Volume, target: P
         {"staging": FREE_STAGING},
         {"staging": path(STAGING, kind=PathKind.DIRECTORY)},
         {"staging": path(STAGING, mount(STAGING, device=FOREIGN))},
+        {"there": volume("block"), "capability": BLOCK, "node_is_right": False},
+        {"there": volume(**DIRECT), "node_is_right": False},
     ],
 )
 def test_a_volume_that_is_not_staged_is_refused(fields: dict[str, Any]) -> None:
@@ -644,3 +687,17 @@ def test_only_our_own_tmpfs_on_top_is_a_tombstone() -> None:
     assert not path(TARGET, ours, mount(TARGET)).is_tombstone
     assert not path(TARGET, dataclasses.replace(ours, fstype="ext4")).is_tombstone
     assert not path(TARGET, dataclasses.replace(ours, source="tmpfs")).is_tombstone
+
+
+@pytest.mark.parametrize("access", [Access.SINGLE_NODE_MULTI_WRITER, Access.SINGLE_NODE_READER_ONLY])
+def test_a_sealed_block_volume_goes_to_one_guest_whatever_the_access_mode_says(access: Access) -> None:
+    there, capability = volume("sealed", **SEALED), asked(block=True, access=access)
+    assert publish.publish(view(there, capability))
+    with pytest.raises(Refused, match="already published"):
+        publish.publish(view(there, capability, shown=Publications(devices=(OTHER,))))
+
+
+def test_a_sealed_block_volume_that_a_dying_guest_still_holds_is_not_given_to_the_next() -> None:
+    there = volume("sealed", **SEALED)
+    with pytest.raises(InUse, match="still held open"):
+        publish.publish(view(there, BLOCK, held_open=True))

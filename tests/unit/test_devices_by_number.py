@@ -1,0 +1,104 @@
+"""What the kernel says of devices counts, never a path: on a made-up sysfs and real device nodes where root may make them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from csi.model.errors import Refused, ToolFailed
+from csi.system import disks
+from csi.system import lvm as lvm_module
+from csi.system.lvm import Lvm
+
+
+def sysfs(folder: Path, mapped: dict[str, str], loops: dict[str, str] | None = None) -> Path:
+    """A /sys with device-mapper devices (name to number) and loop devices (name to backing file)."""
+    for number, (name, device) in enumerate(mapped.items()):
+        block = folder / f"block/dm-{number}"
+        (block / "dm").mkdir(parents=True)
+        (block / "dm/name").write_text(name + "\n")
+        (block / "dev").write_text(device + "\n")
+        (folder / "dev/block").mkdir(parents=True, exist_ok=True)
+        (folder / f"dev/block/{device}").symlink_to(block)
+    for name, backing in (loops or {}).items():
+        (folder / f"block/{name}/loop").mkdir(parents=True)
+        (folder / f"block/{name}/loop/backing_file").write_text(backing + "\n")
+    return folder
+
+
+def test_a_mapping_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    made = sysfs(tmp_path, {"vg0-pvc--1": "254:3", "vg0-pvc--10": "254:4"})
+    assert disks.mapped("vg0-pvc--1", made) == (254, 3)
+    assert disks.mapped("vg0-pvc", made) is None
+    assert disks.mapping_name((254, 4), made) == "vg0-pvc--10"
+    assert disks.mapping_name((8, 0), made) is None
+
+
+def test_a_loop_device_is_known_by_what_it_lies_on(tmp_path: Path) -> None:
+    node = next((path for path in ("/dev/loop0", "/dev/vda", "/dev/sda") if disks.leads_to(path)), None)
+    if node is None:
+        pytest.skip("this machine has no block device that could be looked at")
+    link = tmp_path / "bound"
+    link.symlink_to(node)
+    made = sysfs(tmp_path / "sys", {}, {"loop7": str(link), "loop8": "/absent"})
+    number = disks.leads_to(node)
+    assert number is not None
+    assert disks.has_loop(number, made)
+    assert not disks.has_loop((number[0], number[1] + 1), made)
+
+
+class Kernel:
+    """LVM and /dev as one activation meets them: what a path leads to, before and after `vgmknodes`."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, device: tuple[int, int] | None, *leads: tuple[int, int] | None
+    ) -> None:
+        self.commands: list[str] = []
+        self._leads = list(leads)
+        patch.setattr(lvm_module.disks, "mapped", lambda name: device if name == "vg0-pvc--1" else None)
+        patch.setattr(
+            lvm_module.disks, "leads_to", lambda _: self._leads[0] if len(self._leads) == 1 else self._leads.pop(0)
+        )
+
+    def run(self, argv: list[str], **_: object) -> None:
+        self.commands.append(argv[1])
+
+    def activate(self, folder: Path) -> list[str]:
+        Lvm(self, udev=False, lock_file=folder / "lock").activate("vg0", "pvc-1")  # type: ignore[arg-type]
+        return self.commands
+
+
+RIGHT, WRONG = (254, 3), (254, 9)
+
+
+def test_activation_is_done_when_the_path_leads_to_the_volumes_own_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Kernel(monkeypatch, RIGHT, RIGHT).activate(tmp_path) == ["lvchange"]
+
+
+@pytest.mark.parametrize("before", [None, WRONG])
+def test_a_lost_or_stale_path_is_set_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: tuple[int, int] | None
+) -> None:
+    assert Kernel(monkeypatch, RIGHT, before, RIGHT).activate(tmp_path) == ["lvchange", "vgmknodes"]
+
+
+def test_a_path_that_stays_wrong_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Refused, match=r"/dev/vg0/pvc-1 does not lead to the volume's device 254:3"):
+        Kernel(monkeypatch, RIGHT, WRONG).activate(tmp_path)
+
+
+def test_an_activation_that_the_kernel_does_not_know_of_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ToolFailed, match="the kernel has no such device"):
+        Kernel(monkeypatch, None, RIGHT).activate(tmp_path)
+
+
+def test_numbers_are_of_block_devices_only(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert disks.leads_to(str(tmp_path / "file")) is None
+    assert disks.leads_to(os.devnull) is None
