@@ -45,5 +45,5 @@ def _shows(device: str, keys: VolumeKeys, volume_id: str) -> bool:
     try:
         slots = sealed_device.read_head(device).slots()
         return any(isinstance(state_record.decode(slot, keys, volume_id), StateRecord) for slot in slots)
-    except SealedLocalError:
+    except (SealedLocalError, OSError):
         return False

@@ -4,10 +4,11 @@ guest pays for every one.
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.NotFound, 8, "no such device or volume"),
     (errors.Unavailable, 9, "the broker, the pinned one, can't be reached or doesn't answer sensibly; try again"),
     (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
-    (errors.Busy, 11, "another guest uses the register's record at this moment; try again"),
+    (errors.Busy, 11, "another guest, or another call in this one, works on the volume at this moment; try again"),
 )
 
 _DESCRIPTION = """Inside the confidential guest: attests to the broker, gets the volume's key, verifies the device, mounts
@@ -136,7 +137,7 @@ def _unlock(given: argparse.Namespace) -> dict[str, Any]:
     policy = guest_policy.parse(_read_policy(given.policy), given.policy)
     rule, volume_id = policy.resolve(given.volume, given.id)
     runner = LocalRunner()
-    with closing(BrokerRegister(policy.broker)) as register:
+    with _only_one(volume_id), closing(BrokerRegister(policy.broker)) as register:
         device = (
             devices.wait_for(given.device, given.wait)
             if given.device
@@ -149,9 +150,24 @@ def _unlock(given: argparse.Namespace) -> dict[str, Any]:
     result = {
         name: str(getattr(opened, name)) for name in ("volume_id", "device", "mapping", "mount", "profile", "freshness")
     }
-    facts = {"generation": opened.generation, "formatted_now": opened.formatted_now, "read_only": opened.read_only}
+    facts = {name: getattr(opened, name) for name in ("generation", "formatted_now", "mounted_now", "read_only")}
     _remember(volume_id, result | facts)
     return result | facts
+
+
+@contextmanager
+def _only_one(volume_id: str) -> Iterator[None]:
+    """One `open`, `close` or `run` at its ends at a time. Raises `Busy`: two would close one another's mapping."""
+    from csi.system import files
+
+    _STATUS_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    descriptor = files.take_named_lock(_STATUS_FOLDER / "lock", volume_id)
+    if descriptor is None:
+        raise errors.Busy(f"another sealed-local opens or closes volume {volume_id} at this moment; try again")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _search(runner: "Runner", register: "Register", volume_id: str, rule: "VolumePolicy", seconds: float) -> str:
@@ -169,8 +185,9 @@ def _close(given: argparse.Namespace) -> int:
     from csi.guest.unlock import close
     from csi.system.command import LocalRunner
 
-    was_open = close(LocalRunner(), given.volume)
-    _status_file(given.volume).unlink(missing_ok=True)
+    with _only_one(given.volume):
+        was_open = close(LocalRunner(), given.volume)
+        _status_file(given.volume).unlink(missing_ok=True)
     print(f"{given.volume}: {'closed' if was_open else 'was not open'}", file=sys.stderr)
     return 0
 
@@ -205,6 +222,11 @@ def _run(given: argparse.Namespace) -> int:
     if not command:
         raise errors.InvalidInput("command", "is missing; write: run --policy FILE --volume ID -- COMMAND")
     result = _unlock(given)
+    if not result["mounted_now"]:
+        # Who ends first would take the volume from under the other.
+        raise errors.InUse(
+            f"volume {result['volume_id']} is open already; close it first, or start the command without run"
+        )
     try:
         return supervise(command)
     finally:

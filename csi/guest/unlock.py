@@ -1,9 +1,9 @@
 """The core: (device, policy rule, register) to a mounted filesystem, or one clear error. Never repairs by formatting.
 
 Order of a format: permission (register) → intent record → header made in memory → mapped → live check → filesystem →
-flushed → copy B, copy A, state record → committed (register) → mounted. Order of a read-write open: header checked →
-mapped → live check → next generation announced (register) → written → committed → checked and mounted. Killed anywhere
-and repeated, both end the same; only what the register has committed counts.
+flushed → copy B, copy A, state record → committed (register) → generation raised → mounted. Order of a read-write open:
+header checked → mapped → live check → next generation announced (register) → written → committed → checked and mounted.
+Killed anywhere and repeated, both end the same; only what the register has committed counts.
 """
 
 import hashlib
@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from csi.model.errors import InUse, LiveMismatch, SealedLocalError
+from csi.model.errors import Busy, CommandError, InUse, LiveMismatch, Refused, SealedLocalError
 from csi.model.register import Register, VolumeRecord
 from csi.model.sealed import (
     HEADER_A_OFFSET,
     HEADER_B_OFFSET,
     HEADER_BYTES,
     STATE_RECORD_OFFSETS,
+    Freshness,
     Profile,
 )
 from csi.plan import unlock as plan
@@ -58,7 +59,9 @@ class Opened:
     generation: int
     formatted_now: bool
     read_only: bool
-    freshness: str = "verified"
+    mounted_now: bool
+    """False when an earlier call had mounted it."""
+    freshness: Freshness = Freshness.HEAD
 
 
 @dataclass(kw_only=True)
@@ -129,6 +132,8 @@ class Unlocker:
                 luks_uuid=keys.luks_uuid,
             )
             header = os.pread(descriptor, HEADER_BYTES, 0)
+        # A cryptsetup that writes anything else would make a volume that no later open accepts.
+        luks_header.check(header, uuid=keys.luks_uuid)
         mapping = self._map(keys, head, header, payload)
         filesystems.make(self.runner, mapping.path, Filesystem.named(self.rule.fstype, "fstype"))
         _flush(mapping.path)
@@ -140,6 +145,9 @@ class Unlocker:
         self._write_record(keys, first)
         record = self.register.commit_format(record, nonce=nonce, header_sha256=digest.hex(), payload_bytes=payload)
         self.progress("formatted and committed to the register")
+        # Mounted is generation 2 at the earliest, so a disk that shows generation 1 never held anybody's data: where the
+        # register, restored from a backup, permits the format once more, the disk still forbids it.
+        record = self._raise_generation(record, keys, first)
         return self._mount(record, mapping, formatted_now=True, check=False)
 
     def _open(self, record: VolumeRecord, keys: VolumeKeys, head: Head, decision: Open) -> Opened:
@@ -161,10 +169,19 @@ class Unlocker:
         generation = record.next_generation(found.generation)
         nonce = secrets.token_urlsafe(_NONCE_BYTES)
         record = self.register.begin_open(record, nonce=nonce, generation=generation)
+        self._require_no_other_guest(keys, found)
         self._write_record(keys, replace(found, generation=generation))
         record = self.register.commit_open(record, nonce=nonce, generation=generation)
         self.progress(f"generation {generation} is committed to the register")
         return record
+
+    def _require_no_other_guest(self, keys: VolumeKeys, found: StateRecord) -> None:
+        """Raises `Busy` when the disk shows a newer record than before: another guest has the device, too, and a record
+        written now could destroy the one that it committed.
+        """
+        slots = (state_record.decode(slot, keys, self.volume_id) for slot in sealed_device.read_slots(self.device))
+        if any(isinstance(slot, StateRecord) and slot.generation > found.generation for slot in slots):
+            raise Busy(f"another guest opened volume {self.volume_id} at this moment; end one of the two, then repeat")
 
     def _map(self, keys: VolumeKeys, head: Head, header: bytes | memoryview, payload_bytes: int) -> Mapping:
         """Open dm-crypt by the private copy, then believe only what the kernel says."""
@@ -178,7 +195,10 @@ class Unlocker:
                 read_only=self.read_only,
             )
         wanted = dm_table.expected(uuid=keys.luks_uuid, payload_bytes=payload_bytes, device=head.number)
-        return self._require_mapping(wanted)
+        mapping = self._require_mapping(wanted)
+        if self.read_only and not device_mapper.is_read_only(mapping):
+            raise LiveMismatch("the kernel's mapping is writable, and the policy says read-only; it is not used")
+        return mapping
 
     def _require_mapping(self, wanted: str) -> Mapping:
         mapping = device_mapper.find(self.runner, self.name)
@@ -192,14 +212,20 @@ class Unlocker:
         filesystem = Filesystem.named(self.rule.fstype, "fstype")
         if check:
             filesystems.check(self.runner, mapping.path, filesystem)
-        options = [*_FORCED_OPTIONS, *self.rule.options]
-        if self.read_only:
-            # A journal can't be replayed on a read-only device; what is on it is consistent or unreadable.
-            options += ["ro", "noload" if filesystem is Filesystem.EXT4 else "norecovery"]
+        options = [*_FORCED_OPTIONS, *self.rule.options, *(["ro"] if self.read_only else [])]
         os.makedirs(self.rule.mount, mode=0o755, exist_ok=True)  # noqa: PTH103
-        mounts.mount(self.runner, mapping.path, self.rule.mount, fstype=filesystem, options=options)
+        try:
+            mounts.mount(self.runner, mapping.path, self.rule.mount, fstype=filesystem, options=options)
+        except CommandError as error:
+            if not self.read_only:
+                raise
+            # The kernel refuses to skip a journal that it can't replay, and so do we: what it holds was written last.
+            raise Refused(
+                f"volume {self.volume_id} can't be mounted read-only ({error.stderr.strip()}). Was it not closed in order? "
+                "Then open it once by a policy that says rw, which replays its journal"
+            ) from error
         self.progress(f"mounted at {self.rule.mount}")
-        return self._opened(record, mapping, formatted_now=formatted_now)
+        return self._opened(record, mapping, formatted_now=formatted_now, mounted_now=True)
 
     def _mounted_already(self, record: VolumeRecord, keys: VolumeKeys) -> Opened | None:
         """A mapping that an earlier call made: the same volume, mounted, is success; not mounted, it is closed.
@@ -226,9 +252,9 @@ class Unlocker:
         if places[self.rule.mount].read_only is not self.read_only:
             now = "writable" if self.read_only else "read-only"
             raise InUse(f"volume {self.volume_id} is mounted {now}, and the policy says otherwise; close it first")
-        return self._opened(record, mapping, formatted_now=False)
+        return self._opened(record, mapping, formatted_now=False, mounted_now=False)
 
-    def _opened(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool) -> Opened:
+    def _opened(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool, mounted_now: bool) -> Opened:
         return Opened(
             volume_id=self.volume_id,
             device=self.device,
@@ -237,6 +263,7 @@ class Unlocker:
             profile=record.profile,
             generation=record.generation,
             formatted_now=formatted_now,
+            mounted_now=mounted_now,
             read_only=self.read_only,
         )
 

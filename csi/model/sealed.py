@@ -24,6 +24,14 @@ PAYLOAD_BLOCK_BYTES = 4096
 """dm-crypt's sector size in every profile; the payload is a whole number of these."""
 
 
+class Freshness(StrEnum):
+    """How much of an opened volume is known to be the newest. There is no word for all of it: no profile has that yet."""
+
+    HEAD = "head"
+    """Header and generation are the newest that the register committed. The payload's blocks are not bound to them: a host
+    that keeps the newest head can show any older block, or all of them, and profile `xts` does not notice."""
+
+
 class Profile(StrEnum):
     """How a volume is sealed. A profile is versioned by its name: its meaning never changes."""
 

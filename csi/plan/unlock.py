@@ -83,15 +83,14 @@ def _require_ours_to_format(record: VolumeRecord, disk: DiskView) -> None:
         return
     ours = [slot for slot in disk.slots if isinstance(slot, StateRecord)]
     formatted = [slot for slot in ours if slot.kind is RecordKind.ACTIVE]
-    # A guest that died just before it committed its format leaves generation 1 behind, and only in `formatting`.
-    unfinished = record.state is VolumeState.FORMATTING and all(slot.generation == 1 for slot in formatted)
-    if formatted and not unfinished:
+    # Generation 1 is what a guest leaves that died before it mounted: a volume is mounted at generation 2 at the earliest.
+    if any(slot.generation > 1 for slot in formatted):
         raise Refused(
             f"the device holds volume {record.volume_id} formatted, and the register says that it never was. Was the "
             "broker's database restored from a backup? Restore a newer one; nothing was changed."
         )
-    torn_intent = disk.zero_but_slots and record.state is VolumeState.FORMATTING
-    if not ours and not torn_intent:
+    # A torn record on a disk that is blank otherwise is nobody's data.
+    if not ours and not disk.zero_but_slots:
         raise ForeignContent(
             f"the device is not blank and nothing on it belongs to volume {record.volume_id}; it is not formatted. "
             "If it is the right device and its content is useless, delete the volume and make a new one."

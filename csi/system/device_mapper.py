@@ -47,13 +47,19 @@ def find(runner: Runner, name: str) -> Mapping | None:
         timeout=_SECONDS,
         env=_ENVIRONMENT,
     ).text
-    for line in listed.splitlines():
+    for line in listed.split("\n"):
         fields = line.split()
         if len(fields) == 4 and fields[0] == name:
             table = runner.run(["dmsetup", "table", name], timeout=_SECONDS, env=_ENVIRONMENT).text.strip()
             device = (int(fields[1]), int(fields[2]))
             return Mapping(name=name, table=table, device=device, open_count=int(fields[3]))
     return None
+
+
+def is_read_only(mapping: Mapping, sysfs: Path = Path("/sys")) -> bool:
+    """Whether the kernel refuses writes to the mapping."""
+    major, minor = mapping.device
+    return (sysfs / f"dev/block/{major}:{minor}/ro").read_text().strip() == "1"
 
 
 def ensure_node(runner: Runner, mapping: Mapping) -> None:

@@ -11,8 +11,12 @@ _MCL_CURRENT_AND_FUTURE: Final = 3
 
 
 def harden() -> None:
-    """Forbid core dumps and tracing, and lock memory where that is permitted; a refusal of the lock is only logged."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Forbid core dumps and tracing, and lock memory where that is permitted; a refusal of the lock is only logged.
+
+    The limit of core dumps is inherited by the tools that get keys. It is 1, not 0: to a pipe in core_pattern the kernel
+    dumps whatever the limit is, but for 1 (core(5)).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:

@@ -83,6 +83,16 @@ def read_head(device: str) -> Head:
         os.close(descriptor)
 
 
+def read_slots(device: str) -> tuple[bytes, bytes]:
+    """The two state records as the device shows them at this moment, past the page cache; the device may be mapped."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        first, second = (bytes(_pread(descriptor, STATE_RECORD_BYTES, offset)) for offset in STATE_RECORD_OFFSETS)
+        return first, second
+    finally:
+        os.close(descriptor)
+
+
 def number_of(device: str) -> tuple[int, int]:
     """Major and minor number of a block device. Raises `NotFound` or `Refused`."""
     try:
