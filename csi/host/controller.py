@@ -7,7 +7,7 @@ from csi.host.not_offered import ControllerRest
 from csi.host.world import World
 from csi.model.errors import AlreadyExists, InvalidInput, NoSpace, NotFound
 from csi.model.lvm import Report
-from csi.model.volume import Parameters, Volume, Wanted
+from csi.model.volume import Volume, Wanted
 from csi.plan import placement, provision
 from csi.proto import csi_pb2
 from csi.system.apply import apply
@@ -126,11 +126,7 @@ class Controller(ControllerRest):
         return csi_pb2.Volume(
             volume_id=existing.volume_id if existing is not None else wanted.volume_id,
             capacity_bytes=existing.size_bytes if existing is not None else wanted.size_bytes,
-            volume_context=_context(request, wanted.parameters),
+            # The class's parameters go into the PV, where people read them; what counts later are the LV's tags.
+            volume_context=class_parameters.own_keys(request.parameters),
             accessible_topology=[csi_pb2.Topology(segments={key: value})],
         )
-
-
-def _context(request: csi_pb2.CreateVolumeRequest, parameters: Parameters) -> dict[str, str]:
-    """The class's parameters go into the PV, where people read them; what counts later are the LV's tags."""
-    return class_parameters.own_keys(request.parameters) if parameters.digest else {}

@@ -38,6 +38,7 @@ Configuration file (YAML), all keys optional:
     vgs: {include: ["data-.*"], exclude: []}    # groups outside pools that `vgName` may name (whole-name regexes)
   defaultPool: fast           # for classes that name neither pool nor vgName
   udev: false                 # true: let LVM wait for udev (needs the host's IPC namespace in a container)
+  loopDevices: false          # true: disks of this node are loop devices (tests); else only those in `devices` are seen
 
 The driver uses no volume group that this file doesn't name. See docs/node.md."""
 
@@ -83,7 +84,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--max-volumes", help="volumes that Kubernetes may put on this node; 0: no limit (default: 0)")
     made.add_argument(
-        "--lvm-prefix", help="words before every command, e.g. 'nsenter -t 1 -m --' to use the host's LVM"
+        "--lvm-prefix",
+        help="words before every command that is run (lvm, mkfs, mount, ...), e.g. 'nsenter -t 1 -m --' to use the host's",
     )
     made.add_argument("--log-level", help="debug, info, warning or error (default: info)")
     return made

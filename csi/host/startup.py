@@ -65,11 +65,21 @@ def sweep(world: World, report: Report) -> None:
         volume_id = entry.record.volume_id if entry.record is not None else None
         if volume_id is None:
             continue
-        volume = provision.by_id(report, volume_id)
-        held = volume is not None and volume.lv.is_open
-        if not held and observe.path(entry.target).kind is PathKind.ABSENT and not _pod_exists(entry.target):
+        try:
+            stale = _is_stale(report, entry.target, volume_id)
+        except SealedLocalError as doubt:
+            # One volume in doubt keeps its record; the node serves the others.
+            _log.warning("Kata record left as it is", extra={"target": entry.target, "error": str(doubt)})
+            continue
+        if stale:
             world.registry.remove(entry.target)
             _log.info("stale Kata record removed", extra={"target": entry.target, "volume_id": volume_id})
+
+
+def _is_stale(report: Report, target: str, volume_id: str) -> bool:
+    volume = provision.by_id(report, volume_id)
+    held = volume is not None and volume.lv.is_open
+    return not held and observe.path(target).kind is PathKind.ABSENT and not _pod_exists(target)
 
 
 def _pod_exists(target: str) -> bool:

@@ -15,7 +15,8 @@ _TIMEOUT_SECONDS = 120.0
 
 def listed(mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[Mount, ...]:
     """Every mount that this process sees."""
-    return kernel_mounts.parse(mountinfo.read_text(errors="surrogateescape"))
+    # Not read_text(): it would turn a carriage return in a name, which the kernel doesn't escape, into a line's end.
+    return kernel_mounts.parse(mountinfo.read_bytes().decode(errors="surrogateescape"))
 
 
 def at(target: str) -> tuple[Mount, ...]:
@@ -32,16 +33,6 @@ def mount(runner: Runner, source: str, target: str, *, fstype: str | None = None
     if joined:
         argv += ["-o", joined]
     runner.run([*argv, "--", source, target], timeout=_TIMEOUT_SECONDS)
-
-
-def bind(runner: Runner, source: str, target: str, *, read_only: bool) -> None:
-    """Bind `source` on `target`. The kernel ignores `ro` on the first bind, so read-only needs a second call.
-
-    Killed between the two, the mount is writable: the caller compares `Mount.read_only` before it trusts a mount.
-    """
-    runner.run(["mount", "--no-mtab", "--bind", "--", source, target], timeout=_TIMEOUT_SECONDS)
-    if read_only:
-        runner.run(["mount", "--no-mtab", "-o", "remount,bind,ro", "--", target], timeout=_TIMEOUT_SECONDS)
 
 
 def unmount(runner: Runner, target: str) -> None:

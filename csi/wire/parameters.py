@@ -46,6 +46,8 @@ def parse(given: Mapping[str, str]) -> Parameters:
     if "vgName" in own and "pool" in own:
         raise _bad("pool", "and vgName exclude each other; give one of them")
     profile = _profile(own)
+    if profile.is_sealed and own.get("mkfsOptions"):
+        raise _bad("mkfsOptions", "has no effect on a sealed volume: the guest makes the filesystem; remove it")
     layout = _choice(own, "lvmType", Layout, Layout.LINEAR)
     return Parameters(
         vg_name=checked_vg_name(own["vgName"], "parameters[vgName]") if "vgName" in own else None,
@@ -83,7 +85,7 @@ def _refuse_unknown(key: str) -> None:
         raise _bad(key, "is not offered by this version; remove it from the StorageClass")
     if key in _KNOWN:
         return
-    near = difflib.get_close_matches(key.lower(), [known.lower() for known in _KNOWN], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key.lower(), [known.lower() for known in _KNOWN], n=1, cutoff=0.6)
     spelled = next((known for known in _KNOWN if near and known.lower() == near[0]), None)
     hint = f"did you mean {spelled!r}?" if spelled else f"known keys: {', '.join(_KNOWN)}"
     raise _bad(key, f"is an unknown parameter; {hint}")
@@ -155,8 +157,11 @@ def _check_mkfs_word(word: str, *, after_option: bool) -> None:
         if _MKFS_OPTION.fullmatch(word) is None:
             raise _bad("mkfsOptions", f"{word!r} is no single option; write the option and its value as two words")
         if word in _MKFS_FORBIDDEN:
-            raise _bad("mkfsOptions", f"{word!r} is not allowed: the driver decides type, size and device")
+            raise _bad(
+                "mkfsOptions",
+                f"{word!r} is not allowed: an option of mkfs that changes type, size or device, or makes nothing",
+            )
     elif not after_option:
         raise _bad("mkfsOptions", f"{word!r} belongs to no option; a word by itself would name a device")
     elif _MKFS_VALUE.fullmatch(word) is None or any(part in word for part in ("dev=", "device=", "file", "name=")):
-        raise _bad("mkfsOptions", f"{word!r} is not allowed; options may not name files or devices")
+        raise _bad("mkfsOptions", f"{word!r} is not allowed: it could name a file or a device")

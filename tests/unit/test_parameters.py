@@ -47,7 +47,6 @@ def test_every_parameter_is_taken() -> None:
         "direct": "true",
         "mkfsOptions": "-m 0 -E 'lazy_itable_init=0'",
         "wipe": "discard",
-        "sealed": "xts",
         "fsType": "ext4",
     }
     assert parameters.parse(given) == Parameters(
@@ -57,7 +56,6 @@ def test_every_parameter_is_taken() -> None:
         stripes=3,
         stripe_kib=64,
         direct=True,
-        profile=Profile.XTS,
         fstype="ext4",
         mkfs_options=("-m", "0", "-E", "lazy_itable_init=0"),
         wipe=Wipe.DISCARD,
@@ -236,7 +234,11 @@ def test_mkfs_options_that_could_name_a_file_or_a_device_are_refused(text: str) 
 @pytest.mark.parametrize("option", ["-n", "-N", "-S", "-t", "-F", "-p", "-z"])
 def test_mkfs_options_that_make_nothing_or_something_else_are_refused(option: str) -> None:
     problem = refused({"mkfsOptions": f"{option} 1"})
-    assert "the driver decides type, size and device" in problem.problem
+    assert "changes type, size or device, or makes nothing" in problem.problem
+
+
+def test_mkfs_options_of_a_sealed_volume_are_refused_as_nobody_would_use_them() -> None:
+    assert "the guest makes the filesystem" in refused({"sealed": "xts", "mkfsOptions": "-m 0"}).problem
 
 
 @pytest.mark.parametrize("text", ["-a b " * 17, "-a " + "b" * 255, f"-a {'b' * 14} " * 16 + "-c"])

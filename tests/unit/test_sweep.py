@@ -1,0 +1,75 @@
+"""What the start drops of Kata's registry: records that nobody needs any more, and nothing else."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from csi.host import observe, startup
+from csi.model.errors import Refused
+from csi.model.lvm import Report
+from csi.plan import provision
+from csi.plan.node_view import PathKind, PathView
+from csi.system.kata_registry import KataRegistry
+from csi.wire.kata_record import VOLUME_ID_KEY, Record
+
+EMPTY = Report(vgs=())
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Any:
+    return SimpleNamespace(registry=KataRegistry(tmp_path / "registry"))
+
+
+def put(world: Any, target: Path, volume_id: str | None) -> None:
+    metadata = {} if volume_id is None else {VOLUME_ID_KEY: volume_id}
+    world.registry.put(str(target), Record(device="/dev/vg0/x", fstype="ext4", metadata=metadata))
+
+
+def left(world: Any) -> set[str]:
+    return {entry.target for entry in world.registry.entries()}
+
+
+def pod(folder: Path, name: str) -> Path:
+    """The target path of a pod whose directory kubelet has made."""
+    target = folder / f"pods/{name}/volumes/kubernetes.io~csi/pvc-1/mount"
+    (folder / f"pods/{name}").mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def test_a_record_of_a_pod_that_is_gone_is_dropped(world: Any, tmp_path: Path) -> None:
+    put(world, tmp_path / "pods/gone/volumes/kubernetes.io~csi/pvc-1/mount", "pvc-1")
+    startup.sweep(world, EMPTY)
+    assert left(world) == set()
+
+
+def test_records_of_live_pods_and_of_other_programs_stay(world: Any, tmp_path: Path) -> None:
+    live, foreign = pod(tmp_path, "live"), tmp_path / "elsewhere/a/b/c/mount"
+    put(world, live, "pvc-1")
+    put(world, foreign, None)
+    startup.sweep(world, EMPTY)
+    assert left(world) == {str(live), str(foreign)}
+
+
+@pytest.mark.parametrize("doubtful", ["volume", "path"])
+def test_one_volume_in_doubt_keeps_its_record_and_stops_nothing(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubtful: str
+) -> None:
+    bad, stale = (tmp_path / f"pods/{name}/volumes/kubernetes.io~csi/pvc/mount" for name in ("bad", "stale"))
+    put(world, bad, "pvc-bad")
+    put(world, stale, "pvc-stale")
+
+    def by_id(_: Report, volume_id: str) -> None:
+        if doubtful == "volume" and volume_id == "pvc-bad":
+            raise Refused("volume pvc-bad exists in several volume groups")
+
+    def path(value: str) -> PathView:
+        if doubtful == "path" and value == str(bad):
+            raise Refused(f"{value} can't be looked at")
+        return PathView(path=value, kind=PathKind.ABSENT)
+
+    monkeypatch.setattr(provision, "by_id", by_id)
+    monkeypatch.setattr(observe, "path", path)
+    startup.sweep(world, EMPTY)
+    assert left(world) == {str(bad)}
