@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from csi.model import errors
-from csi.system import log
+from csi.system import caller, log
 from csi.wire.redact import for_log
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Around(grpc.ServerInterceptor):
         if volume_id:
             fields["volume_id"] = volume_id
         started = time.monotonic()
-        with log.context(**fields):
+        with log.context(**fields), caller.waiting(context.is_active):
             _log.log(_level(name), "request", extra={"request": for_log(request)})
             try:
                 answer = behavior(request, context)

@@ -4,7 +4,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -19,6 +21,7 @@ from csi.wire.node_config import NodeConfig
 _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
 _REPORT_AGE_SECONDS = 30.0
+_SILENCE_SECONDS = 10.0
 
 
 class Metrics:
@@ -46,7 +49,7 @@ class Metrics:
         if not port.isdigit():
             raise InvalidInput("--metrics-address", f"{address!r} is no HOST:PORT")
         try:
-            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, healthy), handler_class=_Quiet)
+            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, healthy), _Server, _Quiet)
         except OSError as error:
             raise InvalidInput("--metrics-address", f"{address} can't be used: {error.strerror}") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
@@ -58,7 +61,19 @@ class Metrics:
         return stop
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each reader: a scrape may wait for LVM, and the probe of health must not wait with it."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that went away or said nothing is no event for the standard error stream."""
+        _log.debug("a reader of the pages failed", exc_info=True, extra={"client": str(client_address)})
+
+
 class _Quiet(WSGIRequestHandler):
+    timeout = _SILENCE_SECONDS
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """A scrape is no event."""
 
@@ -85,6 +100,7 @@ class _Groups(Collector):
         self._report = report
         self._last: Report | None = None
         self._at = float("-inf")
+        self._looking = threading.Lock()
 
     def describe(self) -> Iterable[Metric]:
         """Named without looking, so that registering does not run LVM."""
@@ -101,26 +117,34 @@ class _Groups(Collector):
         )
         broken = GaugeMetricFamily("sealed_local_vg_missing_disks", "Disks missing from a group", labels=["vg", "pool"])
         count = GaugeMetricFamily("sealed_local_volumes", "Volumes of this driver by state", labels=["vg", "state"])
-        report = self._fresh()
-        for vg in report.vgs if report is not None else ():
-            if not self._config.allows(vg.name):
+        report = self._fresh() or Report(vgs=())
+        for vg in report.vgs:
+            if not self._config.allows(vg.name) or vg.name in report.ambiguous:
                 continue
             pool = self._config.pool_of(vg.name)
             labels = [vg.name, pool.name if pool is not None else ""]
             size.add_metric(labels, vg.size_bytes)
             free.add_metric(labels, vg.free_bytes)
             room.add_metric(labels, placement.available(self._config, vg))
-            broken.add_metric(labels, sum(pv.missing for pv in vg.pvs))
+            broken.add_metric(labels, vg.missing_disks)
             states = [volume.state for lv in vg.lvs if (volume := volume_tags.decode(lv)) is not None]
             for state in sorted(set(states)):
                 count.add_metric([vg.name, state], states.count(state))
         return [size, free, room, broken, count]
 
     def _fresh(self) -> Report | None:
+        """The last report, renewed when it is old. While one reader waits for LVM, others get the one before."""
+        if self._looking.acquire(blocking=False):
+            try:
+                self._renew()
+            finally:
+                self._looking.release()
+        return self._last
+
+    def _renew(self) -> None:
         if time.monotonic() - self._at > _REPORT_AGE_SECONDS:
             try:
                 self._last = self._report()
             except SealedLocalError as error:
                 _log.warning("metrics without LVM's report", extra={"error": str(error)})
             self._at = time.monotonic()
-        return self._last

@@ -23,6 +23,8 @@ SealedLocalError
 
 from collections.abc import Sequence
 
+from csi.model.command_line import shown
+
 
 class SealedLocalError(Exception):
     """Base of all errors that this project raises on purpose. `str()` is a text for humans."""
@@ -85,11 +87,11 @@ class ToolFailed(SealedLocalError):
 
 
 class CommandError(ToolFailed):
-    """A command ended with an exit status that the caller did not expect."""
+    """A command ended with an exit status that the caller did not expect. `argv` has what the text leaves out."""
 
     def __init__(self, argv: Sequence[str], returncode: int, stdout: str, stderr: str) -> None:
         said = stderr.strip() or stdout.strip() or "(it printed nothing)"
-        super().__init__(f"{' '.join(argv)}: exit status {returncode}: {said}")
+        super().__init__(f"{shown(argv)}: exit status {returncode}: {said}")
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stdout = stdout
@@ -100,7 +102,7 @@ class CommandTimeout(ToolFailed):
     """A command was ended because it ran longer than its bound in seconds."""
 
     def __init__(self, argv: Sequence[str], seconds: float) -> None:
-        super().__init__(f"{' '.join(argv)}: no end after {seconds:g} s, the process group was killed")
+        super().__init__(f"{shown(argv)}: no end after {seconds:g} s, the process group was killed")
         self.argv = tuple(argv)
         self.seconds = seconds
 

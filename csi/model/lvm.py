@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from csi.model.errors import Refused
+
 
 class Activation(Enum):
     """Whether the kernel has the LV. `UNKNOWN` is what LVM says where it can't ask device-mapper."""
@@ -21,6 +23,8 @@ class PhysicalVolume:
     free_extents: int
     allocatable: bool
     missing: bool
+    device: tuple[int, int] | None = None
+    """Major and minor number; None when it is missing."""
 
     @property
     def usable_free_extents(self) -> int:
@@ -62,6 +66,7 @@ class VolumeGroup:
     partial: bool
     pvs: tuple[PhysicalVolume, ...]
     lvs: tuple[LogicalVolume, ...]
+    uuid: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -74,9 +79,17 @@ class VolumeGroup:
         return self.free_extents * self.extent_bytes
 
     @property
+    def missing_disks(self) -> int:
+        """How many of its disks are not there."""
+        return max(sum(pv.missing for pv in self.pvs), int(self.partial))
+
+    @property
     def usable_free_extents(self) -> int:
-        """Free extents on disks that are present and allocatable; 0 where nothing may be created."""
-        if self.exported or not self.writable:
+        """Free extents on disks that are present and allocatable; 0 where nothing may be created.
+
+        LVM creates nothing in a group that misses a disk, however much room the other disks have.
+        """
+        if self.exported or not self.writable or self.missing_disks:
             return 0
         return sum(pv.usable_free_extents for pv in self.pvs)
 
@@ -86,10 +99,32 @@ class Report:
     """Everything LVM knows on this node, seen at one moment."""
 
     vgs: tuple[VolumeGroup, ...]
+    unused: tuple[PhysicalVolume, ...] = ()
+    """Disks that have LVM's label, belong to no group and hold nothing."""
 
     def vg(self, name: str) -> VolumeGroup | None:
-        """The volume group of that name."""
+        """The volume group of that name. Raises `Refused` when two have it: neither is known to be the right one."""
+        if name in self.ambiguous:
+            raise Refused(self.why_ambiguous(name))
         return next((vg for vg in self.vgs if vg.name == name), None)
+
+    @property
+    def ambiguous(self) -> frozenset[str]:
+        """Names that more than one volume group has: a cloned disk, or a label that somebody planted."""
+        names = [vg.name for vg in self.vgs]
+        return frozenset(name for name in names if names.count(name) > 1)
+
+    def why_ambiguous(self, name: str) -> str:
+        """What a person must know and do about groups of one name."""
+        twins = "; ".join(
+            f"UUID {vg.uuid or 'unknown'} on {', '.join(pv.name for pv in vg.pvs)}"
+            for vg in self.vgs
+            if vg.name == name
+        )
+        return (
+            f"two volume groups have the name {name} ({twins}), so neither is used. Take the disk of the wrong one away, "
+            "or rename it: vgrename UUID NEW-NAME"
+        )
 
     @property
     def lvs(self) -> tuple[LogicalVolume, ...]:

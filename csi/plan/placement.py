@@ -32,7 +32,7 @@ def place(config: NodeConfig, report: Report, parameters: Parameters, size_bytes
     groups = candidates(config, report, parameters)
     fits = [(vg, found) for vg in groups if (found := _fit(config, vg, parameters, size_bytes)) is not None]
     if not fits:
-        rooms = ", ".join(f"{vg.name} has room for {human(largest(config, vg, parameters))}" for vg in groups)
+        rooms = ", ".join(_room(config, vg, parameters) for vg in groups)
         needed = human(device_bytes(size_bytes, parameters.profile))
         raise NoSpace(f"no volume group can take {needed} ({parameters.layout}): {rooms}. {_way_out(parameters)}")
     spread = _strategy(config, parameters, groups) is Strategy.SPREAD
@@ -43,9 +43,12 @@ def place(config: NodeConfig, report: Report, parameters: Parameters, size_bytes
 def candidates(config: NodeConfig, report: Report, parameters: Parameters) -> list[VolumeGroup]:
     """The volume groups that a volume with these parameters may go to. Raises `NoSpace` when this node has none."""
     names = _wanted_names(config, report, parameters)
-    groups = [vg for name in names if (vg := report.vg(name)) is not None]
+    groups = [vg for name in names if name not in report.ambiguous and (vg := report.vg(name)) is not None]
+    twins = [report.why_ambiguous(name) for name in names if name in report.ambiguous]
+    if twins and not groups:
+        raise NoSpace(". ".join(twins))
     if not groups:
-        here = ", ".join(sorted(vg.name for vg in report.vgs if config.allows(vg.name))) or "none"
+        here = ", ".join(sorted({vg.name for vg in report.vgs if config.allows(vg.name)})) or "none"
         raise NoSpace(
             f"this node has no volume group {' or '.join(names) or 'that its configuration allows'}; usable here: {here}. "
             "Create the group, correct the StorageClass, or let the scheduler use another node."
@@ -68,7 +71,8 @@ def available(config: NodeConfig, vg: VolumeGroup) -> int:
 
 def _wanted_names(config: NodeConfig, report: Report, parameters: Parameters) -> list[str]:
     if parameters.vg_name is not None:
-        if report.vg(parameters.vg_name) is not None and not config.allows(parameters.vg_name):
+        known = any(vg.name == parameters.vg_name for vg in report.vgs)
+        if known and not config.allows(parameters.vg_name):
             raise NoSpace(
                 f"this node's configuration doesn't let the driver use volume group {parameters.vg_name}; "
                 "add it to a pool or to listConfig.vgs.include"
@@ -76,12 +80,19 @@ def _wanted_names(config: NodeConfig, report: Report, parameters: Parameters) ->
         return [parameters.vg_name]
     pool_name = parameters.pool or config.default_pool
     if pool_name is None:
-        return sorted(vg.name for vg in report.vgs if config.allows(vg.name))
+        return sorted({vg.name for vg in report.vgs if config.allows(vg.name)})
     pool = config.pool(pool_name)
     if pool is None:
         names = ", ".join(known.name for known in config.pools) or "none"
         raise NoSpace(f"this node's configuration has no pool {pool_name!r}; its pools: {names}")
     return list(pool.vgs)
+
+
+def _room(config: NodeConfig, vg: VolumeGroup, parameters: Parameters) -> str:
+    said = f"{vg.name} has room for {human(largest(config, vg, parameters))}"
+    if vg.missing_disks:
+        said += ", as a disk of it is missing (bring it back, or take it out: vgreduce --removemissing)"
+    return said
 
 
 def _way_out(parameters: Parameters) -> str:

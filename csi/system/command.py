@@ -5,12 +5,14 @@ import logging
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.model.errors import CommandError, CommandTimeout, ToolFailed
+from csi.model.command_line import logged
+from csi.model.errors import CommandError, CommandTimeout, ToolFailed, Unavailable
 from csi.model.secret import Secret
 
 _log = logging.getLogger(__name__)
@@ -18,6 +20,8 @@ _log = logging.getLogger(__name__)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BASE_ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C"}
 _GIVE_UP_ON_PIPES_SECONDS = 5.0
+_READS_EVERY_DISK = "lvm"
+_STUCK_LIMIT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,8 @@ class Runner(Protocol):
         """Run `argv`, give it `stdin`, wait at most `timeout` seconds.
 
         Raises `CommandError` when the exit status is not in `ok`, `CommandTimeout` when time is up (the whole process
-        group is then killed), `ToolFailed` when the program can't be started.
+        group is then killed), `ToolFailed` when the program can't be started, `Unavailable` when too many earlier ones
+        of its kind hang in the kernel.
         """
         ...
 
@@ -61,6 +66,7 @@ class LocalRunner:
 
     def __init__(self, prefix: Sequence[str] = ()) -> None:
         self._prefix = tuple(prefix)
+        self._stuck = _Stuck()
 
     def run(
         self,
@@ -74,17 +80,51 @@ class LocalRunner:
     ) -> Result:
         """See `Runner.run`."""
         full = (*self._prefix, *argv)
+        self._stuck.require_few(argv[0])
         started = time.monotonic()
         child = _start(full, {**_BASE_ENVIRONMENT, **(env or {})}, tuple(pass_fds))
-        stdout, stderr = _finish(child, full, stdin, timeout)
+        try:
+            stdout, stderr = _finish(child, full, stdin, timeout)
+        finally:
+            self._stuck.add(argv[0], child)
         result = Result(argv=full, returncode=child.returncode, stdout=stdout, stderr=stderr)
         _log.debug(
             "command",
-            extra={"argv": list(full), "rc": child.returncode, "ms": round((time.monotonic() - started) * 1000)},
+            extra={"argv": logged(full), "rc": child.returncode, "ms": round((time.monotonic() - started) * 1000)},
         )
         if child.returncode not in ok:
             raise CommandError(full, child.returncode, result.text, stderr.decode(errors="backslashreplace"))
         return result
+
+
+class _Stuck:
+    """LVM commands that a SIGKILL did not end: they wait in the kernel for a disk that does not answer.
+
+    LVM reads every disk, so the next one would wait there too. Each costs a process and a thread for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def add(self, program: str, child: subprocess.Popen[bytes]) -> None:
+        """Remember a command that should have ended and has not; it is forgotten when it ends."""
+        if program == _READS_EVERY_DISK and child.poll() is None:
+            with self._lock:
+                self._children.append(child)
+
+    def require_few(self, program: str) -> None:
+        """Raises `Unavailable` when so many hang that another one would hang, too."""
+        if program != _READS_EVERY_DISK:
+            return
+        with self._lock:
+            self._children = [child for child in self._children if child.poll() is None]
+            pids = [str(child.pid) for child in self._children]
+        if len(pids) >= _STUCK_LIMIT:
+            raise Unavailable(
+                f"LVM commands hang in the kernel and can't be killed (processes {', '.join(pids)}): a disk does not "
+                "answer. No other is started until one of them ends; look at the kernel's log, then mend or remove the disk"
+            )
 
 
 def _start(argv: tuple[str, ...], environment: dict[str, str], pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
@@ -127,3 +167,6 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
         child.communicate(timeout=_GIVE_UP_ON_PIPES_SECONDS)
     except subprocess.TimeoutExpired:
         _log.error("a killed command does not end", extra={"pid": child.pid})
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()

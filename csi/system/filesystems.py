@@ -71,7 +71,7 @@ def signature(runner: Runner, device: str) -> str | None:
         if result.stderr.strip():
             raise CommandError(argv, result.returncode, result.text, result.stderr.decode(errors="backslashreplace"))
         return None
-    values = dict(line.split("=", 1) for line in result.text.splitlines() if "=" in line)
+    values = dict(line.split("=", 1) for line in result.text.split("\n") if "=" in line)
     return values.get("TYPE") or values.get("PTTYPE") or "unknown signature"
 
 

@@ -9,7 +9,8 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 def parse(text: str) -> tuple[Mount, ...]:
     """All mounts, in the order in which the kernel lists them (a later one hides an earlier one on the same target)."""
-    return tuple(_line(line) for line in text.splitlines() if line)
+    # Not splitlines(): the kernel escapes a newline in a name, but no other character that Python takes for a line's end.
+    return tuple(_line(line) for line in text.split("\n") if line)
 
 
 def _line(line: str) -> Mount:

@@ -11,13 +11,14 @@ import msgspec
 from csi.model.errors import ToolFailed
 from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
-VG_FIELDS: Final = "vg_name,vg_extent_size,vg_extent_count,vg_free_count,vg_attr"
-PV_FIELDS: Final = "pv_name,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing"
+VG_FIELDS: Final = "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr"
+PV_FIELDS: Final = "pv_name,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing,pv_major,pv_minor"
 LV_FIELDS: Final = "lv_name,lv_size,lv_tags,lv_attr,lv_active,lv_device_open,lv_kernel_major,lv_kernel_minor"
 
 
 class _Vg(msgspec.Struct):
     vg_name: str
+    vg_uuid: str
     vg_extent_size: str
     vg_extent_count: str
     vg_free_count: str
@@ -30,6 +31,8 @@ class _Pv(msgspec.Struct):
     pv_pe_alloc_count: str
     pv_attr: str
     pv_missing: str
+    pv_major: str
+    pv_minor: str
 
 
 class _Lv(msgspec.Struct):
@@ -60,7 +63,13 @@ def parse(text: bytes) -> Report:
     """The report as model objects. Raises `ToolFailed` when it has another shape than the one asked for."""
     try:
         sections = _decoder.decode(text).report
-        return Report(vgs=tuple(_vg(section) for section in sections if section.vg and section.vg[0].vg_name))
+        groups = [section for section in sections if section.vg and section.vg[0].vg_name]
+        return Report(
+            vgs=tuple(_vg(section) for section in groups),
+            unused=tuple(
+                _pv(pv) for section in sections if section not in groups for pv in section.pv if _is_unused(pv)
+            ),
+        )
     except (msgspec.DecodeError, ValueError, IndexError) as error:
         raise ToolFailed(f"LVM's report can't be read ({error}); is another lvm than lvm2 2.03 installed?") from error
 
@@ -69,6 +78,7 @@ def _vg(section: _Section) -> VolumeGroup:
     raw = section.vg[0]
     return VolumeGroup(
         name=raw.vg_name,
+        uuid=raw.vg_uuid,
         extent_bytes=int(raw.vg_extent_size),
         extents=int(raw.vg_extent_count),
         free_extents=int(raw.vg_free_count),
@@ -87,7 +97,13 @@ def _pv(raw: _Pv) -> PhysicalVolume:
         free_extents=int(raw.pv_pe_count) - int(raw.pv_pe_alloc_count),
         allocatable=raw.pv_attr[0] == "a",
         missing=raw.pv_missing != "",
+        device=(int(raw.pv_major), int(raw.pv_minor)) if int(raw.pv_major) > 0 else None,
     )
+
+
+def _is_unused(raw: _Pv) -> bool:
+    """The first letter would be `u` for a disk of a group that LVM can't see, `d` for a copy of another disk."""
+    return raw.pv_attr[0] == "-" and raw.pv_missing == "" and int(raw.pv_pe_alloc_count) == 0
 
 
 def _lv(raw: _Lv, vg: str) -> LogicalVolume:

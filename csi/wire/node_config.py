@@ -41,6 +41,8 @@ class NodeConfig:
     exclude: tuple[re.Pattern[str], ...] = ()
     default_pool: str | None = None
     udev: bool = False
+    loop_devices: bool = False
+    """Disks of this node are loop devices. Otherwise LVM sees only loop devices that a pool's `devices` name."""
 
     def pool(self, name: str) -> Pool | None:
         """The pool of that name."""
@@ -80,6 +82,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     list_config: _ListConfig = msgspec.field(default_factory=_ListConfig)
     default_pool: str | None = None
     udev: bool = False
+    loop_devices: bool = False
 
 
 def parse(text: str, source: str) -> NodeConfig:
@@ -101,6 +104,7 @@ def parse(text: str, source: str) -> NodeConfig:
         exclude=_patterns(names.exclude, f"{source}: listConfig.vgs.exclude"),
         default_pool=raw.default_pool or (pools[0].name if len(pools) == 1 else None),
         udev=raw.udev,
+        loop_devices=raw.loop_devices,
     )
 
 

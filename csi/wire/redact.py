@@ -1,6 +1,7 @@
 """A protobuf message as a dictionary for the log, with every field that CSI marks `csi_secret` left out.
 
-Mount flags are left out too: they can carry credentials, and the specification says so.
+Mount flags are left out too: they can carry credentials, and the specification says so. So are the pod's service account
+tokens, which kubelet puts into the volume context, a field that is not marked, when a CSIDriver asks for them.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from csi.proto import csi_pb2
 
 HIDDEN = "***"
 _ALSO_HIDDEN = frozenset({"mount_flags"})
+_TOKENS = "serviceAccount.tokens"
 
 
 def for_log(message: Message) -> dict[str, Any]:
@@ -22,9 +24,13 @@ def for_log(message: Message) -> dict[str, Any]:
         elif descriptor.message_type is None:
             shown[descriptor.name] = list(value) if descriptor.is_repeated else value
         elif descriptor.message_type.GetOptions().map_entry:
-            shown[descriptor.name] = {str(key): str(item) for key, item in value.items()}
+            shown[descriptor.name] = {str(key): _entry(str(key), item) for key, item in value.items()}
         elif descriptor.is_repeated:
             shown[descriptor.name] = [for_log(item) for item in value]
         else:
             shown[descriptor.name] = for_log(value)
     return shown
+
+
+def _entry(key: str, value: object) -> str:
+    return HIDDEN if key.endswith(_TOKENS) else str(value)

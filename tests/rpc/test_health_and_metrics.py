@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from csi.host import metrics as metrics_page
 from csi.host.metrics import Metrics
 from csi.model.errors import InvalidInput, ToolFailed
 from csi.model.lvm import Report
@@ -18,7 +20,7 @@ from csi.plan import provision
 from csi.proto import csi_pb2
 from csi.wire import node_config, parameters, volume_names
 from csi.wire.csi_requests import Wanted
-from tests.fakes.csi_server import serving
+from tests.fakes.csi_server import PATIENCE, serving
 from tests.fakes.node import EXTENT, Node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +129,44 @@ def test_health_does_not_ask_lvm(page: Page) -> None:
     assert page.looks == []
 
 
+def test_health_answers_while_a_scrape_waits_for_lvm(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Report:
+        asked.set()
+        assert go_on.wait(PATIENCE)
+        return Report(vgs=())
+
+    monkeypatch.setattr(page.node, "report", slow)
+    scrape = threading.Thread(target=page.get, args=("/metrics",))
+    scrape.start()
+    try:
+        assert asked.wait(PATIENCE)
+        assert page.get("/healthz")[0] == 200
+        assert page.get("/metrics")[0] == 200, "another scrape doesn't wait, and doesn't run LVM beside the first"
+        assert len(page.looks) == 1
+    finally:
+        go_on.set()
+        scrape.join()
+
+
+def test_health_answers_while_a_client_says_nothing(page: Page) -> None:
+    host, _, port = page.address.rpartition(":")
+    with socket.create_connection((host, int(port))):
+        assert page.get("/healthz")[0] == 200
+
+
+def test_a_client_that_says_nothing_is_sent_away(
+    page: Page, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics_page._Quiet, "timeout", 0.1)
+    host, _, port = page.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as silent:
+        assert silent.recv(1) == b""
+    assert page.get("/healthz")[0] == 200
+    assert capsys.readouterr().err == ""
+
+
 def test_operations_carry_the_labels_that_csi_dashboards_read(page: Page) -> None:
     page.metrics.observe("/csi.v1.Controller/CreateVolume", "OK", 0.2)
     page.metrics.observe("/csi.v1.Controller/CreateVolume", "OK", 700.0)
@@ -197,6 +237,13 @@ def test_the_page_counts_missing_disks(page: Page, monkeypatch: pytest.MonkeyPat
     found = page.samples()
     assert found[sample("sealed_local_vg_missing_disks", vg="vg0", pool="main")] == 1
     assert found[sample("sealed_local_vg_available_bytes", vg="vg0", pool="main")] == 0
+
+
+def test_groups_of_one_name_are_not_on_the_page(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    (vg,) = page.node.report().vgs
+    monkeypatch.setattr(page.node, "report", lambda: Report(vgs=(vg, vg)))
+    assert page.get("/metrics")[0] == 200
+    assert not [name for name, _ in page.samples() if name in GAUGES]
 
 
 def test_the_page_holds_every_metric_and_no_other(page: Page) -> None:

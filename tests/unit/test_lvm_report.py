@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from csi.model.errors import ToolFailed
+from csi.model.errors import Refused, ToolFailed
 from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume
 from csi.wire import lvm_report
 
@@ -45,6 +45,30 @@ def test_the_captured_report_holds_every_field_that_is_asked_for() -> None:
 def test_every_volume_group_is_there_and_disks_of_no_group_are_not() -> None:
     assert {vg.name for vg in REPORT.vgs} == {"whole", "broken", "exported"}
     assert "/dev/loop5" not in {pv.name for vg in REPORT.vgs for pv in vg.pvs}
+
+
+def test_a_disk_with_a_label_and_nothing_else_is_unused() -> None:
+    assert [(pv.name, pv.device) for pv in REPORT.unused] == [("/dev/loop5", (7, 5))]
+
+
+@pytest.mark.parametrize("field", [{"pv_attr": "u--"}, {"pv_attr": "d--"}, {"pv_missing": "missing"}])
+def test_a_disk_that_a_group_uses_somewhere_is_not_unused(field: dict[str, str]) -> None:
+    (lonely,) = (one for one in json.loads(GOLDEN)["report"] if not one.get("vg"))
+    lonely["pv"][0].update(field)
+    assert lvm_report.parse(text(lonely)).unused == ()
+
+
+def test_of_two_groups_of_one_name_neither_is_handed_out() -> None:
+    twin = section("whole")
+    twin["vg"][0]["vg_uuid"] = "planted"
+    report = lvm_report.parse(text(section("whole"), section("broken"), twin))
+    assert report.ambiguous == {"whole"}
+    uuid = section("whole")["vg"][0]["vg_uuid"]
+    with pytest.raises(
+        Refused, match=f"two volume groups have the name whole .UUID {uuid} on /dev/loop0.*UUID planted"
+    ):
+        report.vg("whole")
+    assert report.vg("broken") is not None
 
 
 @pytest.mark.parametrize(
@@ -87,8 +111,8 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
     vg = REPORT.vg("whole")
     assert vg is not None
     assert vg.pvs == (
-        PhysicalVolume(name="/dev/loop0", extents=15, free_extents=8, allocatable=True, missing=False),
-        PhysicalVolume(name="/dev/loop1", extents=15, free_extents=13, allocatable=False, missing=False),
+        PhysicalVolume(name="/dev/loop0", extents=15, free_extents=8, allocatable=True, missing=False, device=(7, 0)),
+        PhysicalVolume(name="/dev/loop1", extents=15, free_extents=13, allocatable=False, missing=False, device=(7, 1)),
     )
     assert [pv.usable_free_extents for pv in vg.pvs] == [8, 0]
     assert vg.usable_free_extents == 8
@@ -98,6 +122,14 @@ def test_a_missing_disk_is_shown_as_missing() -> None:
     vg = REPORT.vg("broken")
     assert vg is not None
     assert [(pv.name, pv.missing) for pv in vg.pvs] == [("/dev/loop2", False), ("[unknown]", True)]
+    assert [pv.device for pv in vg.pvs] == [(7, 2), None]
+
+
+def test_a_group_that_misses_a_disk_has_no_room_though_the_other_disks_have() -> None:
+    vg = REPORT.vg("broken")
+    assert vg is not None
+    assert [pv.usable_free_extents for pv in vg.pvs] == [8, 0]
+    assert (vg.missing_disks, vg.usable_free_extents) == (1, 0)
 
 
 def test_a_missing_disk_has_no_usable_room_even_if_some_of_it_is_free() -> None:

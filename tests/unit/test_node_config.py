@@ -21,6 +21,7 @@ listConfig:
   vgs: {include: ["data-.*", scratch], exclude: ["data-os"]}
 defaultPool: fast
 udev: true
+loopDevices: true
 """
 
 
@@ -44,7 +45,7 @@ def test_every_key_is_read() -> None:
     )
     assert [pattern.pattern for pattern in config.include] == ["data-.*", "scratch"]
     assert [pattern.pattern for pattern in config.exclude] == ["data-os"]
-    assert (config.default_pool, config.udev) == ("fast", True)
+    assert (config.default_pool, config.udev, config.loop_devices) == ("fast", True, True)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing yet\n", "{}", "pools: []"])
@@ -138,6 +139,7 @@ def test_a_mistake_is_refused_by_its_place(text: str, field: str) -> None:
         ("listConfig: {vgs: {includes: [x]}}", "includes"),
         ("listConfig: {devices: {include: [x]}}", "devices"),
         ("udev: maybe", "udev"),
+        ("loopDevices: some", "loopDevices"),
         ("- a\n- b", "object"),
         ("just words", "object"),
     ],

@@ -148,13 +148,23 @@ def test_more_stripes_than_disks_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("parameters", [LINEAR, STRIPED, stripes(2)])
-@pytest.mark.parametrize("unusable", [{"allocatable": False}, {"missing": True}])
-def test_a_disk_that_lvm_would_not_use_counts_for_nothing(parameters: Parameters, unusable: dict[str, bool]) -> None:
-    vg = group("vg0", disk("/dev/a", 90, **unusable), disk("/dev/b", 5), disk("/dev/c", 5))
+def test_a_disk_that_lvm_would_not_use_counts_for_nothing(parameters: Parameters) -> None:
+    vg = group("vg0", disk("/dev/a", 90, allocatable=False), disk("/dev/b", 5), disk("/dev/c", 5))
     no_place(vg, 11, parameters)
     found = place(vg, 10, parameters)
     assert "/dev/a" not in found.pvs
     assert placement.available(pool("main", "vg0"), vg) == 10 * EXTENT
+
+
+@pytest.mark.parametrize("parameters", [LINEAR, STRIPED, stripes(2)])
+def test_a_group_that_misses_a_disk_takes_nothing_and_says_why(parameters: Parameters) -> None:
+    whole = group("vg0", disk("/dev/a", 50), disk("/dev/b", 50))
+    for vg in (
+        dataclasses.replace(whole, partial=True),
+        dataclasses.replace(whole, pvs=(*whole.pvs, disk("[unknown]", 0, missing=True))),
+    ):
+        assert "vg0 has room for 0 bytes, as a disk of it is missing" in no_place(vg, 1, parameters)
+        assert placement.available(pool("main", "vg0"), vg) == 0
 
 
 @pytest.mark.parametrize("state", [{"writable": False}, {"exported": True}])
@@ -254,6 +264,17 @@ def test_a_group_that_has_room_but_not_for_stripes_is_passed_over() -> None:
     assert placement.place(pool("main", "a", "b"), report, STRIPED, EXTENT).vg.name == "b"
 
 
+def test_of_two_groups_of_one_name_neither_is_taken() -> None:
+    twins = (dataclasses.replace(group("a", 90), uuid="one"), dataclasses.replace(group("a", 80), uuid="two"))
+    report = Report(vgs=(*twins, group("b", 1)))
+    assert [vg.name for vg in placement.candidates(pool("main", "a", "b"), report, LINEAR)] == ["b"]
+    for parameters in (LINEAR, Parameters(vg_name="a")):
+        with pytest.raises(
+            NoSpace, match=r"two volume groups have the name a \(UUID one on .*; UUID two on .*vgrename"
+        ):
+            placement.candidates(pool("main", "a"), report, parameters)
+
+
 def test_when_no_group_fits_each_is_named_with_its_room() -> None:
     config, report = two_groups(Strategy.SPREAD)
     with pytest.raises(NoSpace, match="a has room for 160 MiB, b has room for 320 MiB, c has room for 80 MiB"):
@@ -316,7 +337,7 @@ DISKS = st.lists(
         st.uuids().map(str),
         st.integers(0, 100),
         allocatable=st.sampled_from([True, True, True, False]),
-        missing=st.sampled_from([False, False, False, True]),
+        missing=st.sampled_from([False] * 20 + [True]),
     ),
     min_size=1,
     max_size=6,

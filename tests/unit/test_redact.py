@@ -47,6 +47,15 @@ def test_mount_flags_are_hidden_too_because_they_can_hold_credentials() -> None:
     assert for_log(request) == {"volume_capabilities": [{"mount": {"fs_type": "ext4", "mount_flags": HIDDEN}}]}
 
 
+@pytest.mark.parametrize("key", ["csi.storage.k8s.io/serviceAccount.tokens", "serviceAccount.tokens"])
+def test_tokens_that_kubelet_puts_into_the_volume_context_are_hidden(key: str) -> None:
+    context = {key: SECRET, "sealed": "xts"}
+    publish = csi_pb2.NodePublishVolumeRequest(volume_context=context)
+    assert for_log(publish) == {"volume_context": {key: HIDDEN, "sealed": "xts"}}
+    create = csi_pb2.CreateVolumeRequest(parameters=context)
+    assert for_log(create) == {"parameters": {key: HIDDEN, "sealed": "xts"}}
+
+
 def test_what_is_no_secret_is_shown_as_it_is() -> None:
     request = csi_pb2.CreateVolumeRequest(
         name="pvc-1",

@@ -1,0 +1,42 @@
+"""Calls whose clients have given up make room: they wait for LVM no longer."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csi.proto import csi_pb2
+from tests.fakes.csi_server import PATIENCE, CsiServer, serving
+
+CALLS = 140
+"""More than the server has threads."""
+
+
+def test_probe_answers_though_every_thread_had_waited_for_lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path, monkeypatch) as csi, csi.lvm.exclusive("a wedged lvcreate"):
+        waiting = [csi.method("GetCapacity").future(csi_pb2.GetCapacityRequest(), timeout=1.0) for _ in range(CALLS)]
+        assert {future.code() for future in waiting} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        csi.call("Probe", csi_pb2.ProbeRequest())
+        _until(csi, lambda events: events.count("answer") == events.count("request"))
+
+
+def test_a_call_whose_client_left_says_so_in_the_log_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path, monkeypatch) as csi:
+        with csi.lvm.exclusive("a wedged lvcreate"):
+            future = csi.method("GetCapacity").future(csi_pb2.GetCapacityRequest(), timeout=PATIENCE)
+            _until(csi, lambda events: "request" in events)
+            future.cancel()
+            _until(csi, lambda events: "answer" in events)
+        assert "the caller went away while LVM was busy with 'a wedged lvcreate'" in csi.logged
+
+
+def _until(csi: CsiServer, happened: Callable[[list[str]], bool]) -> None:
+    """Wait for events in the log."""
+    give_up = time.monotonic() + PATIENCE
+    while not happened([one["event"] for one in csi.events]):
+        assert time.monotonic() < give_up, csi.logged
+        time.sleep(0.02)

@@ -1,0 +1,269 @@
+"""Which disks the real LVM looks at under this driver's settings, and what it makes of them.
+
+Each scenario runs in a process of its own, with loop devices in a /dev of its own: there they have the names that udev
+would give them, and no other disk has one. Nothing is activated, so no device-mapper is needed.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csi.model.errors import SealedLocalError
+from csi.model.lvm import Report
+from csi.model.volume import Parameters
+from csi.plan import placement, pools
+from csi.system import disks as devices
+from csi.system import filesystems
+from csi.system.apply import apply
+from csi.system.command import LocalRunner
+from csi.system.lvm import Lvm
+from csi.wire.node_config import NodeConfig, Pool
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def _why_not() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    missing = [tool for tool in ("lvm", "losetup", "unshare", "blkid") if shutil.which(tool, path=TOOLS) is None]
+    if missing:
+        return f"{missing[0]} is missing"
+    found = subprocess.run(["losetup", "--find"], capture_output=True, text=True)
+    return f"no loop devices: {found.stderr.strip()}" if found.returncode else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs() -> None:
+    reason = _why_not()
+    if reason is not None and os.environ.get("SEALED_LOCAL_REQUIRE_LAB"):
+        pytest.fail(reason)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def minors(tmp_path: Path) -> Iterator[list[int]]:
+    """Minor numbers of three loop devices on blank files."""
+    with ExitStack() as stack:
+        found = []
+        for number in range(3):
+            image = tmp_path / f"disk{number}"
+            image.touch()
+            os.truncate(image, 64 << 20)
+            argv = ["losetup", "--find", "--show", str(image)]
+            device = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+            stack.callback(subprocess.run, ["losetup", "--detach", device], check=True)
+            found.append(os.minor(Path(device).stat().st_rdev))
+        yield found
+
+
+def inside(scenario: Callable[[list[int]], Any], minors: list[int]) -> Any:
+    """What a scenario of this file answers in a process with its own mounts."""
+    argv = ["unshare", "--mount", sys.executable, "-m", "tests.tools.test_lvm_devices", scenario.__name__]
+    done = subprocess.run([*argv, json.dumps(minors)], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _own_places() -> None:
+    for place in ("/dev", "/run", "/etc/lvm"):
+        subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+    os.mknod("/dev/null", 0o020666, os.makedev(1, 3))
+    os.mknod("/dev/urandom", 0o020666, os.makedev(1, 9))
+
+
+def _lvm(**settings: Any) -> Lvm:
+    made = Lvm(LocalRunner(), udev=False, lock_file=Path("/run/lock-file"), **settings)
+    made._config += " global/activation=0"
+    return made
+
+
+def _node(minor: int, name: str, *links: str) -> str:
+    """The only names of a disk."""
+    os.mknod(name, 0o060600, os.makedev(7, minor))
+    for link in links:
+        Path(link).parent.mkdir(exist_ok=True, parents=True)
+        Path(link).symlink_to(name)
+    return name
+
+
+def _forget(*names: str) -> None:
+    for name in names:
+        Path(name).unlink()
+
+
+def _groups(**settings: Any) -> list[str]:
+    return sorted(vg.name for vg in _lvm(**settings).report().vgs)
+
+
+def _group(name: str, *disks: str) -> None:
+    _lvm().create_vg(name, disks)
+
+
+def _try(step: Callable[[], object]) -> str:
+    try:
+        step()
+    except SealedLocalError as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+# Which disks are looked at
+
+
+def network_disk_with_an_alias(minors: list[int]) -> dict[str, list[str]]:
+    _group("vg0", _node(minors[0], "/dev/sda"))
+    seen = {"/dev/sda": _groups()}
+    _forget("/dev/sda")
+    for name in ("/dev/nbd0", "/dev/rbd0", "/dev/drbd0", "/dev/zram0"):
+        links = (f"/dev/block/7:{minors[0]}", "/dev/disk/by-id/some-disk")
+        _node(minors[0], name, *links)
+        seen[name] = _groups(loop_devices=True)
+        _forget(name, *links)
+    return seen
+
+
+def test_a_network_disk_is_hidden_whatever_other_names_udev_gives_it(minors: list[int]) -> None:
+    seen = inside(network_disk_with_an_alias, minors)
+    assert seen == {"/dev/sda": ["vg0"], "/dev/nbd0": [], "/dev/rbd0": [], "/dev/drbd0": [], "/dev/zram0": []}
+
+
+def tenant_behind_a_loop_device(minors: list[int]) -> dict[str, list[str]]:
+    for number, minor in enumerate(minors):
+        _group(f"vg{number}", _node(minor, f"/dev/sd{number}"))
+        _forget(f"/dev/sd{number}")
+        _node(minor, f"/dev/loop{number}", f"/dev/block/7:{minor}")
+    return {
+        "unless told": _groups(),
+        "two in a pool": _groups(pool_disks=["/dev/loop0", "/dev/loop2", "/dev/sdz"]),
+        "all": _groups(loop_devices=True),
+    }
+
+
+def test_a_group_that_a_tenant_wrote_behind_a_loop_device_is_hidden(minors: list[int]) -> None:
+    seen = inside(tenant_behind_a_loop_device, minors)
+    assert seen == {"unless told": [], "two in a pool": ["vg0", "vg2"], "all": ["vg0", "vg1", "vg2"]}
+
+
+def ordinary_disk(minors: list[int]) -> list[str]:
+    _group("vg0", _node(minors[0], "/dev/sda", f"/dev/block/7:{minors[0]}"))
+    _group("vg1", _node(minors[1], "/dev/nvme0n1"))
+    return _groups(pool_disks=["/dev/loop0"])
+
+
+def test_other_disks_are_seen(minors: list[int]) -> None:
+    assert inside(ordinary_disk, minors) == ["vg0", "vg1"]
+
+
+# Groups that must not be used
+
+
+def two_of_one_name(minors: list[int]) -> dict[str, Any]:
+    _group("vg0", _node(minors[0], "/dev/sda"))
+    _forget("/dev/sda")
+    _group("vg0", _node(minors[1], "/dev/sdb"))
+    _node(minors[0], "/dev/sda")
+    report = _lvm().report()
+    config = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),), default_pool="main")
+
+    return {
+        "uuids": [vg.uuid for vg in report.vgs],
+        "said": _try(lambda: placement.candidates(config, report, Parameters())),
+    }
+
+
+def test_of_two_groups_of_one_name_neither_is_used_and_both_are_told_apart(minors: list[int]) -> None:
+    found = inside(two_of_one_name, minors)
+    assert len(set(found["uuids"])) == 2
+    assert found["said"].startswith("NoSpace: two volume groups have the name vg0")
+    assert all(uuid in found["said"] for uuid in found["uuids"])
+
+
+def missing_disk(minors: list[int]) -> dict[str, Any]:
+    _group("vg0", _node(minors[0], "/dev/sda"), _node(minors[1], "/dev/sdb"))
+    _forget("/dev/sdb")
+    (vg,) = _lvm().report().vgs
+    return {
+        "room": vg.usable_free_extents,
+        "missing": vg.missing_disks,
+        "lvcreate": _try(lambda: _lvm().create("vg0", "a", extents=1, tags=["sl:v1"])),
+    }
+
+
+def test_a_group_that_misses_a_disk_has_as_much_room_as_lvcreate_gives(minors: list[int]) -> None:
+    found = inside(missing_disk, minors)
+    assert (found["room"], found["missing"]) == (0, 1)
+    assert found["lvcreate"].startswith("CommandError: lvm lvcreate --yes --name a --extents 1 ")
+    assert "PVs are missing" in found["lvcreate"]
+    assert "--config" not in found["lvcreate"]
+
+
+# Disks of a pool
+
+
+def _look(configured: str) -> pools.DeviceView:
+    real = devices.resolved(configured)
+    assert real is not None
+    holds = filesystems.signature(LocalRunner(), real)
+    return pools.DeviceView(configured=configured, real=real, holds=holds, number=devices.number(real))
+
+
+def _bring_in(*configured: str) -> Report:
+    """A start-up of the driver with these disks in a pool."""
+    lvm = _lvm()
+    pool = Pool(name="main", vgs=("vg0",), devices=configured)
+    plan = pools.onboard(pool, lvm.report(), tuple(_look(name) for name in configured))
+    make = {
+        pools.CreateVG: lambda step: lvm.create_vg(step.vg, step.devices),
+        pools.ExtendVG: lambda step: lvm.extend_vg(step.vg, step.devices),
+    }
+    apply(plan, make)
+    return lvm.report()
+
+
+def killed_between_pvcreate_and_vgcreate(minors: list[int]) -> list[str]:
+    names = [_node(minor, f"/dev/sd{number}") for number, minor in enumerate(minors)]
+    _lvm()._change(["pvcreate", names[0]], hints=True)
+    (made,) = _bring_in(*names[:2]).vgs
+    _lvm()._change(["pvcreate", names[2]], hints=True)
+    (extended,) = _bring_in(*names).vgs
+    return [str(len(made.pvs)), *sorted(pv.name for pv in extended.pvs)]
+
+
+def test_disks_that_a_killed_start_has_labelled_come_into_the_group(minors: list[int]) -> None:
+    assert inside(killed_between_pvcreate_and_vgcreate, minors) == ["2", "/dev/sd0", "/dev/sd1", "/dev/sd2"]
+
+
+def disk_by_another_name(minors: list[int]) -> str:
+    _group("vg0", _node(minors[0], "/dev/mapper-mpatha"))
+    _node(minors[0], "/dev/dm-3", "/dev/disk/by-id/dm-uuid-mpath-1")
+    return _try(lambda: _bring_in("/dev/disk/by-id/dm-uuid-mpath-1"))
+
+
+def test_a_disk_of_the_group_is_no_stranger_under_another_name(minors: list[int]) -> None:
+    assert inside(disk_by_another_name, minors) == "done"
+
+
+def disk_of_a_group_elsewhere(minors: list[int]) -> list[str]:
+    _group("other", _node(minors[0], "/dev/sda"), _node(minors[1], "/dev/sdb"))
+    return [_try(lambda: _bring_in("/dev/sda"))]
+
+
+def test_a_disk_of_another_group_is_named_with_its_group_and_nobody_is_told_to_wipe_it(minors: list[int]) -> None:
+    (said,) = inside(disk_of_a_group_elsewhere, minors)
+    assert said.startswith("ForeignContent: pool main: /dev/sda is a disk of volume group other; it is left alone")
+    assert "wipefs" not in said
+
+
+if __name__ == "__main__":
+    _own_places()
+    print(json.dumps(globals()[sys.argv[1]](json.loads(sys.argv[2]))))

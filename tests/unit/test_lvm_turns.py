@@ -1,0 +1,153 @@
+"""Who waits for LVM gets a turn, or an error that says why not; who is gone stops waiting; who hangs does not multiply."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csi.model.errors import CommandTimeout, Unavailable
+from csi.system import caller, command
+from csi.system.command import LocalRunner
+from csi.system.lvm import Lvm
+
+PATIENCE = 20.0
+
+
+class NoRunner:
+    def run(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+
+@pytest.fixture
+def lvm(tmp_path: Path) -> Lvm:
+    return Lvm(NoRunner(), udev=False, lock_file=tmp_path / "lock")
+
+
+@pytest.fixture
+def busy(lvm: Lvm) -> Iterator[None]:
+    """Another thread has its turn."""
+    began, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lvm.exclusive("a long lvcreate"):
+            began.set()
+            done.wait(PATIENCE)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert began.wait(PATIENCE)
+    yield
+    done.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_turn_that_does_not_come_names_who_has_it(lvm: Lvm) -> None:
+    with pytest.raises(Unavailable, match=r"busy with 'a long lvcreate' for more than 0\.1 s"), lvm.exclusive("b", 0.1):
+        pytest.fail("it has no turn")
+
+
+@pytest.mark.usefixtures("busy")
+def test_who_is_not_wanted_any_more_stops_waiting(lvm: Lvm) -> None:
+    answers = iter((True, True, False))
+    began = time.monotonic()
+    with (
+        pytest.raises(Unavailable, match="caller went away while LVM was busy with 'a long lvcreate'"),
+        lvm.exclusive("b", still_wanted=lambda: next(answers)),
+    ):
+        pytest.fail("it has no turn")
+    assert time.monotonic() - began < PATIENCE
+
+
+@pytest.mark.usefixtures("busy")
+def test_whether_the_caller_waits_need_not_be_passed_on(lvm: Lvm) -> None:
+    with caller.waiting(lambda: False), pytest.raises(Unavailable, match="went away"), lvm.exclusive("b"):
+        pytest.fail("it has no turn")
+
+
+def test_who_is_gone_does_not_wait_for_another_process_either(lvm: Lvm, tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(Unavailable, match="another driver process"), lvm.exclusive("b", still_wanted=lambda: False):
+            pytest.fail("it has no turn")
+    finally:
+        os.close(descriptor)
+    with lvm.exclusive("c"):
+        pass
+
+
+def test_work_without_a_caller_is_always_wanted(lvm: Lvm) -> None:
+    assert caller.still_waits()
+    with lvm.exclusive("start-up"):
+        pass
+
+
+@pytest.fixture
+def unkillable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Commands whose SIGKILL does nothing, as in the kernel's uninterruptible sleep."""
+    children: list[subprocess.Popen[bytes]] = []
+    start = command._start
+
+    def started(*given: Any) -> subprocess.Popen[bytes]:
+        children.append(start(*given))
+        return children[-1]
+
+    monkeypatch.setattr(command, "_start", started)
+    monkeypatch.setattr(command.os, "killpg", lambda *_: None)
+    monkeypatch.setattr(command, "_GIVE_UP_ON_PIPES_SECONDS", 0.05)
+    yield children
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+HANGS = ("sh", "-c", "exec sleep 1000")
+
+
+def hang(runner: LocalRunner, program: str = "lvm") -> None:
+    with pytest.raises(CommandTimeout):
+        runner.run([program, "fullreport"], timeout=0.05)
+
+
+def test_after_three_lvm_commands_that_hang_for_good_no_other_is_started(
+    unkillable: list[subprocess.Popen[bytes]],
+) -> None:
+    runner = LocalRunner(HANGS)
+    for _ in range(3):
+        hang(runner)
+    with pytest.raises(Unavailable, match=rf"hang in the kernel and can't be killed \(processes {unkillable[0].pid}, "):
+        runner.run(["lvm", "version"], timeout=0.05)
+    assert len(unkillable) == 3
+
+
+def test_only_lvm_reads_all_disks_so_other_commands_go_on(unkillable: list[subprocess.Popen[bytes]]) -> None:
+    runner = LocalRunner(HANGS)
+    for _ in range(5):
+        hang(runner, "blkid")
+    hang(runner)
+    assert len(unkillable) == 6
+
+
+def test_a_command_that_did_end_is_forgotten(unkillable: list[subprocess.Popen[bytes]]) -> None:
+    runner = LocalRunner(HANGS)
+    for _ in range(3):
+        hang(runner)
+    os.kill(unkillable[1].pid, signal.SIGKILL)
+    os.waitid(os.P_PID, unkillable[1].pid, os.WEXITED | os.WNOWAIT)
+    hang(runner)
+    with pytest.raises(Unavailable, match="hang in the kernel"):
+        runner.run(["lvm", "version"], timeout=0.05)
+
+
+def test_a_command_that_a_kill_ends_does_not_count() -> None:
+    runner = LocalRunner(HANGS)
+    for _ in range(5):
+        hang(runner)
