@@ -40,8 +40,8 @@ class Metrics:
         self.registry.register(_Groups(config, report))
 
     def observe(self, method: str, code: str, seconds: float) -> None:
-        """Count one finished call."""
-        self._operations.labels(self._driver_name, method, code).observe(seconds)
+        """Count one finished call. `code` is the name of gRPC's status code in Python."""
+        self._operations.labels(self._driver_name, method, _as_go_writes(code)).observe(seconds)
 
     def serve(self, address: str, healthy: Callable[[], bool]) -> Callable[[], None]:
         """Serve `/metrics` and `/healthz` on HOST:PORT; answers the function that stops it."""
@@ -59,6 +59,13 @@ class Metrics:
             server.server_close()
 
         return stop
+
+
+def _as_go_writes(code: str) -> str:
+    """`RESOURCE_EXHAUSTED` as `ResourceExhausted`: what Kubernetes' own sidecars, and so the dashboards, call it."""
+    if code in ("OK", "CANCELLED"):
+        return {"OK": "OK", "CANCELLED": "Canceled"}[code]
+    return "".join(word.capitalize() for word in code.split("_"))
 
 
 class _Server(ThreadingMixIn, WSGIServer):

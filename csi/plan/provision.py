@@ -64,8 +64,8 @@ def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:
 
 
 def by_name(report: Report, name_digest: str) -> Volume | None:
-    """The volume that was made for a CSI name."""
-    return next((v for v in volume_tags.volumes(report) if v.name_digest == name_digest), None)
+    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it."""
+    return _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
 
 
 def by_id(report: Report, volume_id: str) -> Volume | None:
@@ -74,14 +74,19 @@ def by_id(report: Report, volume_id: str) -> Volume | None:
     Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other; and when an LV of ours
     has that name and tags that this version can't read: to call it absent would leak it.
     """
-    found = [volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id]
+    found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
+    if found is None:
+        _require_no_unreadable(report, volume_id)
+    return found
+
+
+def _only(found: Sequence[Volume]) -> Volume | None:
     if len(found) > 1:
         groups = ", ".join(sorted(volume.lv.vg for volume in found))
         raise Refused(
-            f"volume {volume_id} exists in several volume groups ({groups}); remove the tag sl:v1 from the wrong one"
+            f"volume {found[0].volume_id} exists in several volume groups ({groups}); "
+            "remove the tag sl:v1 from the wrong one"
         )
-    if not found:
-        _require_no_unreadable(report, volume_id)
     return found[0] if found else None
 
 

@@ -180,7 +180,7 @@ def test_operations_carry_the_labels_that_csi_dashboards_read(page: Page) -> Non
     assert found[sample(f"{OPERATIONS}_bucket", le="0.25", **labels)] == 1
     assert found[sample(f"{OPERATIONS}_bucket", le="600.0", **labels)] == 1
     assert found[sample(f"{OPERATIONS}_bucket", le="+Inf", **labels)] == 2
-    other = labels | {"method_name": "/csi.v1.Node/NodeStageVolume", "grpc_status_code": "ABORTED"}
+    other = labels | {"method_name": "/csi.v1.Node/NodeStageVolume", "grpc_status_code": "Aborted"}
     assert found[sample(f"{OPERATIONS}_count", **other)] == 1
 
 

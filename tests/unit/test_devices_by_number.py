@@ -1,4 +1,4 @@
-"""What the kernel says of devices counts, never a path: on a made-up sysfs and real device nodes where root may make them."""
+"""What the kernel says of devices counts, never a path: on a made-up sysfs, and on what block devices there are."""
 
 import os
 from pathlib import Path

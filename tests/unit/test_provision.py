@@ -176,6 +176,8 @@ def test_an_id_that_two_groups_claim_is_refused_and_not_chosen() -> None:
     report = node(made(wanted(), vg="vg1"), made(wanted(), vg="vg0"))
     with pytest.raises(Refused, match=r"pvc-1 exists in several volume groups \(vg0, vg1\)"):
         provision.by_id(report, "pvc-1")
+    with pytest.raises(Refused, match=r"pvc-1 exists in several volume groups \(vg0, vg1\)"):
+        provision.create(CONFIG, report, wanted())
 
 
 def test_an_lv_of_the_same_name_that_is_not_ours_does_not_confuse() -> None:
