@@ -23,27 +23,29 @@ def volume_device(record: VolumeRecord, keys: VolumeKeys, seconds: float) -> str
     """
     present: tuple[str, ...] = ()
     for present in devices.appearing(seconds):
-        for device in present:
-            if _shows(device, keys, record.volume_id):
-                return device
+        # An old copy may be plugged in, too; which of the two is meant, the generation says.
+        shown = {device: _generation(device, keys, record.volume_id) for device in present}
+        newest = max(present, key=lambda device: shown[device], default=None)
+        if newest is not None and shown[newest] >= 0:
+            return newest
         if record.state is not VolumeState.ACTIVE:
             break
-    shown = ", ".join(present) or "none"
+    names = ", ".join(present) or "none"
     if record.state is not VolumeState.ACTIVE:
         raise Refused(
             f"volume {record.volume_id} is new, so no disk can be known by its records; say which is its disk by --device. "
-            f"Disks now: {shown}"
+            f"Disks now: {names}"
         )
     raise NotFound(
-        f"no disk of this guest shows volume {record.volume_id} (disks: {shown}). Was it plugged in? Name its disk by "
+        f"no disk of this guest shows volume {record.volume_id} (disks: {names}). Was it plugged in? Name its disk by "
         "--device to learn what is wrong with it"
     )
 
 
-def _shows(device: str, keys: VolumeKeys, volume_id: str) -> bool:
-    """Whether a record on the device verifies. A disk that can't be read alone, or shows anything else, is another's."""
+def _generation(device: str, keys: VolumeKeys, volume_id: str) -> int:
+    """The newest generation of a verified record on the device; -1 for a disk that shows none or can't be read."""
     try:
-        slots = sealed_device.read_head(device).slots()
-        return any(isinstance(state_record.decode(slot, keys, volume_id), StateRecord) for slot in slots)
+        slots = [state_record.decode(slot, keys, volume_id) for slot in sealed_device.read_slots(device)]
     except (SealedLocalError, OSError):
-        return False
+        return -1
+    return max((slot.generation for slot in slots if isinstance(slot, StateRecord)), default=-1)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from csi.system.command import Runner
     from csi.wire.guest_policy import VolumePolicy
 
+_LONGEST_WAIT_SECONDS = 86400.0
 _STATUS_FOLDER = Path("/run/sealed-local/volumes")
 
 _EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
@@ -31,6 +32,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.NotFound, 8, "no such device or volume"),
     (errors.Unavailable, 9, "the broker, the pinned one, can't be reached or doesn't answer sensibly; try again"),
     (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
+    (errors.Unsupported, 12, "the broker asks for what this guest can't do"),
     (errors.Busy, 11, "another guest, or another call in this one, works on the volume at this moment; try again"),
 )
 
@@ -110,8 +112,15 @@ def _common(verb: argparse.ArgumentParser) -> None:
         "--device", help="block device; a formatted volume is found by its authenticated records when it is left out"
     )
     verb.add_argument(
-        "--wait", type=float, default=30.0, metavar="SECONDS", help="how long to wait for the device (30)"
+        "--wait", type=_seconds, default=30.0, metavar="SECONDS", help="how long to wait for the device (30)"
     )
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _LONGEST_WAIT_SECONDS:
+        raise ValueError(text)
+    return value
 
 
 def _open(given: argparse.Namespace) -> int:

@@ -74,11 +74,18 @@ class Unlocker:
     register: Register
     runner: Runner
     progress: Progress = field(default=lambda _: None)
+    _number: tuple[int, int] | None = field(default=None, init=False)
+    """The device that was read: under the same name another one may be plugged in meanwhile."""
 
     @property
     def read_only(self) -> bool:
         """Whether the measured policy allows reading only."""
         return self.rule.access is GuestAccess.READ_ONLY
+
+    @property
+    def mount_point(self) -> str:
+        """The policy's mount point as the kernel lists it, links followed."""
+        return os.path.realpath(self.rule.mount)
 
     @cached_property
     def name(self) -> str:
@@ -95,6 +102,7 @@ class Unlocker:
             return mounted
         self._require_free_mount_point()
         head = sealed_device.read_head(self.device)
+        self._number = head.number
         decision = plan.decide(record, _view(head, keys, self.volume_id), may_format=self._may_format)
         try:
             if isinstance(decision, Format):
@@ -106,7 +114,7 @@ class Unlocker:
 
     def _require_free_mount_point(self) -> None:
         """A mount over another would hide that one's files, and closing either would unmount both."""
-        for mount in mounts.at(self.rule.mount):
+        for mount in mounts.at(self.mount_point):
             raise InUse(
                 f"{self.rule.mount} is a mount of {mount.source} already; close that one, or give volume {self.volume_id} "
                 "another mount point in the policy"
@@ -137,8 +145,8 @@ class Unlocker:
         mapping = self._map(keys, head, header, payload)
         filesystems.make(self.runner, mapping.path, Filesystem.named(self.rule.fstype, "fstype"))
         _flush(mapping.path)
-        sealed_device.write(self.device, HEADER_B_OFFSET, header)
-        sealed_device.write(self.device, HEADER_A_OFFSET, header)
+        self._write(HEADER_B_OFFSET, header)
+        self._write(HEADER_A_OFFSET, header)
         digest = hashlib.sha256(header).digest()
         mac = state_record.header_mac(digest, len(header), keys)
         first = replace(intent, kind=RecordKind.ACTIVE, generation=1, header_sha256=digest, header_mac=mac)
@@ -160,7 +168,7 @@ class Unlocker:
         self.progress("the header is authentic and the kernel's mapping is the expected one")
         if not self.read_only:
             if decision.mend is not None:
-                sealed_device.write(self.device, _HEADER_OFFSETS[decision.mend], header)
+                self._write(_HEADER_OFFSETS[decision.mend], header)
                 self.progress(f"header copy {decision.mend.value} was damaged and is written anew")
             record = self._raise_generation(record, keys, found)
         return self._mount(record, mapping, formatted_now=False, check=not self.read_only)
@@ -179,7 +187,10 @@ class Unlocker:
         """Raises `Busy` when the disk shows a newer record than before: another guest has the device, too, and a record
         written now could destroy the one that it committed.
         """
-        slots = (state_record.decode(slot, keys, self.volume_id) for slot in sealed_device.read_slots(self.device))
+        slots = (
+            state_record.decode(slot, keys, self.volume_id)
+            for slot in sealed_device.read_slots(self.device, self._number)
+        )
         if any(isinstance(slot, StateRecord) and slot.generation > found.generation for slot in slots):
             raise Busy(f"another guest opened volume {self.volume_id} at this moment; end one of the two, then repeat")
 
@@ -247,9 +258,9 @@ class Unlocker:
             device=sealed_device.number_of(self.device),
         )
         dm_table.require(mapping.table, wanted)
-        if self.rule.mount not in places:
+        if self.mount_point not in places:
             raise InUse(f"volume {self.volume_id} is mounted at {', '.join(places)}; close it first")
-        if places[self.rule.mount].read_only is not self.read_only:
+        if places[self.mount_point].read_only is not self.read_only:
             now = "writable" if self.read_only else "read-only"
             raise InUse(f"volume {self.volume_id} is mounted {now}, and the policy says otherwise; close it first")
         return self._opened(record, mapping, formatted_now=False, mounted_now=False)
@@ -278,7 +289,10 @@ class Unlocker:
 
     def _write_record(self, keys: VolumeKeys, record: StateRecord) -> None:
         content = state_record.encode(record, keys, self.volume_id)
-        sealed_device.write(self.device, STATE_RECORD_OFFSETS[record.generation % 2], content)
+        self._write(STATE_RECORD_OFFSETS[record.generation % 2], content)
+
+    def _write(self, offset: int, content: bytes | memoryview) -> None:
+        sealed_device.write(self.device, offset, content, self._number)
 
     def _close_unmounted(self) -> None:
         """After a failure nothing stays mapped; the failure itself is what is told."""

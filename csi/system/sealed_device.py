@@ -83,10 +83,14 @@ def read_head(device: str) -> Head:
         os.close(descriptor)
 
 
-def read_slots(device: str) -> tuple[bytes, bytes]:
-    """The two state records as the device shows them at this moment, past the page cache; the device may be mapped."""
+def read_slots(device: str, number: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
+    """The two state records as the device shows them at this moment, past the page cache; the device may be mapped.
+
+    Raises `Refused` when `number` is given and the path leads to another device by now.
+    """
     descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
+        _require_number(descriptor, device, number)
         first, second = (bytes(_pread(descriptor, STATE_RECORD_BYTES, offset)) for offset in STATE_RECORD_OFFSETS)
         return first, second
     finally:
@@ -104,10 +108,14 @@ def number_of(device: str) -> tuple[int, int]:
     return os.major(status.st_rdev), os.minor(status.st_rdev)
 
 
-def write(device: str, offset: int, content: bytes | memoryview) -> None:
-    """Write bytes below the payload and flush them to the disk before returning."""
+def write(device: str, offset: int, content: bytes | memoryview, number: tuple[int, int] | None) -> None:
+    """Write bytes below the payload and flush them to the disk before returning.
+
+    Raises `Refused` when the path leads to another device than `number` by now.
+    """
     descriptor = os.open(device, os.O_WRONLY | os.O_CLOEXEC)
     try:
+        _require_number(descriptor, device, number)
         view = memoryview(content)
         while view:
             written = os.pwrite(descriptor, view, offset)
@@ -115,6 +123,12 @@ def write(device: str, offset: int, content: bytes | memoryview) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _require_number(descriptor: int, device: str, number: tuple[int, int] | None) -> None:
+    status = os.fstat(descriptor)
+    if number is not None and (os.major(status.st_rdev), os.minor(status.st_rdev)) != number:
+        raise Refused(f"{device} is another device than a moment ago; nothing was written to it")
 
 
 def _open_exclusive(device: str) -> int:

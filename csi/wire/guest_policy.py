@@ -143,7 +143,7 @@ def parse(text: str, source: str) -> GuestPolicy:
 def _toml(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         raise InvalidInput(source, f"is no valid TOML: {error}") from error
 
 
@@ -177,15 +177,16 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
     if raw.fstype not in _FSTYPES:
         raise InvalidInput(f"{place}.fstype", f"{raw.fstype!r} is not offered; use {' or '.join(_FSTYPES)}")
     mount = PurePosixPath(raw.mount)
-    if not mount.is_absolute() or ".." in mount.parts or mount == PurePosixPath("/"):
+    plain = raw.mount.isprintable() and not raw.mount.startswith("//")
+    if not plain or not mount.is_absolute() or ".." in mount.parts or mount == PurePosixPath("/"):
         raise InvalidInput(f"{place}.mount", f"{raw.mount!r} is no plain absolute path below /")
     for option in raw.options:
         if option not in _OPTIONS:
             raise InvalidInput(f"{place}.options", f"{option!r} is not allowed; known: {', '.join(sorted(_OPTIONS))}")
     try:
         pattern = re.compile(raw.id_pattern or re.escape(raw.id))
-    except re.error as error:
-        raise InvalidInput(f"{place}.id_pattern", f"is no regular expression: {error}") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"{place}.id_pattern", f"is no usable regular expression: {error}") from error
     return VolumePolicy(
         name=raw.name,
         id=raw.id or None,

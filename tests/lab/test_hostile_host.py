@@ -13,16 +13,19 @@ from dataclasses import dataclass
 
 import pytest
 
+from csi.system.device_mapper import mapping_name
 from tests.lab.driver import MIB, Driver, mount_capability
 from tests.lab.node import Node, Result
-from tests.lab.sealed import Broker, init_data
+from tests.lab.sealed import Broker, Guest, init_data
 
 pytestmark = pytest.mark.lab
 
 _CAPABILITY = mount_capability()
 _POLICY = "/run/tenant/initdata.toml"
 _FILE = "/data/volume/file"
-_TAMPERED, _BLANKED, _ROLLED_BACK, _FOREIGN = 3, 4, 5, 7
+_TAMPERED, _BLANKED, _ROLLED_BACK, _FOREIGN, _REFUSED = 3, 4, 5, 7, 10
+_NO_UDEV = {"DM_DISABLE_UDEV": "1"}
+_LVM = ("-q", "-y", "--config", "activation{udev_sync=0 udev_rules=0}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Tenant:
     node: Node
     driver: Driver
     broker: Broker
+    measured: str
+    """The init-data of a guest VM of this tenant; the program in the node has its own, with another address."""
 
     def volume(self, name: str, size: int = 16 * MIB) -> str:
         """A staged sealed volume; answers its device."""
@@ -88,11 +93,12 @@ class Tenant:
 def tenant(node: Node, driver: Driver) -> Iterator[Tenant]:
     broker = Broker(node, port=8450)
     measured = init_data(broker, host="127.0.0.1")
-    broker.allow(measured)
+    in_a_vm = init_data(broker)
+    broker.allow(measured, in_a_vm)
     broker.start()
     node.run(["mkdir", "-p", "/run/tenant"])
     node.write(_POLICY, measured.encode())
-    yield Tenant(node, driver, broker)
+    yield Tenant(node, driver, broker, in_a_vm)
     broker.stop()
 
 
@@ -103,14 +109,14 @@ def test_an_older_image_of_the_volume_is_refused_and_the_newest_still_opens(tena
     assert tenant.opened("pvc-replay", device)["formatted_now"] is False, "an open volume can be opened again"
     tenant.close("pvc-replay")
     tenant.copy(device, old)
-    assert tenant.opened("pvc-replay", device)["generation"] == 2
+    assert tenant.opened("pvc-replay", device)["generation"] == 3
     tenant.node.write(_FILE, b"second")
     tenant.close("pvc-replay")
     tenant.copy(device, new)
     tenant.copy(old, device)
-    assert "generation 1" in tenant.refused("pvc-replay", device, _ROLLED_BACK)
+    assert "generation 2" in tenant.refused("pvc-replay", device, _ROLLED_BACK)
     tenant.copy(new, device)
-    assert tenant.opened("pvc-replay", device)["freshness"] == "verified"
+    assert tenant.opened("pvc-replay", device)["freshness"] == "head"
     assert tenant.node.read(_FILE) == b"second"
     tenant.close("pvc-replay")
     tenant.node.run(["rm", old, new])
@@ -166,6 +172,121 @@ def test_run_opens_for_a_command_and_closes_after_it(tenant: Tenant) -> None:
     assert done.text == "line0\nline1\n"
     assert not tenant.node.exists(_FILE)
     tenant.drop("pvc-run")
+
+
+def test_a_header_copy_b_that_was_damaged_is_mended(tenant: Tenant) -> None:
+    device = tenant.volume("pvc-mend")
+    tenant.opened("pvc-mend", device)
+    tenant.node.write(_FILE, b"kept")
+    tenant.close("pvc-mend")
+    place = 16 * MIB + 4096 + 100
+    right = tenant.node.read(device, place, 1)
+    tenant.node.write(device, bytes([right[0] ^ 1]), offset=place)
+    tenant.opened("pvc-mend", device)
+    assert tenant.node.read(_FILE) == b"kept"
+    tenant.close("pvc-mend")
+    assert tenant.node.read(device, place, 1) == right
+    tenant.drop("pvc-mend")
+
+
+def test_a_device_of_another_size_is_refused(tenant: Tenant) -> None:
+    device, short = tenant.volume("pvc-size"), "/dev/vg0/short"
+    tenant.opened("pvc-size", device)
+    tenant.close("pvc-size")
+    for size, said in ((40, "the device is too small"), (32, "a sealed volume always has more")):
+        tenant.node.run(["lvcreate", *_LVM, "-n", "short", "-L", f"{size}m", "vg0"])
+        argv = ["dd", f"if={device}", f"of={short}", "bs=1M", f"count={size}", "iflag=direct", "oflag=direct"]
+        tenant.node.run([*argv, "conv=notrunc", "status=none"])
+        assert said in tenant.refused("pvc-size", short, _TAMPERED)
+        tenant.node.run(["lvremove", *_LVM, "vg0/short"])
+    tenant.node.run(["lvextend", *_LVM, "-L", "+4m", "vg0/pvc-size"])
+    assert "the device has grown" in tenant.refused("pvc-size", device, _REFUSED)
+    tenant.drop("pvc-size")
+
+
+def test_an_occupied_mount_point_is_refused_before_anything_is_formatted(tenant: Tenant) -> None:
+    device, folder = tenant.volume("pvc-occupied"), _FILE.rpartition("/")[0]
+    tenant.node.run(["mkdir", "-p", folder])
+    tenant.node.run(["mount", "-t", "tmpfs", "occupier", folder])
+    assert "is a mount of occupier already" in tenant.refused("pvc-occupied", device, _REFUSED)
+    assert tenant.broker.record("pvc-occupied")["state"] == "allocated"
+    tenant.node.run(["umount", folder])
+    assert tenant.opened("pvc-occupied", device)["formatted_now"] is True
+    tenant.close("pvc-occupied")
+    tenant.drop("pvc-occupied")
+
+
+def test_a_live_mapping_of_something_else_under_the_volumes_name_is_not_used(tenant: Tenant) -> None:
+    device, other = tenant.volume("pvc-live"), tenant.volume("pvc-below")
+    tenant.opened("pvc-live", device)
+    tenant.close("pvc-live")
+    name, elsewhere = mapping_name("pvc-live"), "/run/elsewhere"
+    tenant.node.run(["dmsetup", "create", name, "--table", f"0 65536 linear {other} 0"], env=_NO_UDEV)
+    tenant.node.run(["mkfs.ext4", "-q", f"/dev/mapper/{name}"])
+    tenant.node.run(["mkdir", "-p", elsewhere])
+    tenant.node.run(["mount", "-t", "ext4", f"/dev/mapper/{name}", elsewhere])
+    before = tenant.digest(device)
+    done = tenant.open("pvc-live", device)
+    assert done.rc == _TAMPERED, done.stderr.decode()
+    assert "it is not used" in done.stderr.decode()
+    assert tenant.digest(device) == before
+    assert tenant.node.exists(f"{elsewhere}/lost+found"), "what somebody else has mounted stays mounted"
+    tenant.node.run(["umount", elsewhere])
+    tenant.node.run(["dmsetup", "remove", name], env=_NO_UDEV)
+    assert tenant.opened("pvc-live", device)["formatted_now"] is False
+    tenant.close("pvc-live")
+    tenant.drop("pvc-live", "pvc-below")
+
+
+@pytest.mark.timeout(1200)
+def test_a_guest_finds_a_formatted_volume_by_itself_and_never_guesses_a_blank_disk(tenant: Tenant) -> None:
+    """In a guest VM, because only whole disks are looked at, and the node's volumes are none."""
+    blank, device = tenant.volume("pvc-blank"), tenant.volume("pvc-find")
+    before = tenant.digest(device)
+    guest = Guest(tenant.node, tenant.measured).boot()
+    try:
+        guest.plug(blank)
+        inside = guest.plug(device)
+        done = guest.open("pvc-find", check=False)
+        assert done.rc == _REFUSED, done.stderr.decode()
+        assert "say which is its disk by --device" in done.stderr.decode()
+        assert tenant.digest(device) == before
+        assert json.loads(guest.open("pvc-find", inside).stdout)["formatted_now"] is True
+        guest.write(_FILE, b"found again")
+        again = json.loads(guest.open("pvc-find").stdout)
+        assert (again["mounted_now"], again["device"]) == (False, inside)
+        guest.sealed_local("close", "--volume", "pvc-find")
+        found = json.loads(guest.open("pvc-find").stdout)
+        assert (found["mounted_now"], found["formatted_now"], found["device"]) == (True, False, inside)
+        assert guest.read(_FILE) == b"found again"
+        guest.sealed_local("close", "--volume", "pvc-find")
+    finally:
+        guest.kill()
+    tenant.drop("pvc-find", "pvc-blank")
+
+
+def test_a_guest_killed_while_it_raises_the_generation_is_followed_by_one_that_has_the_data(tenant: Tenant) -> None:
+    device, log = tenant.volume("pvc-raise"), f"{tenant.node.shared}/pvc-raise.log"
+    tenant.opened("pvc-raise", device)
+    tenant.node.write(_FILE, b"written before")
+    tenant.close("pvc-raise")
+    pid = tenant.node.spawn(tenant.argv("open", "pvc-raise", "--device", device), log)
+    give_up = time.monotonic() + 60
+    while b"the header is authentic" not in tenant.node.read(log):
+        assert time.monotonic() < give_up, tenant.node.read(log).decode()
+        time.sleep(0.02)
+    tenant.node.kill(pid, signal.SIGKILL)
+    tenant.node.wait(pid)
+    give_up = time.monotonic() + 30
+    while (done := tenant.open("pvc-raise", device)).rc != 0 and time.monotonic() < give_up:
+        time.sleep(0.5)
+    assert done.rc == 0, done.stderr.decode()
+    opened = json.loads(done.stdout)
+    assert opened["formatted_now"] is False
+    assert opened["generation"] == tenant.broker.record("pvc-raise")["generation"] > 2
+    assert tenant.node.read(_FILE) == b"written before"
+    tenant.close("pvc-raise")
+    tenant.drop("pvc-raise")
 
 
 @pytest.mark.parametrize("when", ["the broker released", "formatting, once", "formatting, once+1"])

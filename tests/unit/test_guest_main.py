@@ -1,0 +1,381 @@
+"""`sealed-local guest`: one exit status a kind of error, one line of text, a note for `status` that is never in the way."""
+
+import argparse
+import inspect
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from csi.guest import find, main, unlock
+from csi.guest.unlock import Opened
+from csi.model import errors
+from csi.model.mount import Mount
+from csi.model.register import VolumeRecord, VolumeState
+from csi.model.sealed import Profile
+from csi.model.secret import Secret
+from csi.system import devices, files, kbs_client, mounts, process, supervise
+from csi.system.device_mapper import mapping_name
+
+ROOT = Path(__file__).resolve().parents[2]
+STATUSES = {
+    errors.SealedLocalError: 1,
+    errors.ToolFailed: 1,
+    errors.CommandError: 1,
+    errors.CommandTimeout: 1,
+    errors.InvalidInput: 2,
+    errors.Untrusted: 3,
+    errors.Tampered: 3,
+    errors.LiveMismatch: 3,
+    errors.Blanked: 4,
+    errors.RolledBack: 5,
+    errors.NotReleased: 6,
+    errors.ForeignContent: 7,
+    errors.NotFound: 8,
+    errors.Unavailable: 9,
+    errors.Refused: 10,
+    errors.InUse: 10,
+    errors.Busy: 11,
+    # Never raised in a guest; were they, it would be a tool's failure.
+    errors.AlreadyExists: 1,
+    errors.NoSpace: 1,
+    errors.OutOfRange: 1,
+    errors.Unsupported: 12,
+}
+MAKE = {
+    errors.InvalidInput: lambda: errors.InvalidInput("--volume", "is wrong"),
+    errors.CommandError: lambda: errors.CommandError(["mount"], 32, "", "wrong fs type"),
+    errors.CommandTimeout: lambda: errors.CommandTimeout(["mkfs.ext4"], 5),
+}
+OPENED = Opened(
+    volume_id="pvc-1",
+    device="/dev/sdb",
+    mapping="/dev/mapper/x",
+    mount="/data",
+    profile=Profile.XTS,
+    generation=4,
+    formatted_now=False,
+    read_only=False,
+    mounted_now=True,
+)
+POLICY = """
+version = 1
+[broker]
+url = "https://broker"
+ca = "pem"
+[[volume]]
+name = "data"
+id = "pvc-1"
+mount = "/data"
+[[volume]]
+name = "any"
+id_pattern = "tmp-.*"
+mount = "/tmp/any"
+"""
+
+
+class World:
+    """A guest in which everything below the command line succeeds, unless a test says otherwise."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.patch, self.folder = patch, folder / "run" / "volumes"
+        self.policy = folder / "policy.toml"
+        self.policy.write_text(POLICY)
+        self.opened: Opened | Exception = OPENED
+        self.asked: dict[str, Any] = {}
+        self.closed: list[str] = []
+        patch.setattr(main, "_STATUS_FOLDER", self.folder)
+        patch.setattr(process, "harden", lambda: None)
+        patch.setattr(kbs_client, "BrokerRegister", lambda _: SimpleNamespace(close=lambda: None, open=self._release))
+        patch.setattr(devices, "wait_for", lambda device, _: device)
+        patch.setattr(unlock, "Unlocker", self._unlocker)
+        patch.setattr(unlock, "close", self._close)
+        patch.setattr(mounts, "listed", lambda: ())
+
+    def _unlocker(self, **asked: Any) -> SimpleNamespace:
+        self.asked = asked
+        return SimpleNamespace(unlock=self._unlock)
+
+    def _unlock(self) -> Opened:
+        if isinstance(self.opened, Exception):
+            raise self.opened
+        return replace(self.opened, volume_id=self.asked["volume_id"])
+
+    def _close(self, _: object, volume_id: str) -> bool:
+        self.closed.append(volume_id)
+        return len(self.closed) == 1
+
+    def _release(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
+        record = VolumeRecord(volume_id=volume_id, key_version=1, profile=profile, state=VolumeState.ACTIVE, revision=1)
+        return record, Secret(bytes(32))
+
+    def run(self, verb: str, *more: str, volume: str = "pvc-1") -> int:
+        policy = ["--policy", str(self.policy)] if verb in ("open", "run") else []
+        given = [] if verb == "status" else [*policy, "--volume", volume]
+        return main.main([verb, *given, *more])
+
+    @property
+    def note(self) -> Path:
+        return self.folder / f"{mapping_name('pvc-1')}.json"
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return World(monkeypatch, tmp_path)
+
+
+# Exit statuses
+
+
+def test_every_error_of_the_project_has_its_status_here() -> None:
+    known = {kind for _, kind in inspect.getmembers(errors, inspect.isclass) if kind.__module__ == errors.__name__}
+    assert known == STATUSES.keys()
+
+
+@pytest.mark.parametrize("kind", STATUSES, ids=lambda kind: kind.__name__)
+def test_an_error_ends_with_the_status_of_its_kind_and_one_line_of_text(
+    world: World, capsys: pytest.CaptureFixture[str], kind: type[Exception]
+) -> None:
+    world.opened = MAKE.get(kind, lambda: kind("what happened"))()
+    assert world.run("open", "--device", "/dev/sdb") == STATUSES[kind]
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"sealed-local guest: {world.opened}\n")
+    assert not world.note.exists()
+
+
+def test_what_the_system_refuses_is_status_1(world: World) -> None:
+    world.opened = PermissionError(1, "Operation not permitted")
+    assert world.run("open", "--device", "/dev/sdb") == 1
+
+
+def test_the_documented_statuses_are_those_of_the_program() -> None:
+    table = (ROOT / "docs/guest.md").read_text().partition("## Exit statuses")[2].partition("\n## ")[0]
+    documented = [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
+    assert documented == [0, 1, *sorted(code for _, code, _ in main._EXIT_CODES)]
+
+
+def test_the_help_tells_every_status() -> None:
+    shown = main.parser().format_help()
+    assert not [code for _, code, text in main._EXIT_CODES if f"{code} {text}" not in shown]
+
+
+# open
+
+
+def test_open_prints_one_object_and_only_if_asked(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.run("open", "--device", "/dev/sdb") == 0
+    assert capsys.readouterr().out == ""
+    assert world.run("open", "--device", "/dev/sdb", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "volume_id": "pvc-1", "device": "/dev/sdb", "mapping": "/dev/mapper/x", "mount": "/data", "profile": "xts",
+        "freshness": "head", "generation": 4, "formatted_now": False, "mounted_now": True, "read_only": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("volume", "more", "rule", "volume_id"),
+    [
+        ("pvc-1", [], "data", "pvc-1"),
+        ("data", [], "data", "pvc-1"),
+        ("tmp-3", [], "any", "tmp-3"),
+        ("any", ["--id", "tmp-3"], "any", "tmp-3"),
+    ],
+)
+def test_open_unlocks_the_volume_that_the_policy_makes_of_what_was_given(
+    world: World, volume: str, more: list[str], rule: str, volume_id: str
+) -> None:
+    assert world.run("open", "--device", "/dev/sdb", *more, volume=volume) == 0
+    assert (world.asked["rule"].name, world.asked["volume_id"]) == (rule, volume_id)
+
+
+@pytest.mark.parametrize(
+    ("volume", "more"), [("pvc-2", []), ("any", []), ("any", ["--id", "pvc-1"]), ("nobody", ["--id", "pvc-1"])]
+)
+def test_what_the_policy_does_not_allow_is_status_2_before_the_broker_is_asked(
+    world: World, volume: str, more: list[str]
+) -> None:
+    world.patch.setattr(kbs_client, "BrokerRegister", None)
+    assert world.run("open", "--device", "/dev/sdb", *more, volume=volume) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "No such file"), (b"\xff\xfe", "no UTF-8 text"), (b"version =", "no valid TOML")]
+)
+def test_a_policy_that_can_not_be_read_is_status_2(
+    world: World, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
+) -> None:
+    world.policy.unlink()
+    if content is not None:
+        world.policy.write_bytes(content)
+    assert world.run("open", "--device", "/dev/sdb") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_without_a_device_the_one_below_a_live_mapping_is_taken_else_it_is_searched(world: World) -> None:
+    world.patch.setattr(find, "mapped_device", lambda _, __: "/dev/mapped")
+    world.patch.setattr(find, "volume_device", lambda record, _, seconds: f"/dev/found-{record.volume_id}-{seconds}")
+    assert world.run("open") == 0
+    assert world.asked["device"] == "/dev/mapped"
+    world.patch.setattr(find, "mapped_device", lambda _, __: None)
+    assert world.run("open", "--wait", "7") == 0
+    assert world.asked["device"] == "/dev/found-pvc-1-7.0"
+
+
+def test_two_calls_for_one_volume_do_not_meet_and_for_two_volumes_do(world: World) -> None:
+    world.folder.mkdir(parents=True)
+    held = files.take_named_lock(world.folder / "lock", "pvc-1")
+    assert held is not None
+    assert (world.run("open", "--device", "/dev/sdb"), world.run("close")) == (11, 11)
+    assert world.run("open", "--device", "/dev/sdc", volume="tmp-1") == 0
+    os.close(held)
+    assert world.run("open", "--device", "/dev/sdb") == 0
+
+
+# What `status` remembers
+
+
+def test_the_note_is_replaced_as_a_whole(world: World) -> None:
+    assert world.run("open", "--device", "/dev/sdb") == 0
+    seen, replaced = [], Path.replace
+
+    def watch(self: Path, target: Path) -> Path:
+        seen.append((json.loads(world.note.read_text())["generation"], json.loads(self.read_text())["generation"]))
+        assert self.suffix != ".json", "an unfinished note would be shown"
+        return replaced(self, target)
+
+    world.patch.setattr(Path, "replace", watch)
+    world.opened = replace(OPENED, generation=5)
+    assert world.run("open", "--device", "/dev/sdb") == 0
+    assert seen == [(4, 5)]
+    assert json.loads(world.note.read_text())["generation"] == 5
+    assert [path.name for path in world.folder.glob("*.new")] == []
+
+
+def test_a_note_that_can_not_be_written_does_not_take_the_volume_away(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    world.patch.setattr(files, "write_atomic", full)
+    assert world.run("open", "--device", "/dev/sdb", "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["mount"] == "/data"
+    assert "can't be written (No space left on device); `status` won't show it" in said.err
+
+
+def test_status_compares_the_notes_with_the_mounts_of_now(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.run("status") == 0
+    assert capsys.readouterr().out == "no volume is open\n"
+    world.run("open", "--device", "/dev/sdb")
+    assert world.run("status") == 0
+    assert "pvc-1: NOT MOUNTED at /data" in capsys.readouterr().out
+    mount = Mount(
+        target="/data",
+        root="/",
+        device=(253, 0),
+        fstype="ext4",
+        source="/dev/mapper/x",
+        options=frozenset(),
+        super_options=frozenset(),
+    )
+    world.patch.setattr(mounts, "listed", lambda: (mount,))
+    assert world.run("status") == 0
+    assert capsys.readouterr().out == "pvc-1: mounted at /data, profile xts, generation 4, freshness head\n"
+    assert world.run("status", "--json") == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["mounted"], shown["volume_id"]) == (True, "pvc-1")
+
+
+# close
+
+
+def test_close_is_fine_twice_and_says_what_it_did(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.run("open", "--device", "/dev/sdb")
+    capsys.readouterr()
+    assert world.run("close") == 0
+    assert capsys.readouterr() == ("", "pvc-1: closed\n")
+    assert not world.note.exists()
+    assert world.run("close") == 0
+    assert capsys.readouterr() == ("", "pvc-1: was not open\n")
+
+
+def test_a_volume_that_can_not_be_closed_stays_noted(world: World) -> None:
+    def busy(_: object, volume_id: str) -> bool:
+        raise errors.InUse(f"{volume_id} is busy")
+
+    world.run("open", "--device", "/dev/sdb")
+    world.patch.setattr(unlock, "close", busy)
+    assert world.run("close") == 10
+    assert world.note.exists()
+
+
+# run
+
+
+@pytest.mark.parametrize("separator", [["--"], []])
+def test_run_answers_the_commands_status_and_closes_the_volume(world: World, separator: list[str]) -> None:
+    ran: list[list[str]] = []
+    world.patch.setattr(supervise, "supervise", lambda command: ran.append(list(command)) or 7)
+    assert world.run("run", "--device", "/dev/sdb", *separator, "worker", "--fast", volume="data") == 7
+    assert (ran, world.closed) == ([["worker", "--fast"]], ["pvc-1"])
+    assert not world.note.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--"]])
+def test_run_without_a_command_is_status_2_and_opens_nothing(
+    world: World, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    assert world.run("run", *more) == 2
+    assert "command: is missing; write: run --policy FILE --volume ID -- COMMAND" in capsys.readouterr().err
+    assert world.asked == {}
+
+
+def test_run_closes_the_volume_when_the_command_can_not_be_started(world: World) -> None:
+    assert world.run("run", "--device", "/dev/sdb", "--", "/no/such/program") == 1
+    assert world.closed == ["pvc-1"]
+
+
+def test_run_leaves_a_volume_alone_that_somebody_else_has_opened(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.opened = replace(OPENED, mounted_now=False)
+    world.patch.setattr(supervise, "supervise", lambda _: pytest.fail("the command must not run"))
+    assert world.run("run", "--device", "/dev/sdb", "--", "worker") == 10
+    assert "is open already" in capsys.readouterr().err
+    assert world.closed == []
+
+
+def test_a_volume_that_can_not_be_closed_after_the_command_gives_that_status(world: World) -> None:
+    def busy(_: object, volume_id: str) -> bool:
+        raise errors.InUse(f"{volume_id} is busy")
+
+    world.patch.setattr(supervise, "supervise", lambda _: 0)
+    world.patch.setattr(unlock, "close", busy)
+    assert world.run("run", "--device", "/dev/sdb", "--", "worker") == 10
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["open"], ["open", "--policy", "p"], ["open", "--volume", "v"], ["close"], ["grow"], ["open", "--nope"]],
+)
+def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: sealed-local guest" in capsys.readouterr().err
+
+
+def test_every_option_of_open_is_documented() -> None:
+    page = (ROOT / "docs/guest.md").read_text()
+    verbs = next(action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    options = [option for action in verbs.choices["open"]._actions for option in action.option_strings]
+    assert [option for option in options if option.startswith("--") and f"| `{option}" not in page] == ["--help"]

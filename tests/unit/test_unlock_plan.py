@@ -1,0 +1,263 @@
+"""The register decides whether a format may happen, the disk can only veto it; an active volume is opened or refused."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csi.model.errors import Blanked, ForeignContent, Refused, RolledBack, SealedLocalError, Tampered
+from csi.model.register import FormatGrant, PendingOpen, VolumeRecord, VolumeState
+from csi.model.sealed import PAYLOAD_OFFSET, Profile
+from csi.model.size import MIB
+from csi.plan import unlock
+from csi.plan.unlock import DiskView, Format, HeaderCopy, Open
+from csi.wire.state_record import RecordKind, Slot, SlotState, StateRecord
+
+PAYLOAD = 64 * MIB
+HEADER, OTHER = b"h" * 32, b"o" * 32
+ABSENT, INVALID = SlotState.ABSENT, SlotState.INVALID
+INTENT = StateRecord(kind=RecordKind.INTENT, profile=Profile.XTS, key_version=1, generation=0, payload_bytes=PAYLOAD)
+
+ALLOCATED = VolumeRecord(volume_id="pvc-1", key_version=1, profile=Profile.XTS, state=VolumeState.ALLOCATED, revision=1)
+FORMATTING = replace(
+    ALLOCATED,
+    state=VolumeState.FORMATTING,
+    payload_bytes=PAYLOAD,
+    grant=FormatGrant(nonce="n", measurement="m", deadline_unix=1),
+)
+ACTIVE = replace(ALLOCATED, state=VolumeState.ACTIVE, payload_bytes=PAYLOAD, header_sha256=HEADER.hex(), generation=3)
+OPENING = replace(ACTIVE, pending=PendingOpen(generation=5, nonce="n"))
+RETIRED = replace(ACTIVE, state=VolumeState.RETIRED)
+SHREDDED = replace(ACTIVE, state=VolumeState.SHREDDED)
+
+
+def formatted(generation: int, **changes: object) -> StateRecord:
+    record = replace(INTENT, kind=RecordKind.ACTIVE, generation=generation, header_sha256=HEADER)
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def view(
+    first: Slot, second: Slot, *, a: bytes = HEADER, b: bytes = HEADER, zero: bool = False, payload: int = PAYLOAD
+) -> DiskView:
+    copies = {HeaderCopy.A: a, HeaderCopy.B: b}
+    return DiskView(
+        device_bytes=PAYLOAD_OFFSET + payload,
+        slots=(first, second),
+        zero_but_slots=zero,
+        header=copies.__getitem__,
+        copies_equal=lambda: a == b,
+    )
+
+
+VIEWS = {
+    "blank": view(ABSENT, ABSENT, zero=True),
+    "intent": view(INTENT, ABSENT, zero=True),
+    "intent beside parts of a format": view(INTENT, ABSENT),
+    "intent beside a torn record": view(INTENT, INVALID),
+    "torn intent": view(INVALID, ABSENT, zero=True),
+    "generation 1 beside the intent": view(INTENT, formatted(1)),
+    "generation 1 alone": view(ABSENT, formatted(1)),
+    "generation 2 beside generation 1": view(formatted(2), formatted(1)),
+    "foreign content": view(INVALID, INVALID),
+    "foreign content beside blank records": view(ABSENT, ABSENT),
+    "newest": view(formatted(2), formatted(3)),
+    "newest in the other slots": view(formatted(3), formatted(2)),
+    "torn record beside the newest": view(INVALID, formatted(3)),
+    "no record beside the newest": view(ABSENT, formatted(3)),
+    "older": view(formatted(2), ABSENT),
+    "torn record beside an older one": view(formatted(2), INVALID),
+    "generation 4": view(formatted(4), formatted(3)),
+    "generation 5": view(formatted(4), formatted(5)),
+    "generation 6": view(formatted(6), formatted(5)),
+    "another header": view(formatted(2), formatted(3, header_sha256=OTHER), a=OTHER, b=OTHER),
+    "copy A damaged": view(formatted(2), formatted(3), a=OTHER),
+    "copy B damaged": view(formatted(2), formatted(3), b=OTHER),
+    "both copies damaged": view(formatted(2), formatted(3), a=OTHER, b=OTHER),
+    "a block too small": view(formatted(2), formatted(3), payload=PAYLOAD - 4096),
+    "a block grown": view(formatted(2), formatted(3), payload=PAYLOAD + 4096),
+    "grown by less than a block": view(formatted(2), formatted(3), payload=PAYLOAD + 512),
+    "another payload recorded": view(formatted(2), formatted(3, payload_bytes=PAYLOAD - 4096)),
+    "a record of another key version": view(ABSENT, formatted(3, key_version=2)),
+    "a record of another profile": view(ABSENT, formatted(3, profile=Profile.NONE)),
+    "a newer record of another key version beside the newest": view(formatted(8, key_version=2), formatted(3)),
+}
+
+FORMAT = Format(payload_bytes=PAYLOAD)
+Answer = Format | Open | type[SealedLocalError]
+
+
+def opens(copy: HeaderCopy = HeaderCopy.A, generation: int = 3, mend: HeaderCopy | None = None) -> Open:
+    return Open(copy=copy, found=formatted(generation), mend=mend)
+
+
+# Generation 1 is nobody's data: a volume is mounted at generation 2 at the earliest. From there on, the disk forbids what a
+# register that went back would permit.
+TABLE: dict[str, tuple[Answer, Answer, Answer, Answer]] = {
+    # what the disk shows: in state allocated, in formatting, active at 3, active at 3 with 5 announced
+    "blank": (FORMAT, FORMAT, Blanked, Blanked),
+    "intent": (FORMAT, FORMAT, Tampered, Tampered),
+    "intent beside parts of a format": (FORMAT, FORMAT, Tampered, Tampered),
+    "intent beside a torn record": (FORMAT, FORMAT, Tampered, Tampered),
+    "torn intent": (FORMAT, FORMAT, Tampered, Tampered),
+    "generation 1 beside the intent": (FORMAT, FORMAT, RolledBack, RolledBack),
+    "generation 1 alone": (FORMAT, FORMAT, RolledBack, RolledBack),
+    "generation 2 beside generation 1": (Refused, Refused, RolledBack, RolledBack),
+    "foreign content": (ForeignContent, ForeignContent, Tampered, Tampered),
+    "foreign content beside blank records": (ForeignContent, ForeignContent, Tampered, Tampered),
+    "newest": (Refused, Refused, opens(), opens()),
+    "newest in the other slots": (Refused, Refused, opens(), opens()),
+    "torn record beside the newest": (Refused, Refused, opens(), opens()),
+    "no record beside the newest": (Refused, Refused, opens(), opens()),
+    "older": (Refused, Refused, RolledBack, RolledBack),
+    "torn record beside an older one": (Refused, Refused, RolledBack, RolledBack),
+    "generation 4": (Refused, Refused, RolledBack, opens(generation=4)),
+    "generation 5": (Refused, Refused, RolledBack, opens(generation=5)),
+    "generation 6": (Refused, Refused, RolledBack, RolledBack),
+    "another header": (Refused, Refused, RolledBack, RolledBack),
+    "copy A damaged": (
+        Refused,
+        Refused,
+        opens(HeaderCopy.B, mend=HeaderCopy.A),
+        opens(HeaderCopy.B, mend=HeaderCopy.A),
+    ),
+    "copy B damaged": (Refused, Refused, opens(mend=HeaderCopy.B), opens(mend=HeaderCopy.B)),
+    "both copies damaged": (Refused, Refused, Tampered, Tampered),
+    "a block too small": (Refused, Refused, Tampered, Tampered),
+    "a block grown": (Refused, Refused, Refused, Refused),
+    "grown by less than a block": (Refused, Refused, opens(), opens()),
+    "another payload recorded": (Refused, Refused, Tampered, Tampered),
+    "a record of another key version": (Refused, Refused, Tampered, Tampered),
+    "a record of another profile": (Refused, Refused, Tampered, Tampered),
+    "a newer record of another key version beside the newest": (Refused, Refused, opens(), opens()),
+}
+
+
+def outcome(record: VolumeRecord, disk: DiskView, *, may_format: bool = True) -> Answer:
+    try:
+        return unlock.decide(record, disk, may_format=may_format)
+    except SealedLocalError as error:
+        return type(error)
+
+
+def test_the_table_has_every_view() -> None:
+    assert TABLE.keys() == VIEWS.keys()
+
+
+@pytest.mark.parametrize("shown", VIEWS)
+def test_what_is_done_with_each_view_in_each_state(shown: str) -> None:
+    records = (ALLOCATED, FORMATTING, ACTIVE, OPENING)
+    assert tuple(outcome(record, VIEWS[shown]) for record in records) == TABLE[shown]
+
+
+@pytest.mark.parametrize("shown", VIEWS)
+def test_nothing_is_formatted_that_the_policy_does_not_allow_and_opening_needs_no_such_permission(shown: str) -> None:
+    records = (ALLOCATED, FORMATTING, ACTIVE, OPENING)
+    forbidden = tuple(outcome(record, VIEWS[shown], may_format=False) for record in records)
+    assert forbidden == (Refused, Refused, *TABLE[shown][2:])
+
+
+@pytest.mark.parametrize("record", [RETIRED, SHREDDED], ids=lambda record: record.state)
+@pytest.mark.parametrize("shown", VIEWS)
+def test_a_volume_that_an_operator_stopped_is_neither_opened_nor_formatted(record: VolumeRecord, shown: str) -> None:
+    with pytest.raises(Refused, match=f"is {record.state} at the broker"):
+        unlock.decide(record, VIEWS[shown], may_format=True)
+
+
+@pytest.mark.parametrize("payload", [0, 512, 4095])
+def test_a_device_without_room_for_one_block_is_not_formatted(payload: int) -> None:
+    with pytest.raises(Refused, match="a sealed volume needs more than 34 MiB"):
+        unlock.decide(ALLOCATED, view(ABSENT, ABSENT, zero=True, payload=payload), may_format=True)
+
+
+def test_the_smallest_device_gives_one_block() -> None:
+    smallest = view(ABSENT, ABSENT, zero=True, payload=4096 + 511)
+    assert unlock.decide(ALLOCATED, smallest, may_format=True) == Format(payload_bytes=4096)
+
+
+@pytest.mark.parametrize(
+    ("shown", "record", "said"),
+    [
+        ("blank", ACTIVE, "It is not formatted again"),
+        ("older", ACTIVE, "shows generation 2 of volume pvc-1, and 3 is committed"),
+        ("generation 6", OPENING, "which the register never announced .it knows 5.: the broker's database is older"),
+        ("newest", ALLOCATED, "Was the broker's database restored from a backup"),
+        ("foreign content", ALLOCATED, "not blank and nothing on it belongs to volume pvc-1"),
+        ("a block too small", ACTIVE, "the device is too small"),
+        ("a block grown", ACTIVE, "this version can't grow"),
+    ],
+)
+def test_a_refusal_says_what_was_found(shown: str, record: VolumeRecord, said: str) -> None:
+    with pytest.raises(SealedLocalError, match=said):
+        unlock.decide(record, VIEWS[shown], may_format=True)
+
+
+def test_no_header_is_hashed_for_a_format_or_for_a_disk_that_the_records_refuse() -> None:
+    def never(copy: HeaderCopy) -> bytes:
+        raise AssertionError(f"copy {copy} was read")
+
+    for record, shown in ((ALLOCATED, "blank"), (FORMATTING, "intent"), (ACTIVE, "older"), (ACTIVE, "another header")):
+        outcome(record, replace(VIEWS[shown], header=never))
+
+
+# Any disk at all
+
+
+RECORDS = st.builds(
+    StateRecord,
+    kind=st.sampled_from(RecordKind),
+    profile=st.sampled_from(Profile),
+    key_version=st.integers(1, 2),
+    generation=st.integers(0, 7),
+    payload_bytes=st.sampled_from([PAYLOAD, PAYLOAD + 4096]),
+    header_sha256=st.sampled_from([HEADER, OTHER]),
+)
+SLOTS = st.one_of(st.sampled_from(SlotState), RECORDS)
+DIGESTS = st.sampled_from([HEADER, OTHER, b"x" * 32])
+DISKS = st.builds(
+    view,
+    SLOTS,
+    SLOTS,
+    a=DIGESTS,
+    b=DIGESTS,
+    zero=st.booleans(),
+    payload=st.sampled_from([0, PAYLOAD - 4096, PAYLOAD, PAYLOAD + 4096]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(record=st.sampled_from([ACTIVE, OPENING, RETIRED, SHREDDED]), disk=DISKS, may_format=st.booleans())
+def test_nothing_that_was_ever_active_is_formatted_whatever_the_disk_shows(
+    record: VolumeRecord, disk: DiskView, may_format: bool
+) -> None:
+    assert not isinstance(outcome(record, disk, may_format=may_format), Format)
+
+
+@settings(max_examples=400, deadline=None)
+@given(record=st.sampled_from([ALLOCATED, FORMATTING]), disk=DISKS, may_format=st.booleans())
+def test_a_format_needs_permission_and_a_device_that_is_blank_or_ours(
+    record: VolumeRecord, disk: DiskView, may_format: bool
+) -> None:
+    decision = outcome(record, disk, may_format=may_format)
+    assert not isinstance(decision, Open)
+    if not isinstance(decision, Format):
+        return
+    begun = any(isinstance(slot, StateRecord) for slot in disk.slots)
+    data = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.ACTIVE]
+    assert may_format
+    assert begun or disk.zero_but_slots
+    assert all(slot.generation <= 1 for slot in data)
+
+
+@settings(max_examples=400, deadline=None)
+@given(record=st.sampled_from([ACTIVE, OPENING]), disk=DISKS)
+def test_what_is_opened_has_the_registers_header_size_and_generation(record: VolumeRecord, disk: DiskView) -> None:
+    decision = outcome(record, disk)
+    if not isinstance(decision, Open):
+        return
+    assert decision.found in disk.slots
+    assert disk.header(decision.copy).hex() == record.header_sha256
+    assert record.generation <= decision.found.generation <= record.newest_generation
+    assert disk.device_bytes - PAYLOAD_OFFSET == record.payload_bytes
+    other = HeaderCopy.B if decision.copy is HeaderCopy.A else HeaderCopy.A
+    assert decision.mend is (None if disk.header(other) == HEADER else other)
