@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from csi.broker.service import Broker
-from csi.broker.sessions import Guest, NotAttested, Session
+from csi.broker.sessions import NotAttested, Session
 from csi.model import errors
 from csi.model.errors import SealedLocalError
 from csi.model.secret import Secret
@@ -117,7 +117,7 @@ class BrokerApp:
         return _with_cookie(_json(strict_json.encode(kbs.TokenAnswer(token=token))), session)
 
     def _get_resource(self, request: Request, _: bytes) -> Response:
-        guest = self._guest(request)
+        guest = self._broker.guest(request.cookies.get(kbs.SESSION_COOKIE), _bearer(request))
         return _json(self._broker.resource(guest, _resource_path(request)))
 
     def _put_resource(self, request: Request, body: bytes) -> Response:
@@ -131,15 +131,13 @@ class BrokerApp:
         return Response(status_code=200)
 
     def _volume(self, request: Request, body: bytes) -> Response:
-        guest = self._guest(request)
+        # Never by a bearer token: see `Broker.attested_guest`.
+        guest = self._broker.attested_guest(request.cookies.get(kbs.SESSION_COOKIE))
         volume_id, action = request.path_params["volume_id"], request.path_params["action"]
         with log.context(volume_id=volume_id, guest=guest.name):
             answer = self._broker.volume(guest, volume_id, action, body)
             _log.info("register", extra={"action": action})
             return _json(answer)
-
-    def _guest(self, request: Request) -> Guest:
-        return self._broker.guest(request.cookies.get(kbs.SESSION_COOKIE), _bearer(request))
 
     def _metrics(self, _: Request) -> Response:
         name = "sealed_local_broker_requests_total"

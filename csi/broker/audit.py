@@ -7,20 +7,23 @@ digest of the newest entry elsewhere and gives it to `verify`.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from csi.model.errors import Tampered
 
 GENESIS = "0" * 64
+_MINUTE = 60.0
+_MAX_DETAIL_CHARACTERS = 1000
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS audit (
+CREATE TABLE audit (
   seq INTEGER PRIMARY KEY, time_unix INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
   subject TEXT NOT NULL, detail TEXT NOT NULL, previous TEXT NOT NULL, digest TEXT NOT NULL);
-CREATE TRIGGER IF NOT EXISTS audit_is_not_changed BEFORE UPDATE ON audit
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
   BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS audit_is_not_shortened BEFORE DELETE ON audit
+CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit
   BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 """
 
@@ -44,6 +47,49 @@ class Entry:
     event: Event
     previous: str
     digest: str
+
+
+class Ration:
+    """Notes `limit` events of a kind a minute, and of those beyond only how many they were: the log must not fill a disk
+    at the wish of those who are refused. Thread-safe.
+    """
+
+    def __init__(self, note: Callable[[Event], None], *, clock: Callable[[], float], limit: int) -> None:
+        self._note = note
+        self._clock = clock
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._minute_began = -_MINUTE
+        self._noted = 0
+        self._left_out = 0
+        self._last_left_out: Event | None = None
+
+    def note(self, event: Event) -> None:
+        """Write it, or count it; the count is written with the first event of a later minute."""
+        event = replace(event, detail=event.detail[:_MAX_DETAIL_CHARACTERS])
+        with self._lock:
+            now = self._clock()
+            if not 0 <= now - self._minute_began < _MINUTE:
+                self._tell_left_out()
+                self._minute_began, self._noted = now, 0
+            if self._noted < self._limit:
+                self._noted += 1
+                self._note(event)
+            else:
+                self._left_out += 1
+                self._last_left_out = event
+
+    def flush(self) -> None:
+        """Write the count now."""
+        with self._lock:
+            self._tell_left_out()
+
+    def _tell_left_out(self) -> None:
+        if self._last_left_out is None:
+            return
+        count, last = self._left_out, self._last_left_out
+        self._left_out, self._last_left_out = 0, None
+        self._note(replace(last, detail=f"{count} more in that minute; the last: {last.detail}"))
 
 
 def append(connection: sqlite3.Connection, event: Event, time_unix: int) -> None:

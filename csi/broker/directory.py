@@ -14,7 +14,7 @@ from cryptography import x509
 from csi.broker import certificates, vault
 from csi.broker.certificates import Pair
 from csi.broker.service import Broker
-from csi.broker.store import Store
+from csi.broker.store import Store, empty_database
 from csi.broker.tokens import TokenIssuer
 from csi.broker.vault import Vault
 from csi.model.errors import InvalidInput, NotFound, Refused, SealedLocalError
@@ -32,7 +32,8 @@ POLICY_TEXT = """\
 version = 1
 
 # Who may bring a new volume into the register: "first-use", a guest that a workload below allows the volume;
-# or "never", nobody.
+# or "never", no guest: an operator does it, sealed-local broker volume allocate ID
+# Prefer "never" where a guest's policy uses id_pattern: the host chooses the id there, and could name a new, empty volume.
 allocate = "first-use"
 
 # How long a guest of the same measurement may take over a formatting that another guest did not finish.
@@ -81,6 +82,11 @@ class BrokerDirectory:
         """Records, wrapped secrets, audit log."""
         return self.root / "broker.sqlite"
 
+    @property
+    def write_ahead_log(self) -> Path:
+        """The newest changes of the database; without the database itself it is not readable."""
+        return self.root / "broker.sqlite-wal"
+
     def certificate(self, name: str) -> Path:
         """The certificate `ca`, `server` or `token`."""
         return self.root / f"{name}.pem"
@@ -99,6 +105,8 @@ class BrokerDirectory:
             raise self._missing(self.policy) from error
         except UnicodeDecodeError as error:
             raise InvalidInput(str(self.policy), "not UTF-8") from error
+        except OSError as error:
+            raise Refused(f"{self.policy} can't be read: {error.strerror or error}") from error
 
     def load_pair(self, name: str) -> Pair:
         """A certificate with its key."""
@@ -164,13 +172,13 @@ def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Ma
     """
     directory.root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
     maker = _Maker()
-    if directory.key("token").exists() and not directory.database.exists():
+    if not directory.database.exists() and (directory.key("token").exists() or directory.write_ahead_log.exists()):
         raise Refused(
             f"{directory.database} is gone. With an empty register in its place guests could format volumes that hold "
             f"data: restore it from a backup, or make a new broker in another directory"
         )
-    # An empty file is an empty database to SQLite; made here, it and its companions are never readable by others.
-    maker.file(directory.database, _SECRET_MODE, bytes)
+    # The files that SQLite puts beside it get its mode.
+    maker.file(directory.database, _SECRET_MODE, empty_database)
     with closing(Store(directory.database)) as store:
         if vault.MASTER_KEY_VARIABLE not in environment:
             if not directory.master_key.exists() and not store.is_empty():

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from csi.broker import commands
 from csi.model.errors import SealedLocalError
+from csi.model.sealed import Profile
 
 DIRECTORY_VARIABLE = "SEALED_LOCAL_BROKER_DIR"
 _DEFAULT_DIRECTORY = "/var/lib/sealed-local-broker"
@@ -35,6 +36,7 @@ environment:
 def main(argv: list[str]) -> int:
     """Run one command; answers its exit status."""
     arguments = _parser().parse_args(argv)
+    arguments.dir = getattr(arguments, "positional_dir", None) or arguments.dir
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
@@ -75,7 +77,8 @@ def _add(
     parser = command.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
     parser.set_defaults(run=run)
     if positional_dir:
-        parser.add_argument("dir", metavar="DIR", type=Path, nargs="?", default=argparse.SUPPRESS)
+        # Not `dir`: left out, it would put its own default in the place of what --dir said.
+        parser.add_argument("positional_dir", metavar="DIR", type=Path, nargs="?")
     parser.add_argument("--dir", metavar="DIR", type=Path, default=argparse.SUPPRESS, help="the broker's directory")
     return parser
 
@@ -103,6 +106,16 @@ def _add_volume(command: _Commands) -> None:
     actions = group.add_subparsers(metavar="ACTION", required=True)
     listing = _add(actions, "list", commands.volume_list, "all volumes with their states")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    allocate = _add(
+        actions, "allocate", commands.volume_allocate, 'make a new volume\'s record and secret, for allocate = "never"'
+    )
+    allocate.add_argument("id", metavar="ID")
+    allocate.add_argument(
+        "--profile",
+        choices=[str(profile) for profile in Profile if profile.is_sealed],
+        default=str(Profile.XTS),
+        help="how guests seal it; it never changes (default: %(default)s)",
+    )
     for name, run, text in (
         ("show", commands.volume_show, "everything that the register knows of a volume"),
         ("reset", commands.volume_reset, "formatting → allocated: a guest died in its first format, let another try"),

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 
 from csi.broker import vault
 from csi.broker.app import Admin, BrokerApp
+from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
 from csi.broker.directory import BrokerDirectory
 from csi.broker.service import Broker
 from csi.model.errors import InvalidInput, SealedLocalError, Unavailable
@@ -52,7 +53,7 @@ def serve(directory: BrokerDirectory, broker: Broker, address: tuple[str, int]) 
         server.run(sockets=[listener])
     finally:
         listener.close()
-        broker.store.close()
+        broker.close()
     _log.info("the broker has stopped")
 
 
@@ -68,7 +69,8 @@ def configure(directory: BrokerDirectory, application: Starlette) -> uvicorn.Con
         server_header=False,
         proxy_headers=False,
         ws="none",
-        http="h11",
+        http=ImpatientProtocol,
+        loop=f"{BoundedHandshakes.__module__}:{BoundedHandshakes.__qualname__}",
         h11_max_incomplete_event_size=_HEADER_LIMIT_BYTES,
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
@@ -102,6 +104,9 @@ def _handle_signals(directory: BrokerDirectory, broker: Broker) -> None:
             broker.policy = directory.load_policy()
         except SealedLocalError as error:
             _log.error("the policy file can't be used, the old policy stays", extra={"why": str(error)})
+        except Exception:
+            # What escapes a signal handler ends the program, and a mistake in a file must not do that.
+            _log.exception("the policy file can't be used, the old policy stays")
         else:
             _log.info("the policy was read again")
             _warn_of_sample(broker)

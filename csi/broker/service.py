@@ -9,20 +9,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from csi.broker.audit import Event
+from csi.broker.audit import Event, Ration
 from csi.broker.sessions import Guest, NotAttested, Session, Sessions
 from csi.broker.store import Store
 from csi.broker.tokens import Attested, TokenIssuer
 from csi.broker.vault import Vault
 from csi.broker.verifiers import VERIFIERS, Expected, Verifier, verifier_for
 from csi.broker.volumes import ACTIONS, Call, Volumes
-from csi.model.errors import NotFound, NotReleased
+from csi.model.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError
 from csi.model.release import Claims, ReleasePolicy
 from csi.model.secret import Secret
 from csi.plan import appraise
 from csi.wire import init_data, jwe, jwk, kbs, strict_json, volumes_api
 
 _log = logging.getLogger(__name__)
+_FAILURES_A_MINUTE = 1
+_REFUSALS_A_MINUTE = 60
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +38,13 @@ class Broker:
     sessions: Sessions = field(default_factory=Sessions)
     verifiers: Mapping[str, Verifier] = field(default_factory=lambda: VERIFIERS)
     clock: Callable[[], float] = time.time
+    _failures: Ration = field(init=False)
+    _refusals: Ration = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Anyone can fail to attest; a guest that attested proved at least what it is."""
+        self._failures = Ration(self.store.note, clock=self.clock, limit=_FAILURES_A_MINUTE)
+        self._refusals = Ration(self.store.note, clock=self.clock, limit=_REFUSALS_A_MINUTE)
 
     @property
     def volumes(self) -> Volumes:
@@ -60,16 +69,33 @@ class Broker:
         session = self.sessions.find(session_id)
         if session.token is not None:
             return session, session.token
-        message = strict_json.decode(body, kbs.Attestation, "Attestation")
-        if not hmac.compare_digest(message.runtime_data.nonce.encode(), session.nonce.encode()):
-            raise NotReleased("the nonce is not the one of this session")
-        attested = self._verified(session.tee, message)
+        try:
+            attested = self._examined(session, body)
+        except SealedLocalError as error:
+            self._failures.note(
+                Event(actor="unattested", action="attestation-failed", subject=session.tee, detail=str(error))
+            )
+            raise
         token = self.issuer.issue(attested)
         _log.info("attested", extra={"guest": attested.guest.name, "init_data": attested.guest.claims.init_data})
         return self.sessions.attested(session, attested.guest, token), token
 
+    def attested_guest(self, session_id: str | None) -> Guest:
+        """Who asks, by an attested session only; raises `NotAttested`.
+
+        A guest shows its token to other services, so the token must not change what this broker remembers: whoever was
+        shown one could announce and commit generations, and the guest's own disk would count as an old one.
+        """
+        guest = self.sessions.find(session_id).guest
+        if guest is None:
+            raise NotAttested("this session has not attested; the register takes no bearer token instead")
+        return guest
+
     def guest(self, session_id: str | None, bearer: str | None) -> Guest:
-        """Who asks: by an attested session first, else by a token; raises `NotAttested`."""
+        """Who asks for a resource: by an attested session first, else by a token; raises `NotAttested`.
+
+        A token is enough here: the answer can be read with the guest's key alone.
+        """
         if session_id is not None:
             try:
                 session = self.sessions.find(session_id)
@@ -86,7 +112,7 @@ class Broker:
     def resource(self, guest: Guest, path: kbs.ResourcePath) -> bytes:
         """A resource as JWE for a guest that may read it."""
         event = Event(actor=guest.name, action="resource-released", subject=str(path))
-        with _DenialNoted(self.store, event):
+        with _RefusalNoted(self._refusals, guest, "resource", str(path)):
             appraise.check_resource(self.policy, guest.claims, (path.repository, path.kind, path.tag))
         secret = self.vault.unwrap(self.store.resource(str(path)), "resource", str(path))
         self.store.note(event)
@@ -107,11 +133,25 @@ class Broker:
         if action not in ACTIONS:
             raise NotFound(f"the register has no action {action!r}; there are: {', '.join(ACTIONS)}")
         policy = self.policy
-        with _DenialNoted(self.store, Event(actor=guest.name, action=action, subject=volume_id)):
+        with _RefusalNoted(self._refusals, guest, action, volume_id):
             appraise.check_volume(policy, guest.claims, volume_id)
             call = Call(guest=guest, volume_id=volume_id, body=body, policy=policy)
             answer = ACTIONS[action](self.volumes, call)
         return jwe.encrypt(guest.key, answer)
+
+    def close(self) -> None:
+        """Write what is left to write, and close the database."""
+        try:
+            for ration in (self._failures, self._refusals):
+                ration.flush()
+        finally:
+            self.store.close()
+
+    def _examined(self, session: Session, body: bytes) -> Attested:
+        message = strict_json.decode(body, kbs.Attestation, "Attestation")
+        if not hmac.compare_digest(message.runtime_data.nonce.encode(), session.nonce.encode()):
+            raise NotReleased("the nonce is not the one of this session")
+        return self._verified(session.tee, message)
 
     def _verified(self, tee: str, message: kbs.Attestation) -> Attested:
         appraise.check_tee(self.policy, tee)
@@ -120,7 +160,7 @@ class Broker:
             raise NotReleased("this broker can't verify evidence of additional devices")
         expected = Expected(
             report_data=kbs.runtime_digest(message.runtime_data, message.tee_evidence.additional_evidence),
-            init_data=_init_data_digest(message.init_data),
+            init_data_text=_init_data_text(message.init_data),
         )
         claims = verifier_for(tee, self.verifiers).verify(message.tee_evidence.primary_evidence, expected)
         return Attested(
@@ -141,25 +181,29 @@ class Broker:
 
 
 @dataclass(frozen=True, slots=True)
-class _DenialNoted:
-    """Writes what an attested guest was denied into the audit log."""
+class _RefusalNoted:
+    """Writes what an attested guest was denied (by the policy) or refused (by the record) into the audit log."""
 
-    store: Store
-    event: Event
+    ration: Ration
+    guest: Guest
+    action: str
+    subject: str
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NotReleased):
-            self.store.note(
-                Event(actor=self.event.actor, action="denied", subject=self.event.subject, detail=str(error))
+        if isinstance(error, NotReleased | Refused | Busy):
+            noted = "denied" if isinstance(error, NotReleased) else "refused"
+            self.ration.note(
+                Event(actor=self.guest.name, action=noted, subject=self.subject, detail=f"{self.action}: {error}")
             )
 
 
-def _init_data_digest(sent: kbs.InitData | None) -> str | None:
+def _init_data_text(sent: kbs.InitData | None) -> str | None:
     if sent is None:
         return None
     if sent.format != "toml":
         raise NotReleased(f"init-data of format {sent.format!r}; only toml is read")
-    return init_data.parse(sent.body).digest
+    init_data.check_size(sent.body)
+    return sent.body

@@ -15,7 +15,8 @@ from csi.wire.jwk import Jwk
 _NONCE_BYTES = 32
 _ID_BYTES = 16
 _MAX_SESSIONS = 20_000
-"""A bound on memory. When it is reached, newcomers wait: they must not push out guests that have attested."""
+"""A bound on memory. Anyone may begin a session, so when it is reached the oldest that has not attested gives way; one that
+has attested never does."""
 
 
 class NotAttested(NotReleased):
@@ -64,6 +65,7 @@ class Sessions:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
+        self._unattested: dict[str, None] = {}
 
     def begin(self, tee: str) -> Session:
         """A new session with a nonce of its own."""
@@ -76,8 +78,9 @@ class Sessions:
         with self._lock:
             self._forget_expired()
             if len(self._sessions) >= self._capacity:
-                raise Unavailable("too many sessions are open; try again in some minutes")
+                self._forget_oldest_unattested()
             self._sessions[session.id] = session
+            self._unattested[session.id] = None
         return session
 
     def find(self, session_id: str | None) -> Session:
@@ -92,6 +95,7 @@ class Sessions:
         """Remember that a session's guest has attested. Its end stays where it was."""
         done = replace(session, guest=guest, token=token)
         with self._lock:
+            self._unattested.pop(session.id, None)
             if session.id in self._sessions:
                 self._sessions[session.id] = done
         return done
@@ -103,4 +107,14 @@ class Sessions:
             oldest = next(iter(self._sessions.values()))
             if oldest.expires > now:
                 return
-            del self._sessions[oldest.id]
+            self._forget(oldest.id)
+
+    def _forget_oldest_unattested(self) -> None:
+        oldest = next(iter(self._unattested), None)
+        if oldest is None:
+            raise Unavailable("too many guests have attested; try again in some minutes")
+        self._forget(oldest)
+
+    def _forget(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+        self._unattested.pop(session_id, None)

@@ -4,11 +4,12 @@ Every change is one transaction, flushed before it is answered, with its audit e
 come wrapped and leave wrapped. The rules of changes are in `csi.plan.register`.
 """
 
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +23,15 @@ _SCHEMA_VERSION = 1
 _BUSY_SECONDS = 10.0
 _SCHEMA = (
     """
-CREATE TABLE IF NOT EXISTS volumes (
+CREATE TABLE volumes (
   volume_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL, wrapped_secret BLOB) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS resources (path TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS key_check (wrapped BLOB NOT NULL);
+CREATE TABLE resources (path TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE key_check (wrapped BLOB NOT NULL);
 """
     + audit.SCHEMA
 )
+
+_PARTS = tuple(re.findall(r"CREATE (?:TABLE|TRIGGER) (\w+)", _SCHEMA))
 
 Change = Callable[[VolumeRecord], VolumeRecord]
 
@@ -45,13 +48,15 @@ class Store:
     """The open database. Safe for several threads, and for several processes (a command beside a running server)."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """Open a database that `empty_database` began; raises `Refused` for any other file, and leaves that as it is."""
         self._clock = clock
         self._lock = threading.Lock()
         try:
-            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._prepare(path)
-        except sqlite3.Error as error:
+            self._db = _connect(path)
+        except sqlite3.OperationalError as error:
             raise Unavailable(f"{path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise _damaged(path, str(error)) from error
 
     def close(self) -> None:
         """End it cleanly; killing the process instead loses nothing, either."""
@@ -85,15 +90,21 @@ class Store:
                 self._db.execute("INSERT INTO key_check VALUES (?)", (wrapped,))
             return wrapped if row is None else bytes(row[0])
 
-    def allocate(self, record: VolumeRecord, wrapped_secret: bytes, event: Event) -> None:
-        """Add a volume unless it is there: of two guests that come first at the same time, both get one secret."""
+    def allocate(self, record: VolumeRecord, wrapped_secret: bytes, event: Event) -> VolumeRecord | None:
+        """Add a volume unless it is there: of two guests that come first at the same time, both get one secret.
+
+        Answers the record that was there already, None for a new volume.
+        """
         with self._transaction():
-            if self._read_volume(record.volume_id) is None:
-                self._db.execute(
-                    "INSERT INTO volumes VALUES (?, ?, ?, ?)",
-                    (record.volume_id, record.revision, _encode(record), wrapped_secret),
-                )
-                self._note(event)
+            stored = self._read_volume(record.volume_id)
+            if stored is not None:
+                return stored.record
+            self._db.execute(
+                "INSERT INTO volumes VALUES (?, ?, ?, ?)",
+                (record.volume_id, record.revision, _encode(record), wrapped_secret),
+            )
+            self._note(event)
+            return None
 
     def release(self, volume_id: str, check: Callable[[VolumeRecord], Event]) -> StoredVolume | None:
         """A stored volume whose secret is about to be given out: `check` says no by raising, else what to note.
@@ -163,17 +174,6 @@ class Store:
         with self._lock:
             return audit.verify(self._db, expected_head)
 
-    def _prepare(self, path: Path) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        # Freed pages are overwritten with zeros: a shredded secret must not survive in the file.
-        self._db.execute("PRAGMA secure_delete = ON")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _SCHEMA_VERSION:
-            raise Refused(f"{path} was written by a newer version of this program (schema {version})")
-        if version < _SCHEMA_VERSION:
-            self._db.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {_SCHEMA_VERSION};COMMIT;")
-
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """IMMEDIATE takes the write lock before anything is read, which makes compare-and-set of what is read sound."""
@@ -204,6 +204,53 @@ class Store:
 
     def _note(self, event: Event) -> None:
         audit.append(self._db, event, int(self._clock()))
+
+
+def empty_database() -> bytes:
+    """The bytes of a database without content, for `init` alone: anywhere else a file without the tables is a damaged one.
+
+    Written as a whole file, it is never seen half made.
+    """
+    with closing(sqlite3.connect(":memory:")) as made:
+        made.executescript(f"{_SCHEMA}PRAGMA user_version = {_SCHEMA_VERSION};")
+        return made.serialize()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # To SQLite a file without bytes is an empty database, and opening it throws away the write-ahead log beside it.
+    if path.stat().st_size == 0:
+        raise _damaged(path, "the file is empty")
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    db = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _check_schema(db, path)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        # Freed pages are overwritten with zeros: a shredded secret must not survive in the file.
+        db.execute("PRAGMA secure_delete = ON")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_schema(db: sqlite3.Connection, path: Path) -> None:
+    """With an empty register in the place of the real one, guests could format volumes that hold data."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > _SCHEMA_VERSION:
+        raise Refused(f"{path} was written by a newer version of this program (schema {version})")
+    if version < _SCHEMA_VERSION:
+        raise _damaged(path, f"its schema version is {version}, not {_SCHEMA_VERSION}")
+    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    if missing := [name for name in _PARTS if name not in found]:
+        raise _damaged(path, f"it lacks {', '.join(missing)}")
+
+
+def _damaged(path: Path, found: str) -> Refused:
+    return Refused(
+        f"{path} is not what `sealed-local broker init` wrote: {found}. Restore the newest backup; with an empty register "
+        "in its place guests could format volumes that hold data"
+    )
 
 
 def _encode(record: VolumeRecord) -> str:

@@ -11,17 +11,24 @@ from typing import Protocol
 
 from csi.model.errors import InvalidInput, NotReleased
 from csi.model.release import Claims
-from csi.wire import kbs, strict_json
+from csi.wire import init_data, kbs, strict_json
 
 _SAMPLE_LAUNCH_DIGEST = "abcde"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What the evidence must carry. `init_data` is the digest of the text that was sent, None when none was."""
+    """What the evidence must carry: this report data, and the digest of the init-data that was sent (None: none was).
+
+    The init-data is anybody's text until the evidence verifies, and costs time to parse: verifiers ask for its digest last.
+    """
 
     report_data: bytes
-    init_data: str | None
+    init_data_text: str | None
+
+    def init_data_digest(self) -> str | None:
+        """Parse the text, which names its hash; raises `InvalidInput` for one that is no init-data."""
+        return None if self.init_data_text is None else init_data.parse(self.init_data_text).digest
 
 
 class Verifier(Protocol):
@@ -45,7 +52,10 @@ class SampleVerifier:
         if not hmac.compare_digest(report_data, expected.report_data):
             raise NotReleased("the evidence does not carry this session's nonce and key")
         return Claims(
-            tee=str(kbs.Tee.SAMPLE), launch_digest=_SAMPLE_LAUNCH_DIGEST, init_data=expected.init_data, svn=sample.svn
+            tee=str(kbs.Tee.SAMPLE),
+            launch_digest=_SAMPLE_LAUNCH_DIGEST,
+            init_data=expected.init_data_digest(),
+            svn=sample.svn,
         )
 
 

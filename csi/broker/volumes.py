@@ -121,9 +121,11 @@ class Volumes:
 
     def _allocate(self, call: Call, profile: Profile) -> None:
         if call.policy.allocate is Allocate.NEVER:
-            raise NotReleased(f'volume {call.volume_id} is not in the register, and the policy says allocate = "never"')
-        record = register.allocate(call.volume_id, profile)
-        wrapped = self.vault.wrap(Secret(self.random(volumes_api.SECRET_BYTES)), *secret_purpose(record))
+            raise NotReleased(
+                f'volume {call.volume_id} is not in the register, and the policy says allocate = "never"; '
+                f"if it is meant to be new: sealed-local broker volume allocate {call.volume_id}"
+            )
+        record, wrapped = new_volume(self.vault, call.volume_id, profile, random=self.random)
         self.store.allocate(record, wrapped, call.event("allocated", f"profile={profile}"))
 
 
@@ -135,6 +137,14 @@ ACTIONS: dict[str, Callable[[Volumes, Call], Secret]] = {
     "commit-open": Volumes.commit_open,
 }
 """By the last part of the request path."""
+
+
+def new_volume(
+    vault: Vault, volume_id: str, profile: Profile, *, random: Callable[[int], bytes] = os.urandom
+) -> tuple[VolumeRecord, bytes]:
+    """The first record of a volume and its secret, wrapped; nothing is stored yet."""
+    record = register.allocate(volume_id, profile)
+    return record, vault.wrap(Secret(random(volumes_api.SECRET_BYTES)), *secret_purpose(record))
 
 
 def secret_purpose(record: VolumeRecord) -> tuple[str, ...]:

@@ -46,8 +46,10 @@ def parse(text: str) -> ReleasePolicy:
     """Read the text of a policy file; raises `InvalidInput` naming the field."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # Beside TOMLDecodeError: a number of too many digits.
         raise InvalidInput("policy", f"not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidInput("policy", "nested too deeply") from error
     file = strict_json.convert(document, _File, "policy")
     if file.version != _VERSION:
         raise InvalidInput("policy.version", f"{file.version} is not known; this broker reads version {_VERSION}")
@@ -95,5 +97,5 @@ def _pattern(pattern: str, field: str) -> None:
     if pattern.startswith("regex:"):
         try:
             re.compile(pattern.removeprefix("regex:"))
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise InvalidInput(field, f"{pattern!r}: {error}") from error

@@ -1,13 +1,24 @@
 """Init-data of Confidential Containers: a TOML text whose digest the TEE measures. Says which hash and files."""
 
 import hashlib
+import re
 import tomllib
 from dataclasses import dataclass
 from typing import Any
 
 from csi.model.errors import InvalidInput
 
+LIMIT_BYTES = 64 * 1024
+"""What the broker reads of one guest. Reading it costs time, and whoever sends it has proved nothing yet."""
 _VERSION = "0.1.0"
+_LONGEST_KEY = 32
+# A key, or the name of a table, of more parts than that. tomllib compares every part with all those before it, for every
+# key of the table, so that 32 KiB of `a.a.a...` take seconds. Keys stand where a line, a table's name or an entry of an
+# inline table begins, and quotes hide dots.
+_PART = r"""(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'|[A-Za-z0-9_-]++)"""
+_LONG_KEY = re.compile(
+    rf"(?:^|[{{,])[ \t]*+\[{{0,2}}+[ \t]*+(?:{_PART}[ \t]*+\.[ \t]*+){{{_LONGEST_KEY}}}", re.MULTILINE
+)
 _HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
 
 
@@ -20,11 +31,20 @@ class InitDataText:
     files: dict[str, str]
 
 
+def check_size(text: str, field: str = "init-data") -> None:
+    """Raise `InvalidInput` for a text that is longer than a broker reads."""
+    size = len(text.encode())
+    if size > LIMIT_BYTES:
+        raise InvalidInput(field, f"{size} bytes; the broker reads at most {LIMIT_BYTES}")
+
+
 def parse(text: str, field: str = "init-data") -> InitDataText:
     """Read an init-data text; raises `InvalidInput` naming the entry that is wrong."""
+    if _LONG_KEY.search(text):
+        raise InvalidInput(field, f"a key of {_LONGEST_KEY} dots or more")
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # Beside TOMLDecodeError: a number of too many digits.
         raise InvalidInput(field, f"not TOML: {error}") from error
     except RecursionError as error:
         raise InvalidInput(field, "nested too deeply") from error

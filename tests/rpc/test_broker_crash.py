@@ -2,13 +2,14 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -185,9 +186,48 @@ def test_the_policy_is_read_again_on_sighup_unless_it_is_broken(broker: BrokerPr
     guest.close()
 
 
-def wait_for(broker: BrokerProcess, text: str) -> None:
+def a_directory(policy: Path) -> None:
+    policy.unlink()
+    policy.mkdir(mode=0o700)
+
+
+BROKEN: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "a directory": a_directory,
+    "not UTF-8": lambda policy: policy.write_bytes(b"version = 1 # \xff"),
+    "deep": lambda policy: policy.write_text("version = " + "[" * 100_000),
+    "a long number": lambda policy: policy.write_text("version = " + "9" * 5000),
+    "a deep pattern": lambda policy: policy.write_text(
+        policy.read_text().replace("pvc-*", "regex:" + "(" * 5000 + ")" * 5000)
+    ),
+    "a link to itself": lambda policy: (policy.unlink(), policy.symlink_to(policy)),
+}
+
+
+def test_no_policy_file_ends_the_broker_or_replaces_its_policy(broker: BrokerProcess) -> None:
+    guest = BrokerRegister(broker.settings(), sleep=lambda _: None)
+    policy = broker.directory.policy
+    good = policy.read_text()
+    for number, (name, spoil) in enumerate(BROKEN.items(), start=1):
+        spoil(policy)
+        os.kill(broker.process.pid, signal.SIGHUP)
+        wait_for(broker, "the old policy stays", number)
+        assert broker.process.poll() is None, name
+        guest.open(f"pvc-{number}", Profile.XTS)
+        policy.rmdir() if policy.is_dir() else policy.unlink(missing_ok=True)
+        policy.write_text(good)
+    guest.close()
+
+
+def test_a_serving_broker_leaves_no_core_dump(broker: BrokerProcess) -> None:
+    limits = Path(f"/proc/{broker.process.pid}/limits").read_text()
+    # 1 byte is none, and forbids dumps to a pipe, too (core(5)).
+    assert re.search(r"^Max core file size +([01]) +\1 ", limits, re.MULTILINE)
+
+
+def wait_for(broker: BrokerProcess, text: str, times: int = 1) -> None:
     for _ in range(200):
-        if text in Path(broker.log.name).read_text():
+        if Path(broker.log.name).read_text().count(text) >= times:
             return
         time.sleep(0.05)
     raise AssertionError(Path(broker.log.name).read_text())

@@ -4,6 +4,7 @@ import base64
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from csi.broker.audit import Event
 from csi.broker.directory import POLICY_TEXT
+from csi.broker.main import main
 from csi.model.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable
 from csi.model.register import VolumeRecord, VolumeState
 from csi.model.sealed import Profile
@@ -168,8 +170,14 @@ def test_a_policy_that_changes_counts_at_once(broker: RunningBroker) -> None:
 
 def test_volumes_are_not_allocated_where_the_policy_says_never(tmp_path: Path) -> None:
     policy = POLICY.replace("version = 1", 'version = 1\nallocate = "never"')
-    with running_broker(tmp_path, policy) as broker, pytest.raises(NotReleased, match='allocate = "never"'):
-        broker.guest().open("pvc-1", Profile.XTS)
+    with running_broker(tmp_path, policy) as broker:
+        with pytest.raises(NotReleased, match=r'allocate = "never".*volume allocate pvc-1$'):
+            broker.guest().open("pvc-1", Profile.XTS)
+        # The command runs beside the broker.
+        assert main(["volume", "allocate", "--dir", str(broker.directory.root), "pvc-1"]) == 0
+        assert formatted(broker.guest()).state is VolumeState.ACTIVE
+        with pytest.raises(NotReleased, match="pvc-2"):
+            broker.guest().open("pvc-2", Profile.XTS)
 
 
 def test_an_ended_session_is_renewed(broker: RunningBroker) -> None:
@@ -269,9 +277,13 @@ def test_nothing_readable_lies_in_the_database(broker: RunningBroker) -> None:
 
 def test_the_audit_log_tells_the_story(broker: RunningBroker) -> None:
     guest = broker.guest()
-    formatted(guest)
+    active = formatted(guest)
     with pytest.raises(NotReleased):
         guest.open("other", Profile.XTS)
+    with pytest.raises(Refused):
+        guest.begin_format(active, nonce=OTHER, payload_bytes=4096)
+    with pytest.raises(Busy):
+        guest.begin_open(replace(active, revision=1), nonce=OTHER, generation=2)
     events = [(entry.event.action, entry.event.subject) for entry in broker.broker.store.audit_entries()]
     assert events == [
         ("allocated", "pvc-1"),
@@ -279,8 +291,38 @@ def test_the_audit_log_tells_the_story(broker: RunningBroker) -> None:
         ("format-begun", "pvc-1"),
         ("formatted", "pvc-1"),
         ("denied", "other"),
+        ("refused", "pvc-1"),
+        ("refused", "pvc-1"),
     ]
+    refused, busy = (entry.event for entry in broker.broker.store.audit_entries()[-2:])
+    assert refused.detail.startswith("begin-format: volume pvc-1 is active in the register")
+    assert busy.detail.startswith("begin-open: volume pvc-1 changed since it was read")
     assert broker.broker.store.verify_audit()[0] == len(events)
+
+
+def test_failed_attestations_are_noted_but_do_not_fill_the_log(broker: RunningBroker) -> None:
+    for _ in range(50):
+        session, _ = broker.broker.challenge(b'{"version":"0.4.0","tee":"sample","extra-params":""}')
+        with pytest.raises(InvalidInput):
+            broker.broker.attest(session.id, b"{}")
+    broker.broker.close()
+    with closing(broker.directory.open_store()) as store:
+        events = [entry.event for entry in store.audit_entries()]
+    assert [(event.actor, event.action, event.subject) for event in events] == [
+        ("unattested", "attestation-failed", "sample")
+    ] * 2
+    assert "missing required field" in events[0].detail
+    assert events[1].detail.startswith("49 more in that minute; the last: ")
+
+
+def test_a_guest_that_is_refused_often_does_not_fill_the_log(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    active = formatted(guest)
+    before = len(broker.broker.store.audit_entries())
+    for _ in range(100):
+        with pytest.raises(Refused):
+            guest.begin_format(active, nonce=OTHER, payload_bytes=4096)
+    assert len(broker.broker.store.audit_entries()) - before <= 62
 
 
 def test_a_guest_key_of_the_other_curve_works(broker: RunningBroker) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from csi.broker.app import Admin
 from csi.model.errors import NotReleased
 from csi.model.secret import Secret
-from csi.wire import kbs
+from csi.wire import init_data, kbs
 from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, RunningBroker, running_broker
 from tests.fakes.rust_shaped_client import KbsError, ResourceNotFound, RustShapedClient
 
@@ -223,6 +224,49 @@ def test_other_tokens_are_refused(client: RustShapedClient) -> None:
         client.http.cookies.clear()
         answer = client.http.get(f"/resource/{PATH}", headers={"Authorization": f"Bearer {token}".encode()})
         assert (answer.status_code, client.error(answer)[0]) == (401, ERRORS + "TokenNotFound"), token
+
+
+@pytest.mark.parametrize("action", ["open", "begin-format", "commit-format", "begin-open", "commit-open"])
+def test_a_token_does_not_move_the_register(broker: RunningBroker, client: RustShapedClient, action: str) -> None:
+    # A guest shows its token to other services. Who saw one could announce generations, and the disk would count as old.
+    bearer = {"Authorization": f"Bearer {client.handshake()}"}
+    client.http.cookies.clear()
+    before = (broker.broker.store.volumes(), len(broker.broker.store.audit_entries()))
+    answer = client.http.post(f"/volumes/pvc-1/{action}", json={"profile": "xts"}, headers=bearer)
+    assert (answer.status_code, client.error(answer)[0]) == (401, ERRORS + "TokenNotFound")
+    client.http.post("/auth", json={"version": "0.4.0", "tee": "sample", "extra-params": ""})
+    answer = client.http.post(f"/volumes/pvc-1/{action}", json={"profile": "xts"}, headers=bearer)
+    assert answer.status_code == 401, "a session that has not attested adds nothing to a token"
+    assert "takes no bearer token" in client.error(answer)[1]
+    assert (broker.broker.store.volumes(), len(broker.broker.store.audit_entries())) == before
+
+
+SLOW_INIT_DATA = 'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n' + ".".join(["a"] * 30_000) + " = 1\n"
+
+
+def test_init_data_that_takes_long_to_read_is_refused_at_once(client: RustShapedClient) -> None:
+    client.init_data = SLOW_INIT_DATA
+    began = time.monotonic()
+    with pytest.raises(KbsError, match="a key of 32 dots or more"):
+        client.handshake()
+    assert time.monotonic() - began < 1
+
+
+def test_init_data_is_bounded(client: RustShapedClient) -> None:
+    client.init_data = INIT_DATA + "#" * 65536
+    with pytest.raises(KbsError, match="the broker reads at most 65536"):
+        client.handshake()
+
+
+@pytest.mark.parametrize("evidence", [{}, {"svn": "1", "report_data": "AAAA"}])
+def test_init_data_is_not_read_before_the_evidence_was_looked_at(
+    client: RustShapedClient, evidence: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parsed(*_: object) -> None:
+        raise AssertionError("init-data of unverified evidence was read")
+
+    monkeypatch.setattr(init_data, "parse", parsed)
+    attest_with(client, **{"tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""}})
 
 
 def test_a_token_ends(broker: RunningBroker, client: RustShapedClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,19 @@ from csi.broker.server import parse_address
 from csi.model.errors import InvalidInput, Refused
 from csi.model.sealed import Profile
 from csi.plan import register
+from csi.system import process
 from tests.fakes.broker import INIT_DATA, make_directory
 
 EVENT = Event(actor="test", action="tested", subject="pvc-1")
+
+
+@pytest.fixture(autouse=True)
+def hardened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `serve` does to its process must not be done to the tests' own; the list says that it was asked for."""
+    asked: list[str] = []
+    monkeypatch.setattr(process, "harden", lambda: asked.append("harden"))
+    monkeypatch.setattr(threading, "stack_size", lambda _: 0)
+    return asked
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +92,76 @@ def test_init_does_not_put_an_empty_register_in_place_of_a_lost_one(
     assert not (root / "broker.sqlite").exists()
 
 
+def test_init_trusts_no_write_ahead_log_without_its_database(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "broker.sqlite").rename(root / "broker.sqlite-wal")
+    (root / "token.key").unlink()
+    assert main(["init", str(root)]) == 1
+    assert "broker.sqlite is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", [0, 100, 4096])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["init"],
+        ["serve", "--listen", "127.0.0.1:0"],
+        ["volume", "list"],
+        ["volume", "allocate", "pvc-2"],
+        ["audit", "--verify"],
+        ["resource", "delete", "a/b/c"],
+    ],
+)
+def test_a_truncated_database_is_no_empty_register(
+    root: Path, arguments: list[str], kept: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = root / "broker.sqlite"
+    damaged = database.read_bytes()[:kept]
+    database.write_bytes(damaged)
+    assert main([*arguments, "--dir", str(root)]) == 1
+    said = capsys.readouterr().err
+    assert "broker.sqlite is not what" in said
+    assert "Restore the newest backup" in said
+    assert database.read_bytes() == damaged
+
+
+def test_serve_forbids_core_dumps_before_it_reads_a_key(root: Path, hardened: list[str]) -> None:
+    (root / "token.key").chmod(0o644)
+    assert main(["serve", str(root), "--listen", "127.0.0.1:0"]) == 1
+    assert hardened == ["harden"]
+
+
+def test_an_operator_allocates_a_volume_in_advance(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["volume", "allocate", "--dir", str(root), "pvc-1"]
+    assert main([*command, "--profile", "xts"]) == 0
+    assert capsys.readouterr().out == "volume pvc-1 is allocated, profile xts\n"
+    broker = BrokerDirectory(root).load_broker({})
+    assert broker.store.volume("pvc-1") == register.allocate("pvc-1", Profile.XTS)
+    stored = broker.store.release("pvc-1", lambda _: EVENT)
+    assert stored is not None
+    assert stored.wrapped_secret is not None
+    assert len(broker.vault.unwrap(stored.wrapped_secret, "volume", "pvc-1", "1").reveal()) == 32
+    first = broker.store.audit_entries()[0].event
+    assert first == Event(actor="operator", action="allocated", subject="pvc-1", detail="profile=xts")
+    assert main(command) == 0, "untouched since"
+    assert "is allocated already" in capsys.readouterr().out
+    assert broker.store.release("pvc-1", lambda _: EVENT) == stored, "its secret stays"
+    assert [entry.event.action for entry in broker.store.audit_entries()] == ["allocated", "tested", "tested"]
+    broker.close()
+
+
+def test_a_volume_that_exists_is_not_allocated_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ["--dir", str(root), "pvc-1"]
+    assert main(["volume", "allocate", *at]) == 0
+    assert main(["volume", "retire", *at]) == 0
+    assert main(["volume", "allocate", *at]) == 1
+    assert "pvc-1 exists already: it is retired, profile xts, revision 2" in capsys.readouterr().err
+    for wrong in ("none", "xts-hmac"):
+        with pytest.raises(SystemExit):
+            main(["volume", "allocate", *at, "--profile", wrong])
+    assert main(["volume", "allocate", "--dir", str(root), "pvc/1"]) == 1
+    assert "not a legal volume name" in capsys.readouterr().err
+
+
 def test_init_does_not_replace_a_lost_master_key(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = BrokerDirectory(root).open_store()
     store.allocate(register.allocate("pvc-1", Profile.XTS), b"w", EVENT)
@@ -114,6 +195,19 @@ def test_volumes_are_listed_and_shown(root: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["state"] == "allocated"
     assert main(["volume", "show", "--dir", str(root), "pvc-2"]) == 1
     assert "pvc-2 is not in the register" in capsys.readouterr().err
+
+
+def test_the_directory_stands_by_itself_or_after_its_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, arguments in enumerate([["init", "d0"], ["init", "--dir", "d1"]]):
+        assert main(arguments) == 0
+        assert f"next: sealed-local broker serve d{number}" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d0", "d1"]
+    for arguments in (["serve", "none"], ["serve", "--dir", "none"]):
+        assert main(arguments) == 1
+        assert "none/token.key does not exist" in capsys.readouterr().err
 
 
 def test_the_directory_comes_from_the_environment(
@@ -179,6 +273,9 @@ def test_init_data_prints_what_the_policy_wants(tmp_path: Path, capsys: pytest.C
     (tmp_path / "initdata.toml").write_text("version = 1")
     assert main(["init-data", str(tmp_path / "initdata.toml")]) == 1
     assert "initdata.toml.version" in capsys.readouterr().err
+    (tmp_path / "initdata.toml").write_text(INIT_DATA + "#" * 65536)
+    assert main(["init-data", str(tmp_path / "initdata.toml")]) == 1
+    assert "the broker reads at most 65536" in capsys.readouterr().err
 
 
 def test_the_policy_is_checked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,13 @@ import json
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from csi.broker.audit import GENESIS, Event
-from csi.broker.store import Store
+from csi.broker.audit import GENESIS, Event, Ration
+from csi.broker.store import Store, empty_database
 from csi.model.errors import NotFound, Refused, Tampered, Unavailable
 from csi.model.register import VolumeRecord, VolumeState
 from csi.model.sealed import Profile
@@ -22,6 +23,7 @@ WRAPPED = b"wrapped-secret-bytes-that-are-easy-to-find-again"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
+    (tmp_path / "broker.sqlite").write_bytes(empty_database())
     return Store(tmp_path / "broker.sqlite", clock=lambda: 1000.9)
 
 
@@ -51,8 +53,8 @@ def test_a_record_comes_back_as_it_was_stored(store: Store, tmp_path: Path) -> N
 
 
 def test_the_first_allocation_stays(store: Store) -> None:
-    store.allocate(ALLOCATED, WRAPPED, EVENT)
-    store.allocate(ALLOCATED, b"another", EVENT)
+    assert store.allocate(ALLOCATED, WRAPPED, EVENT) is None
+    assert store.allocate(ALLOCATED, b"another", EVENT) == ALLOCATED
     stored = store.release("pvc-1", lambda _: EVENT)
     assert stored is not None
     assert stored.wrapped_secret == WRAPPED
@@ -137,8 +139,66 @@ def test_a_database_of_a_newer_program_is_refused(store: Store, tmp_path: Path) 
 
 def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"not a database" * 100)
-    with pytest.raises(Unavailable, match="not a database"):
+    with pytest.raises(Refused, match=r"not a database.*newest backup"):
         Store(tmp_path / "x")
+
+
+def database(path: Path, *statements: str) -> bytes:
+    with closing(sqlite3.connect(path)) as made:
+        for statement in statements:
+            made.execute(statement)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("statements", "found"),
+    [
+        (["CREATE TABLE other (x)"], "schema version is 0"),
+        (["PRAGMA user_version = 1"], "lacks volumes, resources, key_check, audit"),
+        (["CREATE TABLE volumes (x)", "PRAGMA user_version = 1"], "lacks resources"),
+    ],
+)
+def test_a_database_that_init_did_not_write_is_refused_and_left_as_it_is(
+    tmp_path: Path, statements: list[str], found: str
+) -> None:
+    before = database(tmp_path / "x", *statements)
+    with pytest.raises(Refused, match=f"{found}.*newest backup"):
+        Store(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["TABLE key_check", "TRIGGER audit_is_not_changed", "TABLE audit"])
+def test_a_database_that_lacks_a_part_is_refused(store: Store, tmp_path: Path, part: str) -> None:
+    store._db.execute(f"DROP {part}")
+    store.close()
+    with pytest.raises(Refused, match=f"lacks .*{part.split()[1]}"):
+        Store(tmp_path / "broker.sqlite")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 50, 100, 512, 4096, 5000, -4096])
+def test_a_truncated_database_is_refused(store: Store, tmp_path: Path, kept: int) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    store.close()
+    path = tmp_path / "broker.sqlite"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(Refused, match="newest backup"):
+        Store(path)
+
+
+def test_an_emptied_database_does_not_lose_its_write_ahead_log(store: Store, tmp_path: Path) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    log = (tmp_path / "broker.sqlite-wal").read_bytes()
+    (tmp_path / "x").write_bytes(b"")
+    (tmp_path / "x-wal").write_bytes(log)
+    with pytest.raises(Refused, match=r"file is empty.*newest backup"):
+        Store(tmp_path / "x")
+    assert (tmp_path / "x-wal").read_bytes() == log
+
+
+def test_a_lost_database_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """
@@ -165,6 +225,7 @@ store.change("pvc-1", killed_inside, event)
 
 def test_killed_inside_a_change_nothing_answered_is_lost_and_nothing_half_done_stays(tmp_path: Path) -> None:
     path = tmp_path / "broker.sqlite"
+    path.write_bytes(empty_database())
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-9, "answered\n"), done.stderr
     store = Store(path)
@@ -229,3 +290,53 @@ def test_stored_records_are_readable_json(store: Store) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     text = store._db.execute("SELECT record FROM volumes").fetchone()[0]
     assert json.loads(text)["state"] == "allocated"
+
+
+class Notes:
+    """What a ration lets into the log, and a clock that a test moves."""
+
+    def __init__(self, limit: int) -> None:
+        self.now = 1_000_000.0
+        self.details: list[str] = []
+        self.ration = Ration(lambda event: self.details.append(event.detail), clock=lambda: self.now, limit=limit)
+
+    def refuse(self, *details: str) -> None:
+        for detail in details:
+            self.ration.note(Event(actor="a", action="refused", subject="pvc-1", detail=detail))
+
+
+def test_refusals_beyond_the_ration_are_counted_and_told_later() -> None:
+    notes = Notes(limit=2)
+    notes.refuse("1", "2", "3", "4", "5")
+    assert notes.details == ["1", "2"]
+    notes.now += 60
+    notes.refuse("6")
+    assert notes.details == ["1", "2", "3 more in that minute; the last: 5", "6"]
+    notes.now += 600
+    notes.refuse("7")
+    assert notes.details[4:] == ["7"], "nothing was left out"
+
+
+def test_what_was_left_out_is_told_at_the_end_and_once() -> None:
+    notes = Notes(limit=1)
+    notes.refuse("1", "2")
+    notes.ration.flush()
+    notes.ration.flush()
+    assert notes.details == ["1", "1 more in that minute; the last: 2"]
+
+
+def test_a_clock_that_goes_back_does_not_silence_the_log() -> None:
+    notes = Notes(limit=1)
+    notes.refuse("1")
+    notes.now -= 7200
+    notes.refuse("2")
+    assert notes.details == ["1", "2"]
+
+
+def test_a_flood_writes_little() -> None:
+    notes = Notes(limit=1)
+    for _ in range(10):
+        notes.refuse(*["x" * 100_000] * 1000)
+        notes.now += 30
+    assert len(notes.details) <= 10
+    assert max(map(len, notes.details)) < 1100

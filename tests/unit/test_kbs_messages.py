@@ -136,6 +136,18 @@ def test_init_data_digest_is_over_the_text_as_it_is() -> None:
     assert init_data.parse(text + "\n").digest != parsed.digest
 
 
+def test_dots_in_values_are_no_long_key() -> None:
+    value = "." * 100 + ".".join(["10"] * 100)
+    text = f"version = \"0.1.0\"\nalgorithm = \"sha384\"\n[data]\na = \"{value}\"\nb = '''\n{value}\n# {value}\n'''\n"
+    assert init_data.parse(text).files["a"] == value
+
+
+def test_init_data_longer_than_the_broker_reads_is_refused() -> None:
+    init_data.check_size("ä" * 32768)
+    with pytest.raises(InvalidInput, match="at most 65536"):
+        init_data.check_size("ä" * 32768 + "a")
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [
@@ -148,6 +160,11 @@ def test_init_data_digest_is_over_the_text_as_it_is() -> None:
         ('version = "0.1.0"\nalgorithm = "sha384"\n[data]\na = 1', "data"),
         ("= nonsense", "TOML"),
         ("a = " + "[" * 5000, "deep"),
+        ("a = " + "9" * 5000, "TOML"),
+        (".".join(["a"] * 16000) + " = 1", "a key of 32 dots"),
+        ("[" + " . ".join(["'.'"] * 10000) + "]", "a key of 32 dots"),
+        ("a = {" + ".".join(['"."'] * 16000) + " = 1}", "a key of 32 dots"),
+        ("a = {b = 1, " + ".".join(["a"] * 32000) + " = 1}", "a key of 32 dots"),
     ],
 )
 def test_wrong_init_data_is_refused_by_name(text: str, field: str) -> None:

@@ -121,6 +121,10 @@ def test_any_has_to_be_written() -> None:
         ("default/*/key-*", "default/*", r"workload\[0\].resources"),
         ("pvc-*", "", r"workload\[0\].volumes"),
         ("version = 1", "version =", "TOML"),
+        ("version = 1", "version = " + "9" * 5000, "TOML"),
+        ("version = 1", "version = " + "[" * 5000, "nested too deeply"),
+        ("regex:scratch-[0-9]+", "regex:" + "(" * 5000, r"workload\[0\].volumes"),
+        ("regex:scratch-[0-9]+", "regex:a{99999999999999999999}", r"workload\[0\].volumes"),
     ],
 )
 def test_mistakes_in_the_file_are_refused_by_field(old: str, new: str, field: str) -> None:

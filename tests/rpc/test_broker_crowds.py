@@ -1,0 +1,131 @@
+"""Connections that ask for nothing, or for half of something, do not keep guests out. They need no evidence of anything."""
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from csi.broker import server
+from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
+from csi.model.sealed import Profile
+from tests.fakes.broker import RunningBroker, running_broker
+
+PLACES = 20
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImpatientProtocol, "patience_seconds", 0.5)
+
+
+@pytest.fixture
+def broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningBroker]:
+    monkeypatch.setattr(server, "_MAX_CONNECTIONS", PLACES)
+    with running_broker(tmp_path) as running:
+        yield running
+
+
+def context(broker: RunningBroker) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=broker.directory.certificate("ca").read_text())
+
+
+def connect(broker: RunningBroker, sent: bytes = b"") -> ssl.SSLSocket:
+    raw = socket.create_connection(("127.0.0.1", int(broker.url.rpartition(":")[2])), timeout=10)
+    connection = context(broker).wrap_socket(raw, server_hostname="127.0.0.1")
+    connection.sendall(sent)
+    return connection
+
+
+def rest(connection: ssl.SSLSocket) -> bytes:
+    """What still comes until the other side ends, in whatever way it does."""
+    received = b""
+    try:
+        while chunk := connection.recv(4096):
+            received += chunk
+    except (ssl.SSLEOFError, ConnectionError):
+        pass
+    return received
+
+
+WAITING = {
+    "nothing": b"",
+    "half a request": b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\n",
+    "half a body": b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    "half a second request": b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", WAITING.values(), ids=WAITING)
+@pytest.mark.usefixtures("patience")
+def test_a_connection_without_a_whole_request_is_closed(broker: RunningBroker, sent: bytes) -> None:
+    with connect(broker, sent) as connection:
+        began = time.monotonic()
+        received = rest(connection)
+        assert 0.3 < time.monotonic() - began < 5
+    assert (b"200 OK" in received) == sent.startswith(b"GET")
+
+
+@pytest.mark.usefixtures("patience")
+def test_dribbling_wins_no_time(broker: RunningBroker) -> None:
+    with connect(broker, WAITING["half a request"]) as connection:
+        began = time.monotonic()
+        with suppress(ssl.SSLError, ConnectionError):
+            while time.monotonic() - began < 10:
+                connection.sendall(b"X: y\r\n")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("patience")
+def test_each_request_of_a_connection_has_its_own_time(broker: RunningBroker) -> None:
+    with closing(httpx2.Client(base_url=broker.url, verify=context(broker))) as http, connect(broker) as other:
+        local = set()
+        for _ in range(6):
+            answer = http.get("/healthz")
+            local.add(answer.extensions["network_stream"].get_extra_info("client_addr"))
+            time.sleep(0.2)
+        assert len(local) == 1, "one connection, used longer than the patience with one request"
+        assert rest(other) == b""
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_request_that_takes_long_to_answer_is_answered(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Callable[..., bytes] = type(broker.broker).volume
+
+    def slow(*arguments: object) -> bytes:
+        time.sleep(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(type(broker.broker), "volume", slow)
+    assert broker.guest().open("pvc-1", Profile.XTS)[0].volume_id == "pvc-1"
+
+
+@pytest.mark.parametrize("sent", WAITING.values(), ids=WAITING)
+def test_a_crowd_that_takes_all_places_keeps_no_guest_out(broker: RunningBroker, sent: bytes) -> None:
+    with ExitStack() as crowd:
+        for _ in range(2 * PLACES):
+            crowd.enter_context(connect(broker, sent))
+        assert broker.guest().open("pvc-1", Profile.XTS)[0].volume_id == "pvc-1"
+        with closing(httpx2.Client(base_url=broker.url, verify=context(broker))) as http:
+            assert http.get("/healthz").status_code == 200
+
+
+def test_a_handshake_that_does_not_end_is_ended(broker: RunningBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csi.broker.connections.PATIENCE_SECONDS", 0.5)
+    with running_broker(broker.directory.root.parent / "other") as other:
+        raw = socket.create_connection(("127.0.0.1", int(other.url.rpartition(":")[2])), timeout=10)
+        with closing(raw):
+            assert raw.recv(1) == b""
+
+
+def test_the_server_uses_both_bounds(broker: RunningBroker) -> None:
+    config = server.configure(broker.directory, object())  # type: ignore[arg-type]
+    assert config.http_protocol_class is ImpatientProtocol
+    assert config.get_loop_factory() is BoundedHandshakes
