@@ -6,7 +6,7 @@ Exit statuses and options were checked with 2.6.1, 2.7.5 and 2.8.8. Key material
 from pathlib import Path
 from typing import Final
 
-from csi.model.errors import CommandError, Tampered
+from csi.model.errors import CommandError, InUse, Tampered
 from csi.model.sealed import PAYLOAD_OFFSET
 from csi.model.secret import Secret
 from csi.model.size import SECTOR_BYTES
@@ -16,6 +16,7 @@ from csi.system.memfd import path_of
 _SECONDS: Final = 120.0
 _WRONG_KEY: Final = 2
 _NOT_ACTIVE: Final = 4
+_BUSY: Final = 5
 _LOCK_FOLDER: Final = Path("/run/cryptsetup")
 # Without udev in the guest, device-mapper must make its nodes itself and never wait for a udev cookie.
 _ENVIRONMENT: Final = {"DM_DISABLE_UDEV": "1"}
@@ -53,10 +54,17 @@ def open_volume(runner: Runner, *, header: int, device: str, name: str, passphra
 
 
 def close_volume(runner: Runner, name: str) -> None:
-    """Take the mapping away; one that isn't there is fine."""
+    """Take the mapping away; one that isn't there is fine. Raises `InUse` when a process or a mount holds it."""
     argv = ["cryptsetup", "close", name]
     _prepare()
-    runner.run(argv, timeout=_SECONDS, env=_ENVIRONMENT, ok=(0, _NOT_ACTIVE))
+    try:
+        runner.run(argv, timeout=_SECONDS, env=_ENVIRONMENT, ok=(0, _NOT_ACTIVE))
+    except CommandError as error:
+        if error.returncode == _BUSY:
+            raise InUse(
+                f"/dev/mapper/{name} is open; end the process that uses it, or unmount it in the namespace that has it"
+            ) from error
+        raise
 
 
 def _run(runner: Runner, argv: list[str], header: int, passphrase: Secret) -> None:

@@ -1,4 +1,4 @@
-"""The kernel's own view of a mapping: its whole table, its number, whether something holds it. Changes nothing."""
+"""The kernel's own view of a mapping: its whole table and its number."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from csi.system import disks
 from csi.system.command import Runner
 
 _SECONDS: Final = 30.0
@@ -20,7 +21,6 @@ class Mapping:
     name: str
     table: str
     device: tuple[int, int]
-    open_count: int
 
     @property
     def path(self) -> str:
@@ -42,18 +42,11 @@ def mapping_name(volume_id: str) -> str:
 
 def find(runner: Runner, name: str) -> Mapping | None:
     """The live mapping of that name. The table is asked for whole: a filter by target would hide a wrong one."""
-    listed = runner.run(
-        ["dmsetup", "info", "--columns", "--noheadings", "--separator", " ", "-o", "name,major,minor,open"],
-        timeout=_SECONDS,
-        env=_ENVIRONMENT,
-    ).text
-    for line in listed.split("\n"):
-        fields = line.split()
-        if len(fields) == 4 and fields[0] == name:
-            table = runner.run(["dmsetup", "table", name], timeout=_SECONDS, env=_ENVIRONMENT).text.strip()
-            device = (int(fields[1]), int(fields[2]))
-            return Mapping(name=name, table=table, device=device, open_count=int(fields[3]))
-    return None
+    device = disks.mapped(name)
+    if device is None:
+        return None
+    table = runner.run(["dmsetup", "table", name], timeout=_SECONDS, env=_ENVIRONMENT).text.strip()
+    return Mapping(name=name, table=table, device=device)
 
 
 def is_read_only(mapping: Mapping, sysfs: Path = Path("/sys")) -> bool:

@@ -31,28 +31,23 @@ class Filesystem(StrEnum):
             raise InvalidInput(field, f"{name!r} is not offered; choose {' or '.join(cls)}") from None
 
 
+_EXT4 = (
+    "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
+    "dir_nlink,extra_isize,metadata_csum"
+)
+"""All features by name, so that neither mke2fs's version nor the machine's mke2fs.conf decides."""
+
 _FEATURES: dict[Filesystem, tuple[str, ...]] = {
     # Fixed feature sets: a guest's kernel may be older than the node's mkfs. errors=remount-ro stops at the first damage;
     # -m 0 because a data volume needs no reserve for root.
-    Filesystem.EXT4: ("-F", "-q", "-m", "0", "-e", "remount-ro", "-O", "metadata_csum,64bit,^orphan_file"),
+    Filesystem.EXT4: ("-F", "-q", "-m", "0", "-e", "remount-ro", "-O", _EXT4),
     Filesystem.XFS: ("-f", "-q", "-m", "crc=1,bigtime=0,inobtcount=0"),
 }
 
 
 def make(runner: Runner, device: str, filesystem: Filesystem, extra: Sequence[str] = ()) -> None:
     """Format `device`. The caller has proved that nothing of value is there; this function does not look."""
-    features = tuple(_known_features(runner, filesystem))
-    runner.run([f"mkfs.{filesystem}", *features, *extra, "--", device], timeout=_MKFS_SECONDS)
-
-
-def _known_features(runner: Runner, filesystem: Filesystem) -> Sequence[str]:
-    """mke2fs before 1.47 doesn't know orphan_file and so never sets it."""
-    flags = _FEATURES[filesystem]
-    if filesystem is not Filesystem.EXT4:
-        return flags
-    version = runner.run(["mke2fs", "-V"], timeout=_PROBE_SECONDS).stderr.decode(errors="replace")
-    old = version.startswith("mke2fs 1.4") and version.split()[1] < "1.47"
-    return tuple(flag.replace(",^orphan_file", "") for flag in flags) if old else flags
+    runner.run([f"mkfs.{filesystem}", *_FEATURES[filesystem], *extra, "--", device], timeout=_MKFS_SECONDS)
 
 
 def signature(runner: Runner, device: str) -> str | None:

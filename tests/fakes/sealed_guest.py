@@ -299,8 +299,7 @@ class Machine:
         if live is None:
             return None
         device = (253, live.number)
-        holders = sum(mount.device == device for mount in self.mounted)
-        return Mapping(name=name, table=live.table, device=device, open_count=holders)
+        return Mapping(name=name, table=live.table, device=device)
 
     def _is_read_only(self, mapping: Mapping) -> bool:
         return self.live[mapping.name].read_only

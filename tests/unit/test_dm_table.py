@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import LiveMismatch
-from csi.system import device_mapper, memfd
+from csi.model.errors import CommandError, InUse, LiveMismatch
+from csi.system import cryptsetup, device_mapper, disks, memfd
 from csi.system.command import Result
 from csi.system.device_mapper import Mapping
 from csi.wire import dm_table
@@ -82,20 +82,20 @@ def test_a_long_table_is_not_echoed_whole() -> None:
 class Dmsetup:
     """Answers dmsetup's two questions."""
 
-    def __init__(self, listed: str, table: str = LINE) -> None:
-        self.listed, self.table = listed, table
+    def __init__(self, table: str = LINE) -> None:
+        self.table = table
         self.asked: list[list[str]] = []
 
     def run(self, argv: Sequence[str], *, timeout: float, env: Environment[str, str], **_: Any) -> Result:
         assert timeout > 0
         assert env == {"DM_DISABLE_UDEV": "1"}, "without udev in the guest, dmsetup must not wait for it"
         self.asked.append(list(argv))
-        text = {"info": self.listed, "table": self.table, "mknodes": ""}[argv[1]]
+        text = {"table": self.table, "mknodes": ""}[argv[1]]
         return Result(argv=tuple(argv), returncode=0, stdout=f"{text}\n".encode(), stderr=b"")
 
 
 def mapping(table: str) -> Mapping:
-    return Mapping(name="sealed-1", table=table, device=(253, 1), open_count=0)
+    return Mapping(name="sealed-1", table=table, device=(253, 1))
 
 
 def test_the_mapping_of_a_volume_has_the_published_name() -> None:
@@ -103,17 +103,27 @@ def test_the_mapping_of_a_volume_has_the_published_name() -> None:
     assert len(device_mapper.mapping_name("ä" * 1000)) == len("sealed-") + 32
 
 
-def test_a_mapping_is_found_by_its_whole_name_and_asked_for_its_whole_table() -> None:
-    dmsetup = Dmsetup("vg0-root 253 0 1\nsealed-11 253 1 0\nsealed-1 253 2 3")
-    found = device_mapper.find(dmsetup, "sealed-1")
-    assert found == Mapping(name="sealed-1", table=LINE, device=(253, 2), open_count=3)
-    assert found.path == "/dev/mapper/sealed-1"
-    assert dmsetup.asked[1] == ["dmsetup", "table", "sealed-1"]
+def test_a_mapping_is_found_by_the_kernels_name_of_it_and_asked_for_its_whole_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(disks, "mapped", {"sealed-1": (253, 2)}.get)
+    dmsetup = Dmsetup()
+    assert device_mapper.find(dmsetup, "sealed-1") == Mapping(name="sealed-1", table=LINE, device=(253, 2))
+    assert dmsetup.asked == [["dmsetup", "table", "sealed-1"]]
+    assert device_mapper.find(dmsetup, "sealed-11") is None
 
 
-@pytest.mark.parametrize("listed", ["No devices found", "", "sealed-11 253 1 0"])
-def test_no_mapping_is_none(listed: str) -> None:
-    assert device_mapper.find(Dmsetup(listed), "sealed-1") is None
+def test_a_mapping_that_somebody_holds_is_told_so_and_not_as_a_failed_tool(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cryptsetup, "_LOCK_FOLDER", tmp_path / "lock")
+
+    class Busy:
+        def run(self, argv: Sequence[str], **_: Any) -> Result:
+            raise CommandError(argv, 5, "", "Device sealed-1 is still in use.")
+
+    with pytest.raises(InUse, match="/dev/mapper/sealed-1 is open; end the process that uses it"):
+        cryptsetup.close_volume(Busy(), "sealed-1")
 
 
 @pytest.mark.parametrize(
@@ -136,7 +146,7 @@ def test_a_missing_or_wrong_node_is_made_anew(tmp_path: Path, monkeypatch: pytes
     for wrong in (False, True):
         if wrong:
             node.write_text("no device")
-        dmsetup = Dmsetup("")
+        dmsetup = Dmsetup()
         device_mapper.ensure_node(dmsetup, mapping(LINE))
         assert not node.exists()
         assert dmsetup.asked == [["dmsetup", "mknodes", "sealed-1"]]

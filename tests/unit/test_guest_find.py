@@ -172,7 +172,7 @@ def test_the_device_below_a_mapping_is_known_without_searching(
     monkeypatch: pytest.MonkeyPatch, table: str, device: str | None
 ) -> None:
     name = device_mapper.mapping_name("pvc-1")
-    mapping = Mapping(name=name, table=table, device=(253, 0), open_count=1)
+    mapping = Mapping(name=name, table=table, device=(253, 0))
     monkeypatch.setattr(device_mapper, "find", lambda _, asked: mapping if asked == name else None)
     monkeypatch.setattr(devices, "node_of", {"8:16": "/dev/sdb"}.get)
     assert find.mapped_device(LocalRunner(), "pvc-1") == device

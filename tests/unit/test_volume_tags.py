@@ -23,7 +23,9 @@ WANTED = Wanted(
     size_bytes=1 << 30,
     limit_bytes=None,
     block=False,
-    parameters=parameters.parse({"sealed": "xts", "wipe": "zero", "mkfsOptions": "-m 0 -E lazy_itable_init=0"}),
+    parameters=dataclasses.replace(
+        parameters.parse({"sealed": "xts", "wipe": "zero"}), mkfs_options=("-m", "0", "-E", "lazy_itable_init=0")
+    ),
 )
 TAGS = volume_tags.encode(WANTED, clock=lambda: 1_700_000_000.9)
 
