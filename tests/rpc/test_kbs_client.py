@@ -44,6 +44,11 @@ class Script:
         return answer
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up in the middle is what some tests are about."""
+
+
 @pytest.fixture
 def server() -> Iterator[Script]:
     script = Script(answers={"auth": (200, COOKIE, CHALLENGE), "attest": (200, {}, b'{"token":"x"}')})
@@ -78,7 +83,7 @@ def server() -> Iterator[Script]:
     ca = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(context)
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd = Server(("127.0.0.1", 0), Handler)
     httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
