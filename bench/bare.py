@@ -11,6 +11,7 @@ from csi.system.command import LocalRunner
 from csi.system.filesystems import Filesystem, make
 
 _VG = "vg0"
+_PATIENCE_SECONDS = 30.0
 
 
 def lvcreate(name: str, size_bytes: int) -> float:
@@ -92,15 +93,39 @@ def memory(pid: int) -> dict[str, int]:
 
 def seconds_until_serving(argv: Sequence[str], log: str, socket: str) -> dict[str, float]:
     """Start the node plugin; answers its process id, the seconds until it answers a call, and until it is ready."""
-    from tests.lab import csi_calls, inside
+    from tests.lab import csi_calls
 
-    started = time.monotonic()
-    pid = inside.spawn(list(argv), log)
-    while csi_calls.call(socket, "Probe", {}, 5)["code"] != "OK":
-        time.sleep(0.01)
-    answering = time.monotonic() - started
+    pid, answering, started = _until_answering(argv, log, socket)
     csi_calls.ready(socket)
     return {"pid": pid, "answering": answering, "ready": time.monotonic() - started}
+
+
+def seconds_until_answering(argv: Sequence[str], log: str, socket: str) -> float:
+    """Start the node plugin, wait until it answers a call, and end it."""
+    from tests.lab import csi_calls, inside
+
+    pid, answering, _ = _until_answering(argv, log, socket)
+    csi_calls.forget(socket)
+    inside.kill(pid)
+    inside.wait(pid)
+    return answering
+
+
+def _until_answering(argv: Sequence[str], log: str, socket: str) -> tuple[int, float, float]:
+    """Process id, seconds, and when it was started. Waits for the socket cheaply: a busy wait would slow what it times."""
+    from tests.lab import csi_calls, inside
+
+    Path(socket).unlink(missing_ok=True)
+    started = time.monotonic()
+    pid = inside.spawn(list(argv), log)
+    while not Path(socket).exists():
+        if time.monotonic() - started > _PATIENCE_SECONDS:
+            raise TimeoutError(f"{' '.join(argv)} does not answer; see {log}")
+        time.sleep(0.01)
+    answer = csi_calls.call(socket, "GetPluginInfo", {}, _PATIENCE_SECONDS)
+    if answer["code"] != "OK":
+        raise RuntimeError(f"the driver answers {answer}")
+    return pid, time.monotonic() - started, started
 
 
 def _timed(commands: Sequence[Sequence[str]]) -> float:
