@@ -1,8 +1,9 @@
 """Builds the images of the Dockerfile as folders, where no container engine runs: the same stages, the same instructions.
 
-`FROM debian:...` is a minimal Debian of that release from the machine's own mirror; RUN is carried out by chroot, with the
-machine's name servers, authorities and pip settings lent to it for the time of the command, as an engine lends its network.
-Stages are kept below the cache under the digest of all that went into them.
+`FROM debian:...` is a minimal Debian of that release from the machine's own mirror; RUN is carried out by chroot. The
+machine's name servers, authorities and pip settings are lent to it as copies, as an engine lends its network: a package's
+scripts run as root there, and nothing of the machine may be in their reach. Stages are kept below the cache, each under the
+digest of all that went into it.
 """
 
 import hashlib
@@ -21,7 +22,9 @@ from tests.lab.node import REPOSITORY
 CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "images"
 _SUITES = {"12": "bookworm", "13": "trixie"}
 _RUN_SECONDS = 600
-_LENT = ("/etc/resolv.conf", "/etc/ssl/certs", "/proc", "/dev")
+_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+_LENT_AUTHORITIES = "run/authorities.pem"
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +109,16 @@ class Builder:
 
 
 def run(root: Path, command: str, env: dict[str, str]) -> None:
-    """Carry out one RUN. What the machine lends is mounted in a mount namespace of its own, which ends with the command."""
-    lent = [f"mount --rbind {path} {root}{path}" for path in _LENT if Path(path).exists()]
-    settings = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))} | env
-    settings |= {"DEBIAN_FRONTEND": "noninteractive"}
-    for path in _LENT:
-        _place(root / path[1:], is_folder=Path(path).is_dir())
+    """Carry out one RUN, in a mount namespace of its own that ends with the command."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")} | env
+    settings |= {"DEBIAN_FRONTEND": "noninteractive", **_lend(root)}
+    mounts = [
+        f"mount -t tmpfs -o mode=0755 tmpfs {root}/dev",
+        *(f"touch {root}/dev/{name} && mount --bind /dev/{name} {root}/dev/{name}" for name in DEVICES),
+        f"mount -t proc -o ro proc {root}/proc",
+    ]
     inner = ["chroot", str(root), "env", "-i", *(f"{name}={value}" for name, value in settings.items())]
-    script = " && ".join([*lent, shlex.join([*inner, "sh", "-c", command])])
+    script = " && ".join([*mounts, shlex.join([*inner, "sh", "-c", command])])
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c", script],
         stdin=subprocess.DEVNULL,
@@ -121,8 +126,18 @@ def run(root: Path, command: str, env: dict[str, str]) -> None:
         text=True,
         timeout=_RUN_SECONDS,
     )
+    (root / _LENT_AUTHORITIES).unlink(missing_ok=True)
     if done.returncode != 0:
         raise AssertionError(f"RUN {command}: status {done.returncode}: {done.stderr[-3000:]}")
+
+
+def _lend(root: Path) -> dict[str, str]:
+    """Copy in what a command needs to reach the machine's registries; answers the variables that say where it lies."""
+    shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    if not _AUTHORITIES.exists():
+        return {}
+    shutil.copy(_AUTHORITIES, root / _LENT_AUTHORITIES)
+    return dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE"), f"/{_LENT_AUTHORITIES}")
 
 
 def _debian(reference: str) -> tuple[Image, str]:
@@ -147,6 +162,10 @@ def _debootstrap(suite: str, root: Path) -> None:
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_RUN_SECONDS)
     if done.returncode != 0:
         raise AssertionError(f"debootstrap: {done.stdout[-2000:]}{done.stderr[-1000:]}")
+    # As in Debian's own images: an installed package starts no service.
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
 
 
 def _whole(root: Path, make: Callable[[Path], None]) -> None:
@@ -182,11 +201,3 @@ def _files(path: Path) -> list[Path]:
 
 def _ignored(_: str, names: list[str]) -> list[str]:
     return [name for name in names if name == "__pycache__"]
-
-
-def _place(path: Path, *, is_folder: bool) -> None:
-    if is_folder:
-        path.mkdir(parents=True, exist_ok=True)
-    elif not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.driver import MIB, Driver, block_capability, lvs, mount_capability
-from tests.lab.image import Builder, Image
+from tests.lab.image import DEVICES, Builder, Image, run
 from tests.lab.node import Node
 
 pytestmark = pytest.mark.lab
@@ -87,3 +87,13 @@ def test_the_broker_image_serves_as_an_ordinary_user(node: Node, images: dict[st
     assert node.run(image.argv(*image.entrypoint, "volume", "list", "--json", "--dir", folder)).text == ""
     node.kill(pid, 15)
     assert node.wait(pid) == 0
+
+
+def test_a_step_of_a_build_reaches_nothing_of_the_machine(images: dict[str, Image]) -> None:
+    root = images["node"].root
+    run(root, "cat /proc/self/mountinfo > /run/mounts; echo x > /dev/null", {})
+    lines = [line.split() for line in (root / "run/mounts").read_text().splitlines()]
+    writable = {line[4] for line in lines if "ro" not in line[5].split(",")}
+    assert {place for place in writable if not place.startswith("/dev/")} == {"/dev"}
+    assert all(place.removeprefix("/dev/") in DEVICES for place in writable - {"/dev"})
+    (root / "run/mounts").unlink()
