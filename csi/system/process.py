@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import resource
 from typing import Final
 
@@ -19,5 +20,7 @@ def harden() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    if libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
-        _log.info("memory can't be locked", extra={"errno": ctypes.get_errno()})
+    bounded = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY and os.geteuid() != 0
+    # Under a bound the lock may succeed now and let a later thread fail for want of locked memory.
+    if bounded or libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
+        _log.info("memory is not locked, so it may be swapped out", extra={"bounded": bounded})

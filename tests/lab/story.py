@@ -135,7 +135,8 @@ class Story:
             assert json.loads(done.stdout)["formatted_now"] is True
         with self.step("the workload writes a file") as found:
             guest.write("/data/volume/file", marker)
-            found.append(guest.run(["/usr/bin/df", "-h", "/data/volume"]).text.splitlines()[-1])
+            *_, size, _, free, _, _ = guest.run(["/usr/bin/df", "-h", "/data/volume"]).text.split()
+            found.append(f"/data/volume has {size}, {free} of it free")
         return guest
 
     def _prove_noise(self, marker: bytes) -> None:
