@@ -29,6 +29,8 @@ _THREADS = 128
 """Threads start when they are needed. Calls wait for LVM in one of them, so that Probe always finds a free one."""
 
 _STOP_SECONDS = 60.0
+_SIGNAL_SECONDS = 0.5
+"""How late a stop signal may be noticed."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +63,9 @@ def _serve(settings: Settings) -> int:
     server.start()
     _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
     threading.Thread(target=_start_up, args=(here, identity), name="start-up", daemon=True).start()
-    stopping.wait()
+    # The kernel may give a signal to any thread, and only a main thread that wakes up then runs Python's handler.
+    while not stopping.wait(_SIGNAL_SECONDS):
+        pass
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     identity.ready = False
     server.stop(_STOP_SECONDS).wait()

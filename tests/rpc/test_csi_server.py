@@ -1,6 +1,7 @@
 """What a caller of the CSI socket may rely on: codes, messages, repeats, locks, what is logged and what never is."""
 
 import copy
+import ctypes
 import itertools
 import json
 import os
@@ -1089,6 +1090,19 @@ def test_a_stop_signal_lets_the_running_call_end_and_ends_the_program_well(
     assert told == ["serving", "ready", "stopping", "stopped"]
     assert ("GetCapacity", "answer") in [(event.get("rpc"), event["event"]) for event in events]
     assert events[-1]["event"] == "stopped", "it said too early that it had stopped"
+
+
+def test_a_stop_signal_that_the_kernel_gives_to_another_thread_is_noticed(
+    program: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    with grpc.insecure_channel(f"unix://{tmp_path}/csi.sock") as channel:
+        probe = channel.unary_unary("/csi.v1.Identity/Probe", response_deserializer=csi_pb2.ProbeResponse.FromString)
+        _wait(lambda: probe(b"", timeout=PATIENCE, wait_for_ready=True).ready.value)
+    threads = [int(path.name) for path in Path(f"/proc/{program.pid}/task").iterdir()]
+    other = max(thread for thread in threads if thread != program.pid)
+    assert ctypes.CDLL(None, use_errno=True).tgkill(program.pid, other, signal.SIGTERM) == 0
+    program.communicate(timeout=PATIENCE)
+    assert program.returncode == 0
 
 
 def _code(probe: Any) -> Code | None:
