@@ -1,7 +1,9 @@
 """`sealed-local node`: wires settings, world and servicers together, serves until it is told to stop."""
 
+import contextlib
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -55,17 +57,16 @@ def _serve(settings: Settings) -> int:
     identity = Identity(settings.driver_name)
     metrics = Metrics(settings.driver_name, settings.config, here.lvm.report)
     server = build_server(here, identity, metrics)
-    stopping = threading.Event()
+    # A handler may put into this queue; an Event it could not set without a deadlock, were its lock just held.
+    asked: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda got, _: asked.put(got))
     stop_pages = metrics.serve(settings.metrics_address, lambda: identity.ready) if settings.metrics_address else None
     _bind(server, settings.endpoint)
     server.start()
     _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
     threading.Thread(target=_start_up, args=(here, identity), name="start-up", daemon=True).start()
-    # The kernel may give a signal to any thread, and only a main thread that wakes up then runs Python's handler.
-    while not stopping.wait(_SIGNAL_SECONDS):
-        pass
+    _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     identity.ready = False
     server.stop(_STOP_SECONDS).wait()
@@ -73,6 +74,16 @@ def _serve(settings: Settings) -> int:
         stop_pages()
     _log.info("stopped")
     return 0
+
+
+def _wait_for(asked: "queue.SimpleQueue[int]") -> None:
+    """Wait for a stop signal. The kernel may give it to any thread, and only a main thread that wakes up then runs Python's
+    handler, so it wakes up now and then.
+    """
+    while True:
+        with contextlib.suppress(queue.Empty):
+            asked.get(timeout=_SIGNAL_SECONDS)
+            return
 
 
 def build_server(here: world.World, identity: Identity, metrics: Metrics) -> grpc.Server:
