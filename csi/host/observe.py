@@ -39,8 +39,7 @@ def path(value: str, listed: tuple[Mount, ...] | None = None) -> PathView:
 
 def node_is_right(lv: LogicalVolume) -> bool:
     """Whether the LV's path in /dev leads to the kernel's device of this LV. Without udev stale nodes are left behind."""
-    real = disks.resolved(lv.path)
-    return lv.device is not None and real is not None and disks.number(real) == lv.device
+    return lv.device is not None and disks.leads_to(lv.path) == lv.device
 
 
 def is_volume(device: tuple[int, int] | None, volume_id: str) -> bool:

@@ -379,3 +379,13 @@ def test_every_option_of_open_is_documented() -> None:
     verbs = next(action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
     options = [option for action in verbs.choices["open"]._actions for option in action.option_strings]
     assert [option for option in options if option.startswith("--") and f"| `{option}" not in page] == ["--help"]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon", "86401"])
+def test_a_wait_that_is_no_bounded_number_is_refused_with_the_bounds(
+    capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["open", "--policy", "p", "--volume", "v", f"--wait={text}"])
+    assert ended.value.code == 2
+    assert "no number of seconds from 0 to 86400" in capsys.readouterr().err
