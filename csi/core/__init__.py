@@ -1,0 +1,1 @@
+"""What two programs or more use, and nothing else. Imports no program."""

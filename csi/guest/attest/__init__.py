@@ -1,0 +1,1 @@
+"""Attestation: evidence, the broker's client, TLS."""

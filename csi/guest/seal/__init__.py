@@ -1,0 +1,1 @@
+"""The sealed volume: header, records, keys, tables, and dm-crypt."""

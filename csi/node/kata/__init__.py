@@ -1,0 +1,1 @@
+"""Kata's direct volumes: the record and the registry on this node."""

@@ -1,0 +1,1 @@
+"""CSI over gRPC: requests in, answers out."""

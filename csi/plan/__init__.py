@@ -1,1 +1,0 @@
-"""What to do: pure decisions, (observed, wanted) to steps or an error. No I/O."""

@@ -1,1 +1,0 @@
-"""Doing it: the only package that runs processes, makes system calls and opens kernel files."""
