@@ -35,7 +35,7 @@ COPY requirements/guest.txt /src/requirements/guest.txt
 RUN python3 -m venv /opt/sealed-local \
     && pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/guest.txt \
     && pip install --disable-pip-version-check --no-cache-dir --no-index --no-deps /wheel/*.whl \
-    && rm -r /opt/sealed-local/lib/python3*/site-packages/csi/host /opt/sealed-local/lib/python3*/site-packages/csi/broker \
+    && rm -r /opt/sealed-local/lib/python3*/site-packages/csi/node /opt/sealed-local/lib/python3*/site-packages/csi/broker \
     && pip uninstall -y pip setuptools \
     && python -m compileall -q /opt/sealed-local/lib
 
@@ -44,7 +44,7 @@ COPY requirements/broker.txt /src/requirements/broker.txt
 RUN python3 -m venv /opt/sealed-local \
     && pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/broker.txt \
     && pip install --disable-pip-version-check --no-cache-dir --no-index --no-deps /wheel/*.whl \
-    && rm -r /opt/sealed-local/lib/python3*/site-packages/csi/host /opt/sealed-local/lib/python3*/site-packages/csi/guest \
+    && rm -r /opt/sealed-local/lib/python3*/site-packages/csi/node /opt/sealed-local/lib/python3*/site-packages/csi/guest \
     && pip uninstall -y pip setuptools \
     && python -m compileall -q /opt/sealed-local/lib
 

@@ -10,7 +10,7 @@ help:   ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: setup  ## show the main job end to end and write build/demo.html
-	@$(PYTHON) -m tests.lab.demo
+	@$(PYTHON) -m lab.demo
 
 test: setup  ## the whole suite, the lab included
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
@@ -24,7 +24,7 @@ bench: setup  ## measure against bare tools, in the lab, and print ratios
 setup:  ## packages and the Python environment
 	@scripts/setup
 
-protos: setup  ## generate csi/proto from protos/
+protos: setup  ## generate csi/node/rpc/proto from protos/
 	@scripts/generate-protos
 
 lock:   ## make requirements/*.txt from pyproject.toml (needs uv)

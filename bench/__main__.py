@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import bare
-from tests.lab.driver import MIB, Driver, mount_capability
-from tests.lab.node import REPOSITORY, LabUnavailable, Node, pick
-from tests.lab.sealed import Broker, init_data
+from lab.driver import MIB, Driver, mount_capability
+from lab.node import REPOSITORY, LabUnavailable, Node, pick
+from lab.sealed import Broker, init_data
 
 _ROUNDS = 7
 _SIZE = 64 * MIB
@@ -189,7 +189,7 @@ class Bench:
 
         mine, base = self._alternate(ours, bare)
         python = statistics.median(
-            self.bare("python_start", modules="csi.guest.unlock,csi.system.kbs_client,csi.system.devices")
+            self.bare("python_start", modules="csi.guest.unlock,csi.guest.attest.kbs_client,csi.guest.devices")
             for _ in range(3)
         )
         self.note("unlock (attest, verify, open, commit, mount) / bare cryptsetup open + mount", mine, base, 1.5)

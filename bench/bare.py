@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from csi.system.command import LocalRunner
-from csi.system.filesystems import Filesystem, make
+from csi.core.command import LocalRunner
+from csi.core.filesystems import Filesystem, make
 
 _VG = "vg0"
 _PATIENCE_SECONDS = 30.0
@@ -93,7 +93,7 @@ def memory(pid: int) -> dict[str, int]:
 
 def seconds_until_serving(argv: Sequence[str], log: str, socket: str) -> dict[str, float]:
     """Start the node plugin; answers its process id, the seconds until it answers a call, and until it is ready."""
-    from tests.lab import csi_calls
+    from lab import csi_calls
 
     pid, answering, started = _until_answering(argv, log, socket)
     csi_calls.ready(socket)
@@ -102,7 +102,7 @@ def seconds_until_serving(argv: Sequence[str], log: str, socket: str) -> dict[st
 
 def seconds_until_answering(argv: Sequence[str], log: str, socket: str) -> float:
     """Start the node plugin, wait until it answers a call, and end it."""
-    from tests.lab import csi_calls, inside
+    from lab import csi_calls, inside
 
     pid, answering, _ = _until_answering(argv, log, socket)
     csi_calls.forget(socket)
@@ -113,7 +113,7 @@ def seconds_until_answering(argv: Sequence[str], log: str, socket: str) -> float
 
 def _until_answering(argv: Sequence[str], log: str, socket: str) -> tuple[int, float, float]:
     """Process id, seconds, and when it was started. Waits for the socket cheaply: a busy wait would slow what it times."""
-    from tests.lab import csi_calls, inside
+    from lab import csi_calls, inside
 
     Path(socket).unlink(missing_ok=True)
     started = time.monotonic()

@@ -6,7 +6,7 @@ from importlib import import_module
 from csi import __version__
 
 _PROGRAMS = {
-    "node": ("csi.host.main", "the CSI plugin of a node: provisions LVM volumes and hands them to pods"),
+    "node": ("csi.node.main", "the CSI plugin of a node: provisions LVM volumes and hands them to pods"),
     "guest": ("csi.guest.main", "inside a confidential guest: attest, unlock and mount sealed volumes"),
     "broker": ("csi.broker.main", "the tenant's key broker and volume register (KBS protocol 0.4.0)"),
 }

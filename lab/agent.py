@@ -1,7 +1,7 @@
 """The node agent: a long-lived Python process inside the node that carries out calls for tests that run outside.
 
 One frame a line: base64 of JSON. A request names a function (`module:name`) and keyword arguments, the reply carries its
-result or its exception. It knows nothing of the driver; what can be called is any function of `tests.lab`.
+result or its exception. It knows nothing of the driver; what can be called is any function of `lab`.
 """
 
 import base64
@@ -50,7 +50,7 @@ def _send(writer: BinaryIO, reply: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """`python -m tests.lab.agent TTY` serves on a terminal line; without an argument on standard input and output."""
+    """`python -m lab.agent TTY` serves on a terminal line; without an argument on standard input and output."""
     if len(sys.argv) > 1:
         descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)
         tty.setraw(descriptor, termios.TCSANOW)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf import json_format
 
-from csi.proto import csi_pb2, csi_pb2_grpc
+from csi.node.rpc.proto import csi_pb2, csi_pb2_grpc
 
 _channels: dict[str, grpc.Channel] = {}
 _lock = threading.Lock()

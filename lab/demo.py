@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.lab import guest_image
-from tests.lab.node import REPOSITORY, LabUnavailable, pick
-from tests.lab.story import Event, Story
+from lab import guest_image
+from lab.node import REPOSITORY, LabUnavailable, pick
+from lab.story import Event, Story
 
 REPORT = REPOSITORY / "build" / "demo.html"
 _COLOURS = {"step": "#4472c4", "proof": "#2e9e5b", "failed": "#c0392b"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.lab.node import Node
+from lab.node import Node
 
 _numbers = itertools.count(1)
 MIB = 1024 * 1024
@@ -79,7 +79,7 @@ class Driver:
     def start(self, module: str = "csi", env: Mapping[str, str] | None = None) -> None:
         """Start it and wait until Probe says ready."""
         self._pid = self.node.spawn(self.argv(module), self.log, env)
-        self.node.call("tests.lab.csi_calls:ready", socket=self.socket)
+        self.node.call("lab.csi_calls:ready", socket=self.socket)
 
     def adopt(self, pid: int) -> None:
         """Take over a process that something else in the node has started with `argv`."""
@@ -110,14 +110,14 @@ class Driver:
 
     def call(self, method: str, **request: Any) -> Answer:
         """One CSI call; fields by their names in the specification."""
-        reply = self.node.call("tests.lab.csi_calls:call", socket=self.socket, method=method, request=request)
+        reply = self.node.call("lab.csi_calls:call", socket=self.socket, method=method, request=request)
         assert not reply["details"], "CSI forbids status details"
         return _answer(reply)
 
     def many(self, method: str, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Many calls at once."""
         replies = self.node.call(
-            "tests.lab.csi_calls:many",
+            "lab.csi_calls:many",
             call_timeout=900,
             socket=self.socket,
             method=method,
@@ -178,7 +178,7 @@ class Driver:
         return f"{self.kubelet}/pods/{pod}/volumes/kubernetes.io~csi/{volume_id}/mount"
 
     def _forget(self) -> None:
-        self.node.call("tests.lab.csi_calls:forget", socket=self.socket)
+        self.node.call("lab.csi_calls:forget", socket=self.socket)
 
 
 def create_request(name: str, size: int, capability: Mapping[str, Any], **parameters: str) -> dict[str, Any]:

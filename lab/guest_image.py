@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import files as package_files
 from pathlib import Path
 
-from tests.lab.node import REPOSITORY
+from lab.node import REPOSITORY
 
 CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "guest"
 _PROGRAMS = (
@@ -49,7 +49,7 @@ def build() -> GuestImage:
     """The image for this checkout, built if no cached one fits."""
     package = _kernel_package()
     key = hashlib.sha256()
-    for path in (Path(__file__), REPOSITORY / "tests/lab/guest-init", REPOSITORY / "requirements/guest.txt"):
+    for path in (Path(__file__), REPOSITORY / "lab/guest-init", REPOSITORY / "requirements/guest.txt"):
         key.update(path.read_bytes())
     key.update(package.name.encode())
     folder = CACHE / key.hexdigest()[:16]
@@ -85,7 +85,7 @@ def own_code() -> dict[str, bytes]:
     shutil.copytree(
         REPOSITORY / "csi", folder / "csi", ignore=shutil.ignore_patterns("__pycache__", "host", "broker", "proto")
     )
-    shutil.copy(REPOSITORY / "tests/lab/guest_agent.py", folder / "guest_agent.py")
+    shutil.copy(REPOSITORY / "lab/guest_agent.py", folder / "guest_agent.py")
     _compile(folder)
     return {f"extra/python/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.pyc")}
 
@@ -216,7 +216,7 @@ def _copy_libraries(binary: Path, root: Path) -> None:
 
 def _initramfs(unpacked: Path, version: str) -> bytes:
     tree: dict[str, bytes] = {"bin/busybox": Path("/bin/busybox").read_bytes()}
-    tree["init"] = (REPOSITORY / "tests/lab/guest-init").read_bytes()
+    tree["init"] = (REPOSITORY / "lab/guest-init").read_bytes()
     modules = unpacked / "lib/modules" / version
     order: list[str] = []
     for line in (modules / "modules.dep").read_text().splitlines():

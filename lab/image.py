@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.dockerfile import Stage, stages
-from tests.lab.node import REPOSITORY
+from lab.dockerfile import Stage, stages
+from lab.node import REPOSITORY
 
 CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "images"
 _SUITES = {"12": "bookworm", "13": "trixie"}

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tests.lab import vm
+from lab import vm
 
 REGISTRY = Path("/run/kata-containers/shared/direct-volumes")
 RECORD = "mountInfo.json"

@@ -1,6 +1,6 @@
 """The real driver, ended by `kill -9` at chosen moments, again and again without paying for Python's start each time.
 
-`python -m tests.lab.killed FOLDER node ...` imports the driver once, then waits for files `FOLDER/start`. Each holds a
+`python -m lab.killed FOLDER node ...` imports the driver once, then waits for files `FOLDER/start`. Each holds a
 moment: `1:before` or `<number>:during` a step. A child is forked that becomes the driver and dies then: a tenth of a second
 into the n-th step that it carries out, or at that step's end if it is shorter. Nothing else differs from `python -m csi`; a
 program that runs at that moment (lvcreate, mkfs) goes on by itself, as in a real kill. `FOLDER/pid` names the child,
@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import csi.host.main as driver
-from csi.system import apply
+import csi.node.main as driver
+from csi.node import apply
 
 _carry_out = apply.carry_out
 _INTO_THE_STEP_SECONDS = 0.1

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.lab.node import REPOSITORY, Node
+from lab.node import REPOSITORY, Node
 
 
 class MachineNode(Node):
@@ -28,7 +28,7 @@ class MachineNode(Node):
         """See `Node.boot`."""
         self.disks = tuple(_output(["losetup", "--find", "--show", str(image)]) for image in self.images)
         self._agent = subprocess.Popen(
-            [sys.executable, "-m", "tests.lab.agent"],
+            [sys.executable, "-m", "lab.agent"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=REPOSITORY,

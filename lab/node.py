@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 _MIB = 1024 * 1024
 _LINE_LIMIT = 1500
 DISK_BYTES = (1024 * _MIB, 1024 * _MIB, 512 * _MIB)
@@ -167,7 +167,7 @@ class Node(ABC):
     ) -> Result:
         """Run a command in the node. With `check` a status other than 0 raises, with what the command said."""
         reply = self.call(
-            "tests.lab.inside:run",
+            "lab.inside:run",
             call_timeout=timeout + 30,
             argv=list(argv),
             stdin=base64.b64encode(stdin).decode(),
@@ -184,32 +184,32 @@ class Node(ABC):
 
     def spawn(self, argv: Sequence[str], log: str, env: Mapping[str, str] | None = None) -> int:
         """Start a process in the node; answers its process id there."""
-        return int(self.call("tests.lab.inside:spawn", argv=list(argv), log=log, env=dict(env or {})))
+        return int(self.call("lab.inside:spawn", argv=list(argv), log=log, env=dict(env or {})))
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Signal a spawned process."""
-        self.call("tests.lab.inside:kill", pid=pid, number=int(number))
+        self.call("lab.inside:kill", pid=pid, number=int(number))
 
     def wait(self, pid: int, timeout: float = 60) -> int:
         """Wait for a spawned process to end; answers its exit status."""
-        return int(self.call("tests.lab.inside:wait", call_timeout=timeout + 10, pid=pid, timeout=timeout))
+        return int(self.call("lab.inside:wait", call_timeout=timeout + 10, pid=pid, timeout=timeout))
 
     def read(self, path: str, offset: int = 0, length: int = -1) -> bytes:
         """Bytes of a file or device in the node."""
-        return base64.b64decode(self.call("tests.lab.inside:read", path=path, offset=offset, length=length))
+        return base64.b64decode(self.call("lab.inside:read", path=path, offset=offset, length=length))
 
     def write(self, path: str, content: bytes, offset: int | None = None) -> None:
         """Write a file, or bytes of a device at an offset, and flush."""
         encoded = base64.b64encode(content).decode()
-        self.call("tests.lab.inside:write", path=path, content=encoded, offset=offset)
+        self.call("lab.inside:write", path=path, content=encoded, offset=offset)
 
     def exists(self, path: str) -> bool:
         """Whether there is anything at a path in the node."""
-        return bool(self.call("tests.lab.inside:exists", path=path))
+        return bool(self.call("lab.inside:exists", path=path))
 
     def listing(self, path: str) -> list[str]:
         """Names in a directory of the node."""
-        return [str(name) for name in self.call("tests.lab.inside:listing", path=path)]
+        return [str(name) for name in self.call("lab.inside:listing", path=path)]
 
     def _await_agent(self, reader: BinaryIO, writer: BinaryIO, seconds: float = 60) -> None:
         channel = Channel(reader, writer, self.shared)
@@ -222,8 +222,8 @@ def pick() -> type[Node]:
 
     SEALED_LOCAL_LAB=uml, machine or none overrides.
     """
-    from tests.lab.machine import MachineNode
-    from tests.lab.uml import UmlNode
+    from lab.machine import MachineNode
+    from lab.uml import UmlNode
 
     wanted = os.environ.get("SEALED_LOCAL_LAB", "")
     kinds: Iterable[type[MachineNode | UmlNode]] = (MachineNode, UmlNode)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tests.lab import guest_image
-from tests.lab.kata import Rules
-from tests.lab.node import Node, Result
+from lab import guest_image
+from lab.kata import Rules
+from lab.node import Node, Result
 
 _numbers = itertools.count(1)
 BROKER_PORT = 8443
@@ -72,7 +72,7 @@ class Broker:
         """Serve."""
         argv = [sys.executable, "-m", "csi", "broker", "serve", self.folder, "--listen", f"127.0.0.1:{self.port}"]
         self._pid = self.node.spawn(argv, self.log)
-        self.node.call("tests.lab.sealed:wait_for_port", port=self.port)
+        self.node.call("lab.sealed:wait_for_port", port=self.port)
 
     def stop(self) -> None:
         """End it in order."""
@@ -120,7 +120,7 @@ class Guest:
         files = guest_image.own_code() | {"extra/initdata.toml": self._measured.encode()}
         extra.write_bytes(guest_image.archive(files))
         self.boot_seconds = self.node.call(
-            "tests.lab.vm:start",
+            "lab.vm:start",
             name=self.name,
             image=image,
             extra=str(extra),
@@ -133,14 +133,14 @@ class Guest:
         """Kata's part: read the record, plug the device, build the Storage."""
         return dict(
             self.node.call(
-                "tests.lab.kata:hand_over", guest=self.name, target_path=target_path, rules=rules.value, driver=driver
+                "lab.kata:hand_over", guest=self.name, target_path=target_path, rules=rules.value, driver=driver
             )
         )
 
     def plug(self, device: str) -> str:
         """Plug any device of the node, as a hostile host may; answers the guest's device node."""
         address = self.node.call(
-            "tests.lab.vm:plug", name=self.name, device=device, driver="virtio-scsi", read_only=False, serial=""
+            "lab.vm:plug", name=self.name, device=device, driver="virtio-scsi", read_only=False, serial=""
         )
         return str(self.call("find_device", **address))
 
@@ -173,12 +173,12 @@ class Guest:
 
     def kill(self) -> None:
         """Sudden death."""
-        self.node.call("tests.lab.vm:kill", name=self.name)
+        self.node.call("lab.vm:kill", name=self.name)
 
     def call(self, function: str, *, timeout: float = 240, **arguments: Any) -> Any:
         """A function of the agent in the guest."""
         return self.node.call(
-            "tests.lab.vm:call",
+            "lab.vm:call",
             call_timeout=timeout + 60,
             name=self.name,
             function=function,

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.lab import kata
-from tests.lab.driver import MIB, REGISTRY, Driver, lvs, mount_capability
-from tests.lab.kata import Rules
-from tests.lab.node import Node
-from tests.lab.sealed import Broker, Guest, init_data
+from lab import kata
+from lab.driver import MIB, REGISTRY, Driver, lvs, mount_capability
+from lab.kata import Rules
+from lab.node import Node
+from lab.sealed import Broker, Guest, init_data
 
 VOLUME = "pvc-demo"
 _SIZE = 64 * MIB
@@ -141,7 +141,7 @@ class Story:
 
     def _prove_noise(self, marker: bytes) -> None:
         with self.step("the raw LV shows neither the marker nor anything but noise", "proof") as found:
-            raw = self.node.call("tests.lab.story:look_at_raw", device=f"/dev/vg0/{VOLUME}", marker=marker.decode())
+            raw = self.node.call("lab.story:look_at_raw", device=f"/dev/vg0/{VOLUME}", marker=marker.decode())
             assert not raw["marker"], "the marker lies in clear on the node's disk"
             assert raw["written_blocks"] > 100, "hardly anything was written"
             assert raw["least_bits"] > _NOISE_BITS, f"a part of the payload has only {raw['least_bits']} bits a byte"
@@ -189,9 +189,9 @@ class Story:
             for copy in (0, 16 * MIB):
                 self.node.write(lv, good[copy + _HEADER_BYTE : copy + _HEADER_BYTE + 1], offset=copy + _HEADER_BYTE)
         with self.step("a blanked device is refused, and not formatted", "proof") as found:
-            self.node.call("tests.lab.story:blank", device=lv)
+            self.node.call("lab.story:blank", device=lv)
             self._refused(guest, device, 4, found)
-            raw = self.node.call("tests.lab.story:look_at_raw", device=lv, marker="x")
+            raw = self.node.call("lab.story:look_at_raw", device=lv, marker="x")
             assert raw["written_blocks"] == 0, "something was written to the blanked device"
             found.append("still blank afterwards")
         guest.kill()
@@ -209,7 +209,7 @@ class Story:
         with self.step("unpublish, unstage, DeleteVolume") as found:
             where = extents(self.node, f"vg0/{VOLUME}")
             # The blanked volume gets content again, so that the wipe has something to do.
-            self.node.call("tests.lab.story:scribble", device=lv)
+            self.node.call("lab.story:scribble", device=lv)
             self.driver.unpublish(VOLUME).ok()
             self.driver.unstage(VOLUME).ok()
             self.driver.delete(VOLUME).ok()
@@ -220,7 +220,7 @@ class Story:
             found.append("no LV, no record, no target; the secret is shredded")
         with self.step("the LV's former extents are wiped", "proof") as found:
             disk, offset, length = where
-            after = self.node.call("tests.lab.story:count_written", device=disk, offset=offset, length=34 * MIB)
+            after = self.node.call("lab.story:count_written", device=disk, offset=offset, length=34 * MIB)
             assert after == 0, f"{after} blocks of the former head still hold data"
             found.append(f"{disk} from {offset // MIB} MiB: the 34 MiB head reads as zeroes, of {length // MIB} MiB")
         with self.step("the node plugin and the broker stop in order") as found:
@@ -294,7 +294,7 @@ def count_written(device: str, offset: int, length: int) -> int:
 
 def blank(device: str) -> None:
     """Inside the node: what a hostile host does to make a volume look new."""
-    from csi.system import disks
+    from csi.core import disks
 
     disks.zero(device, 0, disks.size(device))
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.lab.node import REPOSITORY, Node
+from lab.node import REPOSITORY, Node
 
 _MEMORY_MIB = 3072
 
@@ -49,7 +49,7 @@ class UmlNode(Node):
             "con=null",
             "con0=null,fd:1",
             f"ssl0=fd:{theirs.fileno()}",
-            f"init={REPOSITORY}/tests/lab/uml-init",
+            f"init={REPOSITORY}/lab/uml-init",
             f"LAB_SHARED={self.shared}",
             f"LAB_ROOT={REPOSITORY}",
             f"LAB_PYTHON={sys.executable}",

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.node import Channel
+from lab.node import Channel
 
 _BOOT_SECONDS = 180.0
 _guests: dict[str, "Guest"] = {}

@@ -21,11 +21,11 @@ from starlette.routing import Route
 
 from csi.broker.service import Broker
 from csi.broker.sessions import NotAttested, Session
-from csi.model import errors
-from csi.model.errors import SealedLocalError
-from csi.model.secret import Secret
-from csi.system import log
-from csi.wire import kbs, strict_json, volumes_api
+from csi.core import errors, log
+from csi.core.errors import SealedLocalError
+from csi.core.secret import Secret
+from csi.kbs import messages as kbs
+from csi.kbs import strict_json, volumes_api
 
 _log = logging.getLogger(__name__)
 

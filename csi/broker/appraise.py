@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 from functools import lru_cache
 
-from csi.model.errors import NotReleased
-from csi.model.release import ANY, Claims, ReleasePolicy, Workload
+from csi.broker.release import ANY, Claims, ReleasePolicy, Workload
+from csi.core.errors import NotReleased
 
 _SAMPLE_TEES = ("sample", "sampledevice")
 _REGEX_PREFIX = "regex:"

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from csi.model.errors import Tampered
+from csi.core.errors import Tampered
 
 GENESIS = "0" * 64
 _MINUTE = 60.0

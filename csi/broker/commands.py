@@ -11,17 +11,18 @@ from pathlib import Path
 
 import msgspec
 
+from csi.broker import rules as register
 from csi.broker import volumes
 from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory, initialise, missing_hosts
-from csi.model.errors import InvalidInput, NotFound, Refused
-from csi.model.register import VolumeRecord
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.plan import register
-from csi.system import log, process
-from csi.wire import init_data as init_data_text
-from csi.wire import kbs, volumes_api
+from csi.core import log, process
+from csi.core.errors import InvalidInput, NotFound, Refused
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.kbs import init_data as init_data_text
+from csi.kbs import messages as kbs
+from csi.kbs import volumes_api
+from csi.kbs.register import VolumeRecord
 
 _OPERATOR = "operator"
 _STACK_BYTES = 1024 * 1024

@@ -12,16 +12,16 @@ from pathlib import Path
 from cryptography import x509
 
 from csi.broker import certificates, vault
+from csi.broker import policy as broker_policy
 from csi.broker.certificates import Pair
+from csi.broker.release import ReleasePolicy
 from csi.broker.service import Broker
 from csi.broker.store import Store, empty_database
 from csi.broker.tokens import TokenIssuer
 from csi.broker.vault import Vault
-from csi.model.errors import InvalidInput, NotFound, Refused, SealedLocalError
-from csi.model.release import ReleasePolicy
-from csi.model.secret import Secret
-from csi.system.files import write_atomic
-from csi.wire import broker_policy
+from csi.core.errors import InvalidInput, NotFound, Refused, SealedLocalError
+from csi.core.files import write_atomic
+from csi.core.secret import Secret
 
 _SECRET_MODE, _PUBLIC_MODE, _DIRECTORY_MODE = 0o600, 0o644, 0o700
 _KEY_CHECK = ("master key check",)

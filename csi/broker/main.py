@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from csi.broker import commands
-from csi.model.errors import SealedLocalError
-from csi.model.sealed import Profile
+from csi.core.errors import SealedLocalError
+from csi.core.sealed import Profile
 
 DIRECTORY_VARIABLE = "SEALED_LOCAL_BROKER_DIR"
 _DEFAULT_DIRECTORY = "/var/lib/sealed-local-broker"

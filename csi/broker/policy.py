@@ -6,10 +6,10 @@ from typing import Annotated
 
 import msgspec
 
-from csi.model.errors import InvalidInput
-from csi.model.release import ANY, Allocate, ReleasePolicy, Workload
-from csi.wire import strict_json
-from csi.wire.kbs import Tee
+from csi.broker.release import ANY, Allocate, ReleasePolicy, Workload
+from csi.core.errors import InvalidInput
+from csi.kbs import strict_json
+from csi.kbs.messages import Tee
 
 _VERSION = 1
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})", re.ASCII)

@@ -13,9 +13,9 @@ The rules don't keep two guests from using one device at the same time: access m
 
 from dataclasses import replace
 
-from csi.model.errors import Busy, InvalidInput, Refused
-from csi.model.register import FormatGrant, PendingOpen, VolumeRecord, VolumeState
-from csi.model.sealed import Profile
+from csi.core.errors import Busy, InvalidInput, Refused
+from csi.core.sealed import Profile
+from csi.kbs.register import FormatGrant, PendingOpen, VolumeRecord, VolumeState
 
 _FIRST_GENERATION = 1
 _WIDEST_STEP = 2

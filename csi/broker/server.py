@@ -16,7 +16,7 @@ from csi.broker.app import Admin, BrokerApp
 from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
 from csi.broker.directory import BrokerDirectory
 from csi.broker.service import Broker
-from csi.model.errors import InvalidInput, SealedLocalError, Unavailable
+from csi.core.errors import InvalidInput, SealedLocalError, Unavailable
 
 _log = logging.getLogger(__name__)
 

@@ -9,18 +9,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from csi.broker import appraise
 from csi.broker.audit import Event, Ration
+from csi.broker.release import Claims, ReleasePolicy
 from csi.broker.sessions import Guest, NotAttested, Session, Sessions
 from csi.broker.store import Store
 from csi.broker.tokens import Attested, TokenIssuer
 from csi.broker.vault import Vault
 from csi.broker.verifiers import VERIFIERS, Expected, Verifier, verifier_for
 from csi.broker.volumes import ACTIONS, Call, Volumes
-from csi.model.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError
-from csi.model.release import Claims, ReleasePolicy
-from csi.model.secret import Secret
-from csi.plan import appraise
-from csi.wire import init_data, jwe, jwk, kbs, strict_json, volumes_api
+from csi.core.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError
+from csi.core.secret import Secret
+from csi.kbs import init_data, jwe, jwk, strict_json, volumes_api
+from csi.kbs import messages as kbs
 
 _log = logging.getLogger(__name__)
 _FAILURES_A_MINUTE = 1

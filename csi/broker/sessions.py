@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from csi.model.errors import NotReleased, Unavailable
-from csi.model.release import Claims
-from csi.wire import kbs
-from csi.wire.jwk import Jwk
+from csi.broker.release import Claims
+from csi.core.errors import NotReleased, Unavailable
+from csi.kbs import messages as kbs
+from csi.kbs.jwk import Jwk
 
 _NONCE_BYTES = 32
 _ID_BYTES = 16

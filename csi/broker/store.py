@@ -1,7 +1,7 @@
 """What a broker must not forget: volume records, wrapped secrets, resources, the audit log. One SQLite file.
 
 Every change is one transaction, flushed before it is answered, with its audit entry inside. Keys are not here: secrets
-come wrapped and leave wrapped. The rules of changes are in `csi.plan.register`.
+come wrapped and leave wrapped. The rules of changes are in `csi.broker.rules`.
 """
 
 import re
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from csi.broker import audit
 from csi.broker.audit import Entry, Event
-from csi.model.errors import NotFound, Refused, Unavailable
-from csi.model.register import VolumeRecord
-from csi.wire import strict_json
+from csi.core.errors import NotFound, Refused, Unavailable
+from csi.kbs import strict_json
+from csi.kbs.register import VolumeRecord
 
 _SCHEMA_VERSION = 1
 _BUSY_SECONDS = 10.0

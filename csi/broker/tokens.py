@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from csi import __version__
+from csi.broker.release import Claims
 from csi.broker.sessions import Guest, NotAttested
-from csi.model.errors import InvalidInput
-from csi.model.release import Claims
-from csi.wire import base64url, jwk, strict_json
-from csi.wire.kbs import RuntimeData
+from csi.core.errors import InvalidInput
+from csi.kbs import base64url, jwk, strict_json
+from csi.kbs.messages import RuntimeData
 
 LIFETIME_SECONDS = 300
 _ISSUER = "CoCo-Attestation-Service"

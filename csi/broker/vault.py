@@ -10,8 +10,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from csi.model.errors import InvalidInput, NotFound, Refused
-from csi.model.secret import Secret
+from csi.core.errors import InvalidInput, NotFound, Refused
+from csi.core.secret import Secret
 
 MASTER_KEY_VARIABLE = "SEALED_LOCAL_BROKER_MASTER_KEY"
 _KEY_BYTES, _IV_BYTES = 32, 12

@@ -1,7 +1,7 @@
 """Evidence to claims, one verifier a TEE. A TEE without a verifier here is refused, never passed through.
 
 A verifier checks signatures and that the evidence carries the expected report data and init-data digest. Whether the
-claims are good enough is `csi.plan.appraise`'s question.
+claims are good enough is `csi.broker.appraise`'s question.
 """
 
 import hmac
@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.model.errors import InvalidInput, NotReleased
-from csi.model.release import Claims
-from csi.wire import init_data, kbs, strict_json
+from csi.broker.release import Claims
+from csi.core.errors import InvalidInput, NotReleased
+from csi.kbs import init_data, strict_json
+from csi.kbs import messages as kbs
 
 _SAMPLE_LAUNCH_DIGEST = "abcde"
 

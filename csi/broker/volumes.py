@@ -1,6 +1,6 @@
-"""The register's five requests: decode, apply the rule of `csi.plan.register` in one transaction, encode the answer.
+"""The register's five requests: decode, apply the rule of `csi.broker.rules` in one transaction, encode the answer.
 
-Whether the guest may ask at all was decided before (`csi.plan.appraise`).
+Whether the guest may ask at all was decided before (`csi.broker.appraise`).
 """
 
 import os
@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from csi.broker import rules as register
 from csi.broker.audit import Event
+from csi.broker.release import Allocate, ReleasePolicy
 from csi.broker.sessions import Guest
 from csi.broker.store import Store
 from csi.broker.vault import Vault
-from csi.model.errors import NotFound, NotReleased
-from csi.model.register import VolumeRecord
-from csi.model.release import Allocate, ReleasePolicy
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.plan import register
-from csi.wire import strict_json, volumes_api
+from csi.core.errors import NotFound, NotReleased
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.kbs import strict_json, volumes_api
+from csi.kbs.register import VolumeRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.model.command_line import logged
-from csi.model.errors import CommandError, CommandTimeout, ToolFailed, Unavailable
-from csi.model.secret import Secret
+from csi.core.command_line import logged
+from csi.core.errors import CommandError, CommandTimeout, ToolFailed, Unavailable
+from csi.core.secret import Secret
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from csi.model.errors import ForeignContent, InUse
-from csi.model.size import GIB, MIB, SECTOR_BYTES
+from csi.core.errors import ForeignContent, InUse
+from csi.core.size import GIB, MIB, SECTOR_BYTES
 
 _log = logging.getLogger(__name__)
 

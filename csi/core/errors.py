@@ -23,7 +23,7 @@ SealedLocalError
 
 from collections.abc import Sequence
 
-from csi.model.command_line import shown
+from csi.core.command_line import shown
 
 
 class SealedLocalError(Exception):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
-from csi.model.errors import CommandError, InvalidInput
-from csi.system.command import Runner
+from csi.core.command import Runner
+from csi.core.errors import CommandError, InvalidInput
 
 _PROBE_SECONDS = 60.0
 _MKFS_SECONDS = 1800.0

@@ -2,7 +2,7 @@
 
 import re
 
-from csi.model.mount import Mount
+from csi.core.mount import Mount
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 

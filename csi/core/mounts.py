@@ -5,10 +5,10 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from csi.model.errors import InUse, Refused
-from csi.model.mount import Mount
-from csi.system.command import Runner
-from csi.wire import kernel_mounts
+from csi.core import kernel_mounts
+from csi.core.command import Runner
+from csi.core.errors import InUse, Refused
+from csi.core.mount import Mount
 
 _TIMEOUT_SECONDS = 120.0
 

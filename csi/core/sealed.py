@@ -6,7 +6,7 @@ not here: the node plugin uses this module to size an LV, and it holds no keys.
 
 from enum import StrEnum
 
-from csi.model.size import KIB, MIB, round_up
+from csi.core.size import KIB, MIB, round_up
 
 HEADER_BYTES = 16 * MIB
 """One copy of the LUKS2 header: two binary headers with JSON, and the keyslot area."""

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from csi.model.errors import Blanked, ForeignContent, Refused, RolledBack, Tampered
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import PAYLOAD_OFFSET, Profile, usable_bytes
-from csi.model.size import human
-from csi.wire.state_record import RecordKind, Slot, SlotState, StateRecord
+from csi.core.errors import Blanked, ForeignContent, Refused, RolledBack, Tampered
+from csi.core.sealed import PAYLOAD_OFFSET, Profile, usable_bytes
+from csi.core.size import human
+from csi.guest.seal.state_record import RecordKind, Slot, SlotState, StateRecord
+from csi.kbs.register import VolumeRecord, VolumeState
 
 
 class HeaderCopy(Enum):

@@ -11,8 +11,8 @@ from typing import Final
 
 import pyudev
 
-from csi.model.errors import NotFound
-from csi.system.disks import resolved
+from csi.core.disks import resolved
+from csi.core.errors import NotFound
 
 _POLL_SECONDS: Final = 1.0
 _NOT_DISKS: Final = ("loop", "ram", "dm-", "zram", "sr", "fd")

@@ -1,12 +1,12 @@
 """Which disk of this guest is a volume: the one whose records verify. A blank disk is nobody's, so it is never guessed."""
 
-from csi.model.errors import NotFound, Refused, SealedLocalError
-from csi.model.register import VolumeRecord, VolumeState
-from csi.system import device_mapper, devices, sealed_device
-from csi.system.command import Runner
-from csi.wire import state_record
-from csi.wire.keys import VolumeKeys
-from csi.wire.state_record import StateRecord
+from csi.core.command import Runner
+from csi.core.errors import NotFound, Refused, SealedLocalError
+from csi.guest import devices
+from csi.guest.seal import device_mapper, sealed_device, state_record
+from csi.guest.seal.keys import VolumeKeys
+from csi.guest.seal.state_record import StateRecord
+from csi.kbs.register import VolumeRecord, VolumeState
 
 
 def mapped_device(runner: Runner, volume_id: str) -> str | None:

@@ -12,12 +12,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csi.model import errors
+from csi.core import errors
 
 if TYPE_CHECKING:
-    from csi.model.register import Register
-    from csi.system.command import Runner
-    from csi.wire.guest_policy import VolumePolicy
+    from csi.core.command import Runner
+    from csi.guest.policy import VolumePolicy
+    from csi.kbs.register import Register
 
 _LONGEST_WAIT_SECONDS = 86400.0
 _STATUS_FOLDER = Path("/run/sealed-local/volumes")
@@ -134,11 +134,12 @@ def _open(given: argparse.Namespace) -> int:
 
 
 def _unlock(given: argparse.Namespace) -> dict[str, Any]:
+    from csi.core import process
+    from csi.core.command import LocalRunner
+    from csi.guest import devices
+    from csi.guest import policy as guest_policy
+    from csi.guest.attest.kbs_client import BrokerRegister
     from csi.guest.unlock import Unlocker
-    from csi.system import devices, process
-    from csi.system.command import LocalRunner
-    from csi.system.kbs_client import BrokerRegister
-    from csi.wire import guest_policy
 
     started = time.monotonic()
 
@@ -170,7 +171,7 @@ def _unlock(given: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def _only_one(volume_id: str) -> Iterator[None]:
     """One `open`, `close` or `run` at its ends at a time. Raises `Busy`: two would close one another's mapping."""
-    from csi.system import files
+    from csi.core import files
 
     _STATUS_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
     descriptor = files.take_named_lock(_STATUS_FOLDER / "lock", volume_id)
@@ -184,7 +185,7 @@ def _only_one(volume_id: str) -> Iterator[None]:
 
 def _search(runner: "Runner", register: "Register", volume_id: str, rule: "VolumePolicy", seconds: float) -> str:
     from csi.guest import find
-    from csi.wire import keys
+    from csi.guest.seal import keys
 
     mapped = find.mapped_device(runner, volume_id)
     if mapped is not None:
@@ -194,8 +195,8 @@ def _search(runner: "Runner", register: "Register", volume_id: str, rule: "Volum
 
 
 def _close(given: argparse.Namespace) -> int:
+    from csi.core.command import LocalRunner
     from csi.guest.unlock import close
-    from csi.system.command import LocalRunner
 
     with _only_one(given.volume):
         was_open = close(LocalRunner(), given.volume)
@@ -206,7 +207,7 @@ def _close(given: argparse.Namespace) -> int:
 
 def _status(given: argparse.Namespace) -> int:
     """Shows what `open` left, checked against the kernel's mounts of now."""
-    from csi.system import mounts
+    from csi.core import mounts
 
     mounted = {mount.target for mount in mounts.listed()}
     files = sorted(_STATUS_FOLDER.glob("*.json")) if _STATUS_FOLDER.is_dir() else []
@@ -228,7 +229,7 @@ def _status(given: argparse.Namespace) -> int:
 
 
 def _run(given: argparse.Namespace) -> int:
-    from csi.system.supervise import supervise
+    from csi.guest.supervise import supervise
 
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     if not command:
@@ -255,14 +256,14 @@ def _read_policy(path: str) -> str:
 
 
 def _status_file(volume_id: str) -> Path:
-    from csi.system.device_mapper import mapping_name
+    from csi.guest.seal.device_mapper import mapping_name
 
     return _STATUS_FOLDER / f"{mapping_name(volume_id)}.json"
 
 
 def _remember(volume_id: str, facts: dict[str, Any]) -> None:
     """For `status` only, so a full or read-only /run does not take away a volume that is mounted."""
-    from csi.system.files import write_atomic
+    from csi.core.files import write_atomic
 
     path = _status_file(volume_id)
     try:

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from csi.model.broker import BrokerSettings
-from csi.model.errors import InvalidInput
-from csi.model.sealed import RESERVED_PROFILES, Profile
-from csi.wire import init_data
+from csi.core.errors import InvalidInput
+from csi.core.sealed import RESERVED_PROFILES, Profile
+from csi.guest.broker_settings import BrokerSettings
+from csi.kbs import init_data
 
 INIT_DATA_ENTRY = "sealed-local.toml"
 _FSTYPES = ("ext4", "xfs")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Final
 
-from csi.model.errors import ToolFailed
+from csi.core.errors import ToolFailed
 
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 

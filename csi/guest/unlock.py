@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from csi.model.errors import Busy, CommandError, InUse, LiveMismatch, Refused, SealedLocalError
-from csi.model.register import Register, VolumeRecord
-from csi.model.sealed import (
+from csi.core import filesystems, mounts
+from csi.core.command import Runner
+from csi.core.errors import Busy, CommandError, InUse, LiveMismatch, Refused, SealedLocalError
+from csi.core.filesystems import Filesystem
+from csi.core.sealed import (
     HEADER_A_OFFSET,
     HEADER_B_OFFSET,
     HEADER_BYTES,
@@ -25,18 +27,16 @@ from csi.model.sealed import (
     Freshness,
     Profile,
 )
-from csi.plan import unlock as plan
-from csi.plan.unlock import DiskView, Format, HeaderCopy, Open
-from csi.system import cryptsetup, device_mapper, filesystems, memfd, mounts, sealed_device
-from csi.system.command import Runner
-from csi.system.device_mapper import Mapping
-from csi.system.filesystems import Filesystem
-from csi.system.sealed_device import Head
-from csi.wire import dm_table, luks_header, state_record
-from csi.wire import keys as volume_keys
-from csi.wire.guest_policy import FormatRule, GuestAccess, VolumePolicy
-from csi.wire.keys import VolumeKeys
-from csi.wire.state_record import RecordKind, StateRecord
+from csi.guest import decide as plan
+from csi.guest.decide import DiskView, Format, HeaderCopy, Open
+from csi.guest.policy import FormatRule, GuestAccess, VolumePolicy
+from csi.guest.seal import cryptsetup, device_mapper, dm_table, luks_header, memfd, sealed_device, state_record
+from csi.guest.seal import keys as volume_keys
+from csi.guest.seal.device_mapper import Mapping
+from csi.guest.seal.keys import VolumeKeys
+from csi.guest.seal.sealed_device import Head
+from csi.guest.seal.state_record import RecordKind, StateRecord
+from csi.kbs.register import Register, VolumeRecord
 
 _log = logging.getLogger(__name__)
 _NONCE_BYTES = 24

@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 
-from csi.model.errors import InvalidInput
+from csi.core.errors import InvalidInput
 
 _ALPHABET = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 

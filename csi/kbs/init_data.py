@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from csi.model.errors import InvalidInput
+from csi.core.errors import InvalidInput
 
 LIMIT_BYTES = 64 * 1024
 """What the broker reads of one guest. Reading it costs time, and whoever sends it has proved nothing yet."""

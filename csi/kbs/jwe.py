@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from csi.model.errors import InvalidInput
-from csi.model.secret import Secret
-from csi.wire import base64url, jwk, strict_json
-from csi.wire.jwk import ECDH_ES_A256KW, EcJwk, Jwk, RsaJwk
+from csi.core.errors import InvalidInput
+from csi.core.secret import Secret
+from csi.kbs import base64url, jwk, strict_json
+from csi.kbs.jwk import ECDH_ES_A256KW, EcJwk, Jwk, RsaJwk
 
 _ENC = "A256GCM"
 _KEY_BYTES, _IV_BYTES, _TAG_BYTES = 32, 12, 16

@@ -9,8 +9,8 @@ from typing import ClassVar
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from csi.model.errors import InvalidInput
-from csi.wire import base64url
+from csi.core.errors import InvalidInput
+from csi.kbs import base64url
 
 _CURVES: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-521": ec.SECP521R1()}
 _COORDINATE_BYTES = {"P-256": 32, "P-521": 66}

@@ -15,8 +15,8 @@ from typing import Self
 import msgspec
 import rfc8785
 
-from csi.model.errors import InvalidInput
-from csi.wire.jwk import Jwk
+from csi.core.errors import InvalidInput
+from csi.kbs.jwk import Jwk
 
 PROTOCOL_VERSION = "0.4.0"
 """The only version that either side takes; the upstream server compares it exactly, too."""

@@ -1,15 +1,15 @@
 """The broker's register of a volume: the state outside the host's reach that authorises formats and detects rollback.
 
 absent → allocated → formatting → active ⇄ retired → shredded, changed only by compare-and-set on `revision`. The rules of
-each change are in `csi.plan.register`; this module says what a record is and what a guest may ask of a register.
+each change are in `csi.broker.rules`; this module says what a record is and what a guest may ask of a register.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
 
 
 class VolumeState(StrEnum):

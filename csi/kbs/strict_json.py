@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
-from csi.model.errors import InvalidInput
+from csi.core.errors import InvalidInput
 
 _T = TypeVar("_T")
 _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)

@@ -10,12 +10,13 @@ from typing import Annotated
 
 import msgspec
 
-from csi.model import errors
-from csi.model.errors import InvalidInput, SealedLocalError
-from csi.model.register import VolumeRecord
-from csi.model.sealed import PAYLOAD_BLOCK_BYTES, Profile
-from csi.model.secret import Secret
-from csi.wire import kbs, strict_json
+from csi.core import errors
+from csi.core.errors import InvalidInput, SealedLocalError
+from csi.core.sealed import PAYLOAD_BLOCK_BYTES, Profile
+from csi.core.secret import Secret
+from csi.kbs import messages as kbs
+from csi.kbs import strict_json
+from csi.kbs.register import VolumeRecord
 
 SECRET_BYTES = 32
 _VOLUME_ID = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}", re.ASCII)

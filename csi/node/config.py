@@ -7,9 +7,9 @@ from enum import StrEnum
 import msgspec
 import yaml
 
-from csi.model.errors import InvalidInput
-from csi.wire.quantity import NO_RESERVE, Reserve, reserve
-from csi.wire.volume_names import checked_vg_name
+from csi.core.errors import InvalidInput
+from csi.node.lvm.names import checked_vg_name
+from csi.node.quantity import NO_RESERVE, Reserve, reserve
 
 
 class Strategy(StrEnum):

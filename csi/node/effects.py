@@ -3,16 +3,17 @@
 import os
 from pathlib import Path
 
-from csi.model.errors import ForeignContent, Refused
-from csi.plan import steps
-from csi.plan.node_view import TOMBSTONE_SOURCE
-from csi.plan.pools import CreateVG, ExtendVG
-from csi.system import disks, filesystems, mount_api, mounts
-from csi.system.apply import Handlers
-from csi.system.command import Runner
-from csi.system.filesystems import Filesystem
-from csi.system.kata_registry import KataRegistry
-from csi.system.lvm import Lvm
+from csi.core import disks, filesystems, mounts
+from csi.core.command import Runner
+from csi.core.errors import ForeignContent, Refused
+from csi.core.filesystems import Filesystem
+from csi.node import mount_api
+from csi.node.apply import Handlers
+from csi.node.kata.registry import KataRegistry
+from csi.node.lvm.command import Lvm
+from csi.node.plan import steps
+from csi.node.plan.node_view import TOMBSTONE_SOURCE
+from csi.node.plan.pools import CreateVG, ExtendVG
 
 _TARGET_MODE = 0o750
 _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi.model.errors import Busy
-from csi.system import files
+from csi.core import files
+from csi.core.errors import Busy
 
 
 class VolumeLocks:

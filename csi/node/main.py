@@ -13,17 +13,17 @@ from pathlib import Path
 
 import grpc
 
-from csi.host import settings as node_settings
-from csi.host import startup, world
-from csi.host.controller import Controller
-from csi.host.identity import Identity
-from csi.host.interceptors import Around
-from csi.host.metrics import Metrics
-from csi.host.node import Node
-from csi.host.settings import Settings
-from csi.model.errors import InvalidInput, SealedLocalError
-from csi.proto import csi_pb2_grpc
-from csi.system import log
+from csi.core import log
+from csi.core.errors import InvalidInput, SealedLocalError
+from csi.node import settings as node_settings
+from csi.node import startup, world
+from csi.node.metrics import Metrics
+from csi.node.rpc.controller import Controller
+from csi.node.rpc.identity import Identity
+from csi.node.rpc.interceptors import Around
+from csi.node.rpc.node import Node
+from csi.node.rpc.proto import csi_pb2_grpc
+from csi.node.settings import Settings
 
 _log = logging.getLogger(__name__)
 

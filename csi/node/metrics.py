@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from csi.model.errors import InvalidInput, SealedLocalError
-from csi.model.lvm import Report
-from csi.plan import placement
-from csi.wire import volume_tags
-from csi.wire.node_config import NodeConfig
+from csi.core.errors import InvalidInput, SealedLocalError
+from csi.node.config import NodeConfig
+from csi.node.lvm import tags as volume_tags
+from csi.node.lvm.model import Report
+from csi.node.plan import placement
 
 _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)

@@ -3,15 +3,15 @@
 import os
 import stat
 
-from csi.model.errors import Refused
-from csi.model.lvm import LogicalVolume
-from csi.model.mount import Mount
-from csi.model.volume import Volume
-from csi.plan.node_view import PathKind, PathView, Publications
-from csi.system import disks, mounts
-from csi.system.kata_registry import KataRegistry
-from csi.wire import dm_name
-from csi.wire.kata_record import Record
+from csi.core import disks, mounts
+from csi.core.errors import Refused
+from csi.core.mount import Mount
+from csi.node.kata.record import Record
+from csi.node.kata.registry import KataRegistry
+from csi.node.lvm import dm_name
+from csi.node.lvm.model import LogicalVolume
+from csi.node.plan.node_view import PathKind, PathView, Publications
+from csi.node.volume import Volume
 
 _DEVICE_FILESYSTEMS = ("devtmpfs", "tmpfs")
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from csi.model.errors import InvalidInput
-from csi.model.sealed import RESERVED_PROFILES, Profile
-from csi.model.volume import Layout, Parameters, Wipe
-from csi.wire.volume_names import checked_vg_name
+from csi.core.errors import InvalidInput
+from csi.core.sealed import RESERVED_PROFILES, Profile
+from csi.node.lvm.names import checked_vg_name
+from csi.node.volume import Layout, Parameters, Wipe
 
 _KNOWN: Final = (
     "volumeType", "vgName", "pool", "lvmType", "stripes", "stripeSize", "direct", "mkfsOptions", "wipe", "sealed", "fsType",

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from csi.model.errors import InvalidInput
-from csi.model.size import GIB, KIB, MIB, TIB
+from csi.core.errors import InvalidInput
+from csi.core.size import GIB, KIB, MIB, TIB
 
 _UNITS = {
     "": 1,

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from csi.model.errors import InvalidInput
-from csi.system.kata_registry import DEFAULT_ROOT
-from csi.wire import node_config
-from csi.wire.node_config import NodeConfig
+from csi.core.errors import InvalidInput
+from csi.node import config as node_config
+from csi.node.config import NodeConfig
+from csi.node.kata.registry import DEFAULT_ROOT
 
 _NODE_ID_LIMIT: Final = 128
 _TOPOLOGY_LIMIT: Final = 63

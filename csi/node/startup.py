@@ -4,16 +4,16 @@ import logging
 import os
 from pathlib import Path
 
-from csi.host import observe
-from csi.host.world import World
-from csi.model.errors import SealedLocalError
-from csi.model.lvm import Report
-from csi.plan import pools, provision
-from csi.plan.node_view import PathKind
-from csi.system import disks, filesystems
-from csi.system.apply import apply
-from csi.system.command import LocalRunner, Runner
-from csi.wire.node_config import Pool
+from csi.core import disks, filesystems
+from csi.core.command import LocalRunner, Runner
+from csi.core.errors import SealedLocalError
+from csi.node import observe
+from csi.node.apply import apply
+from csi.node.config import Pool
+from csi.node.lvm.model import Report
+from csi.node.plan import pools, provision
+from csi.node.plan.node_view import PathKind
+from csi.node.world import World
 
 _log = logging.getLogger(__name__)
 

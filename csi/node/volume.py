@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
-from csi.model.lvm import LogicalVolume
-from csi.model.sealed import Profile
+from csi.core.sealed import Profile
+from csi.node.lvm.model import LogicalVolume
 
 
 class State(StrEnum):

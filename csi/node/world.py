@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from csi.host.effects import Effects
-from csi.host.locks import VolumeLocks
-from csi.host.settings import Settings
-from csi.system.apply import Handlers
-from csi.system.command import LocalRunner, Runner
-from csi.system.kata_registry import KataRegistry
-from csi.system.lvm import Lvm
+from csi.core.command import LocalRunner, Runner
+from csi.node.apply import Handlers
+from csi.node.effects import Effects
+from csi.node.kata.registry import KataRegistry
+from csi.node.locks import VolumeLocks
+from csi.node.lvm.command import Lvm
+from csi.node.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

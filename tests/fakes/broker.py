@@ -14,9 +14,9 @@ from csi.broker import server
 from csi.broker.app import Admin, BrokerApp
 from csi.broker.directory import BrokerDirectory, initialise
 from csi.broker.service import Broker
-from csi.model.broker import BrokerSettings
-from csi.system.kbs_client import BrokerRegister
-from csi.wire import init_data
+from csi.guest.attest.kbs_client import BrokerRegister
+from csi.guest.broker_settings import BrokerSettings
+from csi.kbs import init_data
 
 INIT_DATA = 'version = "0.1.0"\nalgorithm = "sha384"\n\n[data]\n"guest.toml" = "volumes allowed"\n'
 OTHER_INIT_DATA = INIT_DATA.replace("volumes allowed", "something else")

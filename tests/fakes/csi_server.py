@@ -17,21 +17,21 @@ from typing import Any, get_args
 import grpc
 import pytest
 
-from csi.host import main, observe
-from csi.host import settings as node_settings
-from csi.host.identity import Identity
-from csi.host.locks import VolumeLocks
-from csi.host.metrics import Metrics
-from csi.host.settings import Settings
-from csi.host.world import World
-from csi.model.lvm import Report
-from csi.model.volume import Volume
-from csi.plan import steps
-from csi.plan.node_view import PathView, Publications
-from csi.proto import csi_pb2_grpc
-from csi.system import disks, log
-from csi.system.kata_registry import Entry
-from csi.system.lvm import Lvm
+from csi.core import disks, log
+from csi.node import main, observe
+from csi.node import settings as node_settings
+from csi.node.kata.registry import Entry
+from csi.node.locks import VolumeLocks
+from csi.node.lvm.command import Lvm
+from csi.node.lvm.model import Report
+from csi.node.metrics import Metrics
+from csi.node.plan import steps
+from csi.node.plan.node_view import PathView, Publications
+from csi.node.rpc.identity import Identity
+from csi.node.rpc.proto import csi_pb2_grpc
+from csi.node.settings import Settings
+from csi.node.volume import Volume
+from csi.node.world import World
 from tests.fakes.node import Node
 
 PATIENCE = 20.0

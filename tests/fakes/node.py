@@ -7,12 +7,12 @@ keeps LVs with their tags and content. Content is one word a volume: what it is 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from csi.model.errors import ForeignContent, InUse, Refused
-from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
-from csi.model.mount import Mount
-from csi.plan import steps
-from csi.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
-from csi.wire.kata_record import Record
+from csi.core.errors import ForeignContent, InUse, Refused
+from csi.core.mount import Mount
+from csi.node.kata.record import Record
+from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.plan import steps
+from csi.node.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
 
 EXTENT = 4 * 1024 * 1024
 FRESH = "left over from another volume"
@@ -80,7 +80,7 @@ class Node:
         return Report(vgs=(vg,))
 
     def path(self, path: str) -> PathView:
-        """What `csi.host.observe.path` would show."""
+        """What `csi.node.observe.path` would show."""
         found = tuple(mount for mount in self.mounts if mount.target == path)
         bound = next((mount for mount in reversed(found) if mount.fstype == "devtmpfs"), None)
         if bound is not None:
@@ -91,7 +91,7 @@ class Node:
         return PathView(path=path, kind=kind, mounts=found)
 
     def publications(self, name: str, staging: str = "") -> Publications:
-        """What `csi.host.observe.publications` would show."""
+        """What `csi.node.observe.publications` would show."""
         lv = self.lvs.get(name)
         if lv is None:
             return Publications()

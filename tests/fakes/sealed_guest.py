@@ -1,7 +1,7 @@
 """A guest's machine in memory: one disk, device-mapper, cryptsetup, a filesystem, and a register by the real rules.
 
 Everything is 128 times smaller than on a real disk, and the format's own code runs unchanged over it: `Machine.installed`
-puts the small sizes and the model in place of `csi.system`. Each effect calls `tick` before it begins, between its parts
+puts the small sizes and the model in place of the machine. Each effect calls `tick` before it begins, between its parts
 and after its end, so a test can end the guest at any of these points, and then decide what a power cut leaves of the writes
 that were not flushed.
 """
@@ -19,22 +19,22 @@ from typing import Any
 
 import pytest
 
+from csi.broker import rules as register
+from csi.core import filesystems, mounts, sealed
+from csi.core.command import LocalRunner
+from csi.core.errors import InUse, Tampered, ToolFailed
+from csi.core.mount import Mount
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.guest import decide as plan
+from csi.guest import policy as guest_policy
 from csi.guest import unlock
+from csi.guest.policy import FormatRule, GuestAccess, VolumePolicy
+from csi.guest.seal import cryptsetup, device_mapper, dm_table, luks_header, sealed_device
+from csi.guest.seal.device_mapper import Mapping
+from csi.guest.seal.sealed_device import Head
 from csi.guest.unlock import Opened, Unlocker
-from csi.model import sealed
-from csi.model.errors import InUse, Tampered, ToolFailed
-from csi.model.mount import Mount
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.plan import register
-from csi.plan import unlock as plan
-from csi.system import cryptsetup, device_mapper, filesystems, mounts, sealed_device
-from csi.system.command import LocalRunner
-from csi.system.device_mapper import Mapping
-from csi.system.sealed_device import Head
-from csi.wire import dm_table, guest_policy, luks_header
-from csi.wire.guest_policy import FormatRule, GuestAccess, VolumePolicy
+from csi.kbs.register import VolumeRecord, VolumeState
 
 UNIT = 8 * 1024
 """What stands for 1 MiB here."""
@@ -209,7 +209,7 @@ class Machine:
         (mount,) = [mount for mount in self.mounted if mount.target == self.mount_point]
         return next(live for live in self.live.values() if (253, live.number) == mount.device)
 
-    # csi.system in memory
+    # The machine, in memory
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["Machine"]:
@@ -369,7 +369,7 @@ class Machine:
 
 @dataclass
 class ModelRegister:
-    """A `Register` by the rules of `csi.plan.register`. A guest may die before a request arrives, or before its answer."""
+    """A `Register` by the rules of `csi.broker.rules`. A guest may die before a request arrives, or before its answer."""
 
     machine: Machine
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.lab.driver import Driver
-from tests.lab.node import LabUnavailable, Node, pick
+from lab.driver import Driver
+from lab.node import LabUnavailable, Node, pick
 
 
 def _kind() -> type[Node]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.driver import MIB, Driver, lvs, mounts_below
-from tests.lab.node import REPOSITORY, Node
+from lab.driver import MIB, Driver, lvs, mounts_below
+from lab.node import REPOSITORY, Node
 
 pytestmark = pytest.mark.lab
 

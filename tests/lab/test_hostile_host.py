@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from csi.system.device_mapper import mapping_name
-from tests.lab.driver import MIB, Driver, mount_capability
-from tests.lab.node import Node, Result
-from tests.lab.sealed import Broker, Guest, init_data
+from csi.guest.seal.device_mapper import mapping_name
+from lab.driver import MIB, Driver, mount_capability
+from lab.node import Node, Result
+from lab.sealed import Broker, Guest, init_data
 
 pytestmark = pytest.mark.lab
 

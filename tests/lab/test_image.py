@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.driver import MIB, Driver, block_capability, lvs, mount_capability
-from tests.lab.image import DEVICES, Builder, Image, run
-from tests.lab.node import Node
+from lab.driver import MIB, Driver, block_capability, lvs, mount_capability
+from lab.image import DEVICES, Builder, Image, run
+from lab.node import Node
 
 pytestmark = pytest.mark.lab
 
@@ -81,7 +81,7 @@ def test_the_broker_image_serves_as_an_ordinary_user(node: Node, images: dict[st
     node.run(["install", "-d", "-o", "65532", "-g", "65532", "-m", "0700", folder])
     node.run(image.argv(*image.entrypoint, "init", folder, "--host", "127.0.0.1"))
     pid = node.spawn(image.argv(*image.entrypoint, "serve", folder, "--listen", "127.0.0.1:8471"), log)
-    node.call("tests.lab.sealed:wait_for_port", port=8471)
+    node.call("lab.sealed:wait_for_port", port=8471)
     assert node.run(["stat", "-c", "%u", f"{folder}/broker.sqlite"]).text.strip() == "65532"
     assert node.run(["stat", "-c", "%u", f"/proc/{pid}"]).text.strip() == "65532"
     assert node.run(image.argv(*image.entrypoint, "volume", "list", "--json", "--dir", folder)).text == ""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.lab.driver import MIB, REGISTRY, Answer, Driver, lvs, mount_capability, mounts_below
-from tests.lab.node import Node
-from tests.lab.story import extents
+from lab.driver import MIB, REGISTRY, Answer, Driver, lvs, mount_capability, mounts_below
+from lab.node import Node
+from lab.story import extents
 
 pytestmark = pytest.mark.lab
 
@@ -19,20 +19,20 @@ _PATIENCE_SECONDS = 30
 
 
 class MortalDriver(Driver):
-    """A driver that is started often and dies each time; see `tests.lab.killed`."""
+    """A driver that is started often and dies each time; see `lab.killed`."""
 
     def __init__(self, node: Node) -> None:
         super().__init__(node, {"pools": [{"name": "main", "vgs": ["vg0"]}]})
         python, flag, _, *rest = self.argv()
-        self._supervisor = node.spawn([python, flag, "tests.lab.killed", self._folder, *rest], self.log)
+        self._supervisor = node.spawn([python, flag, "lab.killed", self._folder, *rest], self.log)
 
     def start_until(self, moment: str) -> None:
         """Start it; it dies at `moment`."""
         self.node.run(["rm", "-f", f"{self._folder}/pid", f"{self._folder}/ended"])
         self.node.write(f"{self._folder}/start.new", moment.encode())
         self.node.run(["mv", f"{self._folder}/start.new", f"{self._folder}/start"])
-        self.node.call("tests.lab.inside:wait_for", path=f"{self._folder}/pid")
-        self.node.call("tests.lab.csi_calls:ready", socket=self.socket)
+        self.node.call("lab.inside:wait_for", path=f"{self._folder}/pid")
+        self.node.call("lab.csi_calls:ready", socket=self.socket)
 
     def kill_now(self) -> None:
         """kill -9 between two calls."""
@@ -41,7 +41,7 @@ class MortalDriver(Driver):
 
     def ended(self) -> int:
         """Exit status of the last one."""
-        self.node.call("tests.lab.inside:wait_for", path=f"{self._folder}/ended", timeout=30)
+        self.node.call("lab.inside:wait_for", path=f"{self._folder}/ended", timeout=30)
         self._forget()
         return int(self.node.read(f"{self._folder}/ended"))
 
@@ -163,4 +163,4 @@ def test_delete_killed_anywhere_ends_wiped_and_gone(mortal: MortalDriver, driver
 
 def _blocks_left(node: Node, place: tuple[str, int, int]) -> int:
     device, offset, length = place
-    return int(node.call("tests.lab.story:count_written", device=device, offset=offset, length=length))
+    return int(node.call("lab.story:count_written", device=device, offset=offset, length=length))

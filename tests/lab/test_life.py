@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.driver import MIB, REGISTRY, Driver, block_capability, lvs, mount_capability, mounts_below
+from lab.driver import MIB, REGISTRY, Driver, block_capability, lvs, mount_capability, mounts_below
 
 pytestmark = pytest.mark.lab
 

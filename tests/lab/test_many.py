@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.lab.driver import MIB, Driver, create_request, lvs, mount_capability
+from lab.driver import MIB, Driver, create_request, lvs, mount_capability
 
 pytestmark = pytest.mark.lab
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.lab.node import REPOSITORY, Node
+from lab.node import REPOSITORY, Node
 
 pytestmark = pytest.mark.lab
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lab import guest_image
-from tests.lab.demo import write_report
-from tests.lab.node import DISK_BYTES, REPOSITORY, Node
-from tests.lab.story import Event, Story
+from lab import guest_image
+from lab.demo import write_report
+from lab.node import DISK_BYTES, REPOSITORY, Node
+from lab.story import Event, Story
 
 pytestmark = pytest.mark.lab
 

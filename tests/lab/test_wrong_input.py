@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.driver import KUBELET, MIB, REGISTRY, Driver, block_capability, lvs, mount_capability, mounts_below
-from tests.lab.node import Node
+from lab.driver import KUBELET, MIB, REGISTRY, Driver, block_capability, lvs, mount_capability, mounts_below
+from lab.node import Node
 
 pytestmark = pytest.mark.lab
 

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csi.model.errors import (
+from csi.broker import rules as register
+from csi.core import mounts
+from csi.core.errors import (
     Blanked,
     Busy,
     CommandError,
@@ -27,13 +29,11 @@ from csi.model.errors import (
     Tampered,
     Untrusted,
 )
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.plan import register
-from csi.system import cryptsetup, device_mapper, mounts
-from csi.wire import keys, state_record
-from csi.wire.guest_policy import FormatRule, GuestAccess
-from csi.wire.state_record import StateRecord
+from csi.core.sealed import Profile
+from csi.guest.policy import FormatRule, GuestAccess
+from csi.guest.seal import cryptsetup, device_mapper, keys, state_record
+from csi.guest.seal.state_record import StateRecord
+from csi.kbs.register import VolumeRecord, VolumeState
 from tests.fakes.sealed_guest import (
     HEADER_BYTES,
     PAYLOAD_OFFSET,

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csi.model.volume import Access, Capability, State, Volume, Wanted
-from csi.plan import provision, publish, stage, steps
-from csi.plan.node_view import PathKind
-from csi.wire import parameters, volume_names, volume_tags
-from csi.wire.node_config import NodeConfig, Pool
+from csi.node import parameters
+from csi.node.config import NodeConfig, Pool
+from csi.node.lvm import names as volume_names
+from csi.node.lvm import tags as volume_tags
+from csi.node.plan import provision, publish, stage, steps
+from csi.node.plan.node_view import PathKind
+from csi.node.volume import Access, Capability, State, Volume, Wanted
 from tests.fakes.node import FRESH, HALF, ZEROED, Killed, Node
 
 _CONFIG = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),), default_pool="main")
@@ -34,7 +36,7 @@ _CALLS = ("create", "stage", "publish", "unpublish", "unstage", "delete")
 
 @dataclass
 class Driver:
-    """The calls of the host program on a toy node: observe, plan, apply, as `csi.host` does."""
+    """The calls of the host program on a toy node: observe, plan, apply, as `csi.node` does."""
 
     kind: str
     read_only: bool = False

@@ -13,10 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from csi.model.errors import Busy, Refused
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.plan import register
+from csi.broker import rules as register
+from csi.core.errors import Busy, Refused
+from csi.core.sealed import Profile
+from csi.kbs.register import VolumeRecord, VolumeState
 
 PAYLOAD = 4096
 LIFETIME = 10

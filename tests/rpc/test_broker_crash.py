@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from csi.broker.directory import BrokerDirectory
-from csi.model.broker import BrokerSettings
-from csi.model.errors import Unavailable
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.system.kbs_client import BrokerRegister
+from csi.core.errors import Unavailable
+from csi.core.sealed import Profile
+from csi.guest.attest.kbs_client import BrokerRegister
+from csi.guest.broker_settings import BrokerSettings
+from csi.kbs.register import VolumeRecord, VolumeState
 from tests.fakes.broker import INIT_DATA, make_directory
 
 KILLS = 12

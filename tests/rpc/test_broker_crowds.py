@@ -12,7 +12,7 @@ import pytest
 
 from csi.broker import server
 from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
-from csi.model.sealed import Profile
+from csi.core.sealed import Profile
 from tests.fakes.broker import RunningBroker, running_broker
 
 PLACES = 20

@@ -12,16 +12,16 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from csi.broker import rules as register
 from csi.broker.audit import Event
 from csi.broker.directory import POLICY_TEXT
 from csi.broker.main import main
-from csi.model.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.plan import register
-from csi.system.kbs_client import BrokerRegister
-from csi.wire import kbs
+from csi.core.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.guest.attest.kbs_client import BrokerRegister
+from csi.kbs import messages as kbs
+from csi.kbs.register import VolumeRecord, VolumeState
 from tests.fakes.broker import OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
 
 NONCE, OTHER = "n" * 32, "o" * 32

@@ -20,9 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from csi.broker.app import Admin
-from csi.model.errors import NotReleased
-from csi.model.secret import Secret
-from csi.wire import init_data, kbs
+from csi.core.errors import NotReleased
+from csi.core.secret import Secret
+from csi.kbs import init_data
+from csi.kbs import messages as kbs
 from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, RunningBroker, running_broker
 from tests.fakes.rust_shaped_client import KbsError, ResourceNotFound, RustShapedClient
 

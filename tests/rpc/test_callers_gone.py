@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi.proto import csi_pb2
+from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
 
 CALLS = 140

@@ -19,12 +19,12 @@ import grpc
 import pytest
 
 from csi import __version__
-from csi.host import main
-from csi.host.effects import Effects
-from csi.model import errors
-from csi.model.size import MIB
-from csi.plan import pools, steps
-from csi.proto import csi_pb2
+from csi.core import errors
+from csi.core.size import MIB
+from csi.node import main
+from csi.node.effects import Effects
+from csi.node.plan import pools, steps
+from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -1089,7 +1089,7 @@ def test_a_stop_signal_lets_the_running_call_end_and_ends_the_program_well(
     assert program.wait(PATIENCE) == 0
     logged = (tmp_path / "log").read_text()
     events = [json.loads(line) for line in logged.splitlines() if line.startswith("{")]
-    told = [event["event"] for event in events if event["logger"] == "csi.host.main"]
+    told = [event["event"] for event in events if event["logger"] == "csi.node.main"]
     assert told == ["serving", "ready", "stopping", "stopped"]
     assert ("GetCapacity", "answer") in [(event.get("rpc"), event["event"]) for event in events]
     assert events[-1]["event"] == "stopped", "it said too early that it had stopped"

@@ -1,4 +1,4 @@
-"""The pages that a kubelet probe and a Prometheus read over HTTP, as `csi.host.metrics` really serves them."""
+"""The pages that a kubelet probe and a Prometheus read over HTTP, as `csi.node.metrics` really serves them."""
 
 import http.client
 import socket
@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from csi.host import metrics as metrics_page
-from csi.host.metrics import Metrics
-from csi.model.errors import InvalidInput, ToolFailed
-from csi.model.lvm import Report
-from csi.model.volume import State
-from csi.plan import provision
-from csi.proto import csi_pb2
-from csi.wire import node_config, parameters, volume_names
-from csi.wire.csi_requests import Wanted
+from csi.core.errors import InvalidInput, ToolFailed
+from csi.node import config as node_config
+from csi.node import metrics as metrics_page
+from csi.node import parameters
+from csi.node.lvm import names as volume_names
+from csi.node.lvm.model import Report
+from csi.node.metrics import Metrics
+from csi.node.plan import provision
+from csi.node.rpc.csi_requests import Wanted
+from csi.node.rpc.proto import csi_pb2
+from csi.node.volume import State
 from tests.fakes.csi_server import PATIENCE, serving
 from tests.fakes.node import EXTENT, Node
 

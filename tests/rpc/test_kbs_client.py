@@ -10,14 +10,15 @@ from dataclasses import dataclass, field, replace
 import pytest
 import trustme
 
-from csi.model.broker import BrokerSettings
-from csi.model.errors import InvalidInput, NotFound, NotReleased, Refused, SealedLocalError, Unavailable, Unsupported
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.system.https import HttpsTransport
-from csi.system.kbs_client import BrokerRegister
-from csi.wire import jwe, jwk, kbs, strict_json, volumes_api
+from csi.core.errors import InvalidInput, NotFound, NotReleased, Refused, SealedLocalError, Unavailable, Unsupported
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.guest.attest.https import HttpsTransport
+from csi.guest.attest.kbs_client import BrokerRegister
+from csi.guest.broker_settings import BrokerSettings
+from csi.kbs import jwe, jwk, strict_json, volumes_api
+from csi.kbs import messages as kbs
+from csi.kbs.register import VolumeRecord, VolumeState
 
 Answer = tuple[int, dict[str, str], bytes]
 COOKIE = {"Set-Cookie": f"{kbs.SESSION_COOKIE}=abc; Expires=Thu, 01 Jan 2099 00:00:00 GMT"}

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from csi.model.errors import CommandError, Tampered
-from csi.model.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, PAYLOAD_OFFSET
-from csi.model.secret import Secret
-from csi.system import cryptsetup, memfd
-from csi.system.command import LocalRunner
-from csi.wire import luks_header
+from csi.core.command import LocalRunner
+from csi.core.errors import CommandError, Tampered
+from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, PAYLOAD_OFFSET
+from csi.core.secret import Secret
+from csi.guest.seal import cryptsetup, luks_header, memfd
 from tests.unit.test_luks_header import DOCUMENT, reseal, text_of, with_area
 
 UUID = "5d0c7a52-7be0-4bd1-8f5b-0a2f6d3e9c11"

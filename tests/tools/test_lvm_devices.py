@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from csi.model.errors import SealedLocalError
-from csi.model.lvm import Report
-from csi.model.volume import Parameters
-from csi.plan import placement, pools
-from csi.system import disks as devices
-from csi.system import filesystems
-from csi.system.apply import apply
-from csi.system.command import LocalRunner
-from csi.system.lvm import Lvm
-from csi.wire.node_config import NodeConfig, Pool
+from csi.core import disks as devices
+from csi.core import filesystems
+from csi.core.command import LocalRunner
+from csi.core.errors import SealedLocalError
+from csi.node.apply import apply
+from csi.node.config import NodeConfig, Pool
+from csi.node.lvm.command import Lvm
+from csi.node.lvm.model import Report
+from csi.node.plan import placement, pools
+from csi.node.volume import Parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

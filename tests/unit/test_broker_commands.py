@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from csi.broker import rules as register
 from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.main import main
 from csi.broker.server import parse_address
-from csi.model.errors import InvalidInput, Refused
-from csi.model.sealed import Profile
-from csi.plan import register
-from csi.system import process
+from csi.core import process
+from csi.core.errors import InvalidInput, Refused
+from csi.core.sealed import Profile
 from tests.fakes.broker import INIT_DATA, make_directory
 
 EVENT = Event(actor="test", action="tested", subject="pvc-1")

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from csi.broker.release import Claims
 from csi.broker.sessions import Guest, NotAttested, Sessions
-from csi.model.errors import Unavailable
-from csi.model.release import Claims
-from csi.wire.jwk import EcJwk
+from csi.core.errors import Unavailable
+from csi.kbs.jwk import EcJwk
 
 GUEST = Guest(
     claims=Claims(tee="sample", launch_digest="abcde", init_data=None, svn="1"),

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from csi.broker import rules as register
 from csi.broker.audit import GENESIS, Event, Ration
 from csi.broker.store import Store, empty_database
-from csi.model.errors import NotFound, Refused, Tampered, Unavailable
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.plan import register
+from csi.core.errors import NotFound, Refused, Tampered, Unavailable
+from csi.core.sealed import Profile
+from csi.kbs.register import VolumeRecord, VolumeState
 
 EVENT = Event(actor="test", action="tested", subject="pvc-1")
 ALLOCATED = register.allocate("pvc-1", Profile.XTS)
@@ -206,8 +206,8 @@ import os, signal, sys
 from pathlib import Path
 from csi.broker.audit import Event
 from csi.broker.store import Store
-from csi.model.sealed import Profile
-from csi.plan import register
+from csi.core.sealed import Profile
+from csi.broker import rules as register
 
 store = Store(Path(sys.argv[1]))
 event = Event(actor="test", action="tested", subject="pvc-1")

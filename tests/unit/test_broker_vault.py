@@ -7,8 +7,8 @@ import pytest
 
 from csi.broker import vault
 from csi.broker.vault import Vault
-from csi.model.errors import InvalidInput, NotFound, Refused
-from csi.model.secret import Secret
+from csi.core.errors import InvalidInput, NotFound, Refused
+from csi.core.secret import Secret
 
 SECRET = Secret(b"s" * 32)
 

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from csi.model import command_line
-from csi.model.errors import CommandError, CommandTimeout
-from csi.system.command import LocalRunner
+from csi.core import command_line
+from csi.core.command import LocalRunner
+from csi.core.errors import CommandError, CommandTimeout
 
 CONFIG = 'devices/global_filter=["r|^/dev/loop|"]'
 CREATE = (

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from csi.model.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
-from csi.model.lvm import Activation, LogicalVolume
-from csi.model.sealed import Profile
-from csi.model.volume import Access, Capability, Layout, State, Volume, Wanted, Wipe
-from csi.proto import csi_pb2
-from csi.wire import csi_requests, parameters, volume_names
+from csi.core.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
+from csi.core.sealed import Profile
+from csi.node import parameters
+from csi.node.lvm import names as volume_names
+from csi.node.lvm.model import Activation, LogicalVolume
+from csi.node.rpc import csi_requests
+from csi.node.rpc.proto import csi_pb2
+from csi.node.volume import Access, Capability, Layout, State, Volume, Wanted, Wipe
 
 GIB = 1 << 30
 NODE = ("topology.sealed-local.csi/node", "worker-3")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from csi.model.errors import Refused, ToolFailed
-from csi.system import disks
-from csi.system import lvm as lvm_module
-from csi.system.lvm import Lvm
+from csi.core import disks
+from csi.core.errors import Refused, ToolFailed
+from csi.node.lvm import command as lvm_module
+from csi.node.lvm.command import Lvm
 
 
 def sysfs(folder: Path, mapped: dict[str, str], loops: dict[str, str] | None = None) -> Path:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.wire import dm_name
+from csi.node.lvm import dm_name
 
 NAMES = st.from_regex(r"[a-zA-Z0-9_.+][a-zA-Z0-9_.+-]{0,20}", fullmatch=True)
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import CommandError, InUse, LiveMismatch
-from csi.system import cryptsetup, device_mapper, disks, memfd
-from csi.system.command import Result
-from csi.system.device_mapper import Mapping
-from csi.wire import dm_table
+from csi.core import disks
+from csi.core.command import Result
+from csi.core.errors import CommandError, InUse, LiveMismatch
+from csi.guest.seal import cryptsetup, device_mapper, dm_table, memfd
+from csi.guest.seal.device_mapper import Mapping
 
 FORMAT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "sealed-format.md"
 UUID = "d99be8e2-91c8-4102-9e3c-bbd2cfd08df0"

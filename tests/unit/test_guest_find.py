@@ -6,16 +6,15 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from csi.guest import find
-from csi.model.errors import InUse, NotFound, Refused, Tampered
-from csi.model.register import FormatGrant, VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.system import device_mapper, devices, sealed_device
-from csi.system.command import LocalRunner
-from csi.system.device_mapper import Mapping
-from csi.wire import keys, state_record
-from csi.wire.state_record import RecordKind, StateRecord
+from csi.core.command import LocalRunner
+from csi.core.errors import InUse, NotFound, Refused, Tampered
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.guest import devices, find
+from csi.guest.seal import device_mapper, keys, sealed_device, state_record
+from csi.guest.seal.device_mapper import Mapping
+from csi.guest.seal.state_record import RecordKind, StateRecord
+from csi.kbs.register import FormatGrant, VolumeRecord, VolumeState
 
 BLANK = bytes(4096)
 ALLOCATED = VolumeRecord(volume_id="pvc-1", key_version=1, profile=Profile.XTS, state=VolumeState.ALLOCATED, revision=1)

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from csi.guest import find, main, unlock
+from csi.core import errors, files, mounts, process
+from csi.core.mount import Mount
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.guest import devices, find, main, supervise, unlock
+from csi.guest.attest import kbs_client
+from csi.guest.seal.device_mapper import mapping_name
 from csi.guest.unlock import Opened
-from csi.model import errors
-from csi.model.mount import Mount
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.system import devices, files, kbs_client, mounts, process, supervise
-from csi.system.device_mapper import mapping_name
+from csi.kbs.register import VolumeRecord, VolumeState
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUSES = {

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csi.core.errors import InvalidInput
+from csi.core.sealed import Profile
 from csi.guest import main
-from csi.model.errors import InvalidInput
-from csi.model.sealed import Profile
-from csi.wire import guest_policy
-from csi.wire.guest_policy import FormatRule, GuestAccess, GuestPolicy
+from csi.guest import policy as guest_policy
+from csi.guest.policy import FormatRule, GuestAccess, GuestPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import InvalidInput
-from csi.wire import init_data
+from csi.core.errors import InvalidInput
+from csi.kbs import init_data
 
 TEXT = 'version = "0.1.0"\nalgorithm = "sha384"\n\n[data]\n"a.toml" = "one"\n"b" = """\ntwo\n"""\n'
 

@@ -8,9 +8,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwcrypto import jwe as jwcrypto_jwe
 from jwcrypto import jwk as jwcrypto_jwk
 
-from csi.model.errors import InvalidInput
-from csi.model.secret import Secret
-from csi.wire import base64url, jwe, jwk
+from csi.core.errors import InvalidInput
+from csi.core.secret import Secret
+from csi.kbs import base64url, jwe, jwk
 
 P256, P521 = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP521R1())
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)

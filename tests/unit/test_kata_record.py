@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import InvalidInput
-from csi.wire import kata_record
-from csi.wire.kata_record import PATH_LIMIT_BYTES, PROFILE_KEY, VOLUME_ID_KEY, Record
+from csi.core.errors import InvalidInput
+from csi.node.kata import record as kata_record
+from csi.node.kata.record import PATH_LIMIT_BYTES, PROFILE_KEY, VOLUME_ID_KEY, Record
 
 TARGET = "/var/lib/kubelet/pods/8f5d5d0e/volumes/kubernetes.io~csi/pvc-1/mount"
 RECORD = Record(

@@ -6,8 +6,9 @@ import json
 import pytest
 import rfc8785
 
-from csi.model.errors import InvalidInput
-from csi.wire import init_data, jwk, kbs, strict_json
+from csi.core.errors import InvalidInput
+from csi.kbs import init_data, jwk, strict_json
+from csi.kbs import messages as kbs
 
 KEY = jwk.EcJwk(
     crv="P-256",

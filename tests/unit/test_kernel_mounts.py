@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.system import mounts
-from csi.wire import kernel_mounts
+from csi.core import kernel_mounts, mounts
 
 GOOD = "36 35 98:0 / /mnt rw,noatime master:1 - ext3 /dev/root rw\n"
 NOT_ESCAPED = ["\x0b", "\x0c", "\r", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]

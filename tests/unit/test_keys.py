@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import InvalidInput
-from csi.model.secret import Secret
-from csi.wire import keys
+from csi.core.errors import InvalidInput
+from csi.core.secret import Secret
+from csi.guest.seal import keys
 
 FORMAT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "sealed-format.md"
 SECRET = Secret(bytes(range(32)))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from csi.host.locks import VolumeLocks
-from csi.model.errors import Busy
-from csi.system import files
+from csi.core import files
+from csi.core.errors import Busy
+from csi.node.locks import VolumeLocks
 
 
 def test_a_second_operation_is_refused_with_the_name_of_the_first() -> None:
@@ -77,7 +77,7 @@ def test_of_many_threads_exactly_one_gets_the_volume() -> None:
 def test_another_driver_process_that_works_on_the_volume_is_respected_and_no_other_volume(tmp_path: Path) -> None:
     file = tmp_path / "volumes.lock"
     script = (
-        "import sys; from pathlib import Path; from csi.system import files;"
+        "import sys; from pathlib import Path; from csi.core import files;"
         "assert files.take_named_lock(Path(sys.argv[1]), 'pvc-1') is not None;"
         "print('locked', flush=True); sys.stdin.read()"
     )

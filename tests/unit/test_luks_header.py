@@ -16,9 +16,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from csi.model.errors import Tampered
-from csi.model.sealed import HEADER_BYTES
-from csi.wire import luks_header
+from csi.core.errors import Tampered
+from csi.core.sealed import HEADER_BYTES
+from csi.guest.seal import luks_header
 
 UUID = "0f9b2c1e-3a1d-4c0e-9d2b-111122223333"
 COPIES = (0, 16384)

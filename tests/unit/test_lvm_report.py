@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from csi.model.errors import Refused, ToolFailed
-from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume
-from csi.wire import lvm_report
+from csi.core.errors import Refused, ToolFailed
+from csi.node.lvm import report as lvm_report
+from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume
 
 GOLDEN = (Path(__file__).parents[1] / "data/lvm-2.03.16-fullreport.json").read_bytes()
 REPORT = lvm_report.parse(GOLDEN)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from csi.model.errors import CommandTimeout, Unavailable
-from csi.system import caller, command
-from csi.system.command import LocalRunner
-from csi.system.lvm import Lvm
+from csi.core import command
+from csi.core.command import LocalRunner
+from csi.core.errors import CommandTimeout, Unavailable
+from csi.node import caller
+from csi.node.lvm.command import Lvm
 
 PATIENCE = 20.0
 

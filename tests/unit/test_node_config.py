@@ -2,10 +2,10 @@
 
 import pytest
 
-from csi.model.errors import InvalidInput
-from csi.wire import node_config
-from csi.wire.node_config import NodeConfig, Pool, Strategy
-from csi.wire.quantity import NO_RESERVE, Reserve
+from csi.core.errors import InvalidInput
+from csi.node import config as node_config
+from csi.node.config import NodeConfig, Pool, Strategy
+from csi.node.quantity import NO_RESERVE, Reserve
 
 FILE = """
 pools:

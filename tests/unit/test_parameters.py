@@ -2,10 +2,10 @@
 
 import pytest
 
-from csi.model.errors import InvalidInput
-from csi.model.sealed import Profile
-from csi.model.volume import Layout, Parameters, Wipe
-from csi.wire import parameters
+from csi.core.errors import InvalidInput
+from csi.core.sealed import Profile
+from csi.node import parameters
+from csi.node.volume import Layout, Parameters, Wipe
 
 FROM_THE_PROVISIONER = {
     "csi.storage.k8s.io/fstype": "xfs",

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from csi.model.errors import NoSpace
-from csi.model.lvm import PhysicalVolume, Report, VolumeGroup
-from csi.model.sealed import PAYLOAD_OFFSET, Profile, device_bytes
-from csi.model.volume import Layout, Parameters
-from csi.plan import placement
-from csi.plan.placement import Placement
-from csi.wire.node_config import NodeConfig, Pool, Strategy
-from csi.wire.quantity import NO_RESERVE, Reserve
+from csi.core.errors import NoSpace
+from csi.core.sealed import PAYLOAD_OFFSET, Profile, device_bytes
+from csi.node.config import NodeConfig, Pool, Strategy
+from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
+from csi.node.plan import placement
+from csi.node.plan.placement import Placement
+from csi.node.quantity import NO_RESERVE, Reserve
+from csi.node.volume import Layout, Parameters
 
 EXTENT = 4 << 20
 LINEAR = Parameters()

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from csi.model.errors import ForeignContent, NotFound, Refused
-from csi.model.lvm import PhysicalVolume, Report, VolumeGroup
-from csi.plan.pools import CreateVG, DeviceView, ExtendVG, onboard
-from csi.wire.node_config import Pool
+from csi.core.errors import ForeignContent, NotFound, Refused
+from csi.node.config import Pool
+from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
+from csi.node.plan.pools import CreateVG, DeviceView, ExtendVG, onboard
 
 POOL = Pool(name="bulk", vgs=("bulk-0",), devices=("/dev/disk/by-id/one", "/dev/disk/by-id/two"))
 ONE = DeviceView(configured="/dev/disk/by-id/one", real="/dev/sdb", holds=None)

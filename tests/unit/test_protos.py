@@ -1,4 +1,4 @@
-"""csi/proto is what protos/ generates, and protos/csi.proto is CSI as published, but for what is left out on purpose."""
+"""The generated code is what protos/ makes, and protos/csi.proto is CSI as published, but for what is left out."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pb2, text_format
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from csi.proto import csi_pb2
+from csi.node.rpc.proto import csi_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "tests/data/csi-1.13.0.descriptor.binpb"
@@ -133,8 +133,8 @@ def secrets_of(file: File) -> set[str]:
 def test_the_generated_code_is_fresh(tmp_path: Path) -> None:
     command = [ROOT / "scripts/generate-protos", tmp_path]
     subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=120)
-    fresh = {path.name: path.read_bytes() for path in (tmp_path / "csi/proto").iterdir()}
-    committed = {path.name: path.read_bytes() for path in (ROOT / "csi/proto").glob("*_pb2*")}
+    fresh = {path.name: path.read_bytes() for path in (tmp_path / "csi/node/rpc/proto").iterdir()}
+    committed = {path.name: path.read_bytes() for path in (ROOT / "csi/node/rpc/proto").glob("*_pb2*")}
     assert fresh.keys() == committed.keys()
     stale = [name for name in fresh if fresh[name] != committed[name]]
     assert not stale, f"run scripts/generate-protos: {stale} differ from what protos/ generates"

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused, Unavailable
-from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
-from csi.model.sealed import PAYLOAD_OFFSET, Profile
-from csi.model.volume import Layout, State, Volume, Wanted, Wipe
-from csi.plan import provision, steps
-from csi.wire import parameters, volume_names, volume_tags
-from csi.wire.node_config import NodeConfig, Pool
+from csi.core.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused, Unavailable
+from csi.core.sealed import PAYLOAD_OFFSET, Profile
+from csi.node import parameters
+from csi.node.config import NodeConfig, Pool
+from csi.node.lvm import names as volume_names
+from csi.node.lvm import tags as volume_tags
+from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.plan import provision, steps
+from csi.node.volume import Layout, State, Volume, Wanted, Wipe
 
 EXTENT = 4 << 20
 SIZE = 100 * EXTENT

@@ -15,11 +15,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.lab.dockerfile import Stage, stages
+from lab.dockerfile import Stage, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-PYTHON_FOLDERS = [folder for folder in ("csi", "tests", "bench", "scripts") if (ROOT / folder).is_dir()]
+PYTHON_FOLDERS = [folder for folder in ("csi", "lab", "tests", "bench", "scripts") if (ROOT / folder).is_dir()]
 CSI = sorted(path for path in (ROOT / "csi").rglob("*.py") if "proto" not in path.parts)
 LOCKS = ("dev", "node", "guest", "broker", "build")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -283,8 +283,8 @@ def test_no_process_is_run_through_a_shell() -> None:
 
 def test_processes_are_run_in_one_place_and_supervised_in_another() -> None:
     assert {relative(path) for path in CSI if imports(path) & {"subprocess", "multiprocessing", "pty"}} == {
-        "csi/system/command.py",
-        "csi/system/supervise.py",
+        "csi/core/command.py",
+        "csi/guest/supervise.py",
     }
     starts = re.compile(r"\bos\.(system|popen|exec\w+|spawn\w+|posix_spawnp?|fork(pty)?)\b|\bpreexec_fn\b")
     assert not [relative(path) for path in CSI if starts.search(path.read_text())]
@@ -292,8 +292,8 @@ def test_processes_are_run_in_one_place_and_supervised_in_another() -> None:
 
 def test_system_calls_by_number_are_made_in_two_places() -> None:
     assert {relative(path) for path in CSI if "ctypes" in imports(path)} == {
-        "csi/system/mount_api.py",
-        "csi/system/process.py",
+        "csi/node/mount_api.py",
+        "csi/core/process.py",
     }
 
 
@@ -344,7 +344,7 @@ def test_help_of_a_program_tells_its_options(arguments: list[str], mentioned: li
 
 def test_help_names_every_option_that_the_node_program_has() -> None:
     shown = run(sys.executable, "-m", "csi", "node", "--help").stdout
-    source = (ROOT / "csi/host/settings.py").read_text()
+    source = (ROOT / "csi/node/settings.py").read_text()
     defined = set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", source))
     assert defined == set(re.findall(r"^  (--[a-z-]+) ", shown, re.MULTILINE))
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import InvalidInput
-from csi.model.size import human, round_up
-from csi.wire import quantity
-from csi.wire.quantity import NO_RESERVE, Reserve
+from csi.core.errors import InvalidInput
+from csi.core.size import human, round_up
+from csi.node import quantity
+from csi.node.quantity import NO_RESERVE, Reserve
 
 GIB = 1 << 30
 

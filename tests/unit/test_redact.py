@@ -6,8 +6,8 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from csi.proto import csi_pb2
-from csi.wire.redact import HIDDEN, for_log
+from csi.node.rpc.proto import csi_pb2
+from csi.node.rpc.redact import HIDDEN, for_log
 
 SECRET = "hunter2"
 SECRETS = [

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from csi.model.errors import Busy, InvalidInput, Refused
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.plan import register
+from csi.broker import rules as register
+from csi.core.errors import Busy, InvalidInput, Refused
+from csi.core.sealed import Profile
+from csi.kbs.register import VolumeRecord, VolumeState
 
 NOW = 1_000_000
 ALLOCATED = register.allocate("pvc-1", Profile.XTS)

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
+from csi.broker import appraise
+from csi.broker import policy as broker_policy
 from csi.broker.directory import POLICY_TEXT
-from csi.model.errors import InvalidInput, NotReleased
-from csi.model.release import Allocate, Claims, ReleasePolicy
-from csi.plan import appraise
-from csi.wire import broker_policy
+from csi.broker.release import Allocate, Claims, ReleasePolicy
+from csi.core.errors import InvalidInput, NotReleased
 
 DIGEST = "sha384:" + "ab" * 48
 WORKLOAD = f"""

@@ -5,10 +5,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from csi.host import settings as node_settings
-from csi.host.settings import Settings
-from csi.model.errors import InvalidInput
-from csi.wire.node_config import NodeConfig
+from csi.core.errors import InvalidInput
+from csi.node import settings as node_settings
+from csi.node.config import NodeConfig
+from csi.node.settings import Settings
 
 OPTIONS = (
     "--endpoint", "--node-id", "--config", "--driver-name", "--topology-key", "--topology-value", "--kubelet-dir",

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import AlreadyExists, InUse, Refused
-from csi.model.lvm import Activation, LogicalVolume
-from csi.model.mount import Mount
-from csi.model.sealed import PAYLOAD_OFFSET, Profile
-from csi.model.volume import Access, Capability, State, Volume, Wipe
-from csi.plan import publish, stage, steps
-from csi.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
-from csi.wire.kata_record import Record
+from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.core.mount import Mount
+from csi.core.sealed import PAYLOAD_OFFSET, Profile
+from csi.node.kata.record import Record
+from csi.node.lvm.model import Activation, LogicalVolume
+from csi.node.plan import publish, stage, steps
+from csi.node.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
+from csi.node.volume import Access, Capability, State, Volume, Wipe
 
 MIB = 1 << 20
 SIZE = 400 * MIB

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csi.model.errors import Tampered
-from csi.model.sealed import HEADER_BYTES, STATE_RECORD_BYTES, Profile
-from csi.model.secret import Secret
-from csi.wire import keys, state_record
-from csi.wire.state_record import RecordKind, SlotState, StateRecord
+from csi.core.errors import Tampered
+from csi.core.sealed import HEADER_BYTES, STATE_RECORD_BYTES, Profile
+from csi.core.secret import Secret
+from csi.guest.seal import keys, state_record
+from csi.guest.seal.state_record import RecordKind, SlotState, StateRecord
 from tests.unit.test_keys import published
 
 VOLUME = "pvc-1"

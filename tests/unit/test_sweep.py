@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from csi.host import observe, startup
-from csi.model.errors import Refused
-from csi.model.lvm import Report
-from csi.plan import provision
-from csi.plan.node_view import PathKind, PathView
-from csi.system.kata_registry import KataRegistry
-from csi.wire.kata_record import VOLUME_ID_KEY, Record
+from csi.core.errors import Refused
+from csi.node import observe, startup
+from csi.node.kata.record import VOLUME_ID_KEY, Record
+from csi.node.kata.registry import KataRegistry
+from csi.node.lvm.model import Report
+from csi.node.plan import provision
+from csi.node.plan.node_view import PathKind, PathView
 
 EMPTY = Report(vgs=())
 

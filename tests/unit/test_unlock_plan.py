@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csi.model.errors import Blanked, ForeignContent, Refused, RolledBack, SealedLocalError, Tampered
-from csi.model.register import FormatGrant, PendingOpen, VolumeRecord, VolumeState
-from csi.model.sealed import PAYLOAD_OFFSET, Profile
-from csi.model.size import MIB
-from csi.plan import unlock
-from csi.plan.unlock import DiskView, Format, HeaderCopy, Open
-from csi.wire.state_record import RecordKind, Slot, SlotState, StateRecord
+from csi.core.errors import Blanked, ForeignContent, Refused, RolledBack, SealedLocalError, Tampered
+from csi.core.sealed import PAYLOAD_OFFSET, Profile
+from csi.core.size import MIB
+from csi.guest import decide as unlock
+from csi.guest.decide import DiskView, Format, HeaderCopy, Open
+from csi.guest.seal.state_record import RecordKind, Slot, SlotState, StateRecord
+from csi.kbs.register import FormatGrant, PendingOpen, VolumeRecord, VolumeState
 
 PAYLOAD = 64 * MIB
 HEADER, OTHER = b"h" * 32, b"o" * 32

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.errors import InvalidInput
-from csi.wire.volume_names import checked_csi_name, checked_vg_name, is_possible_id, lv_name, name_digest
+from csi.core.errors import InvalidInput
+from csi.node.lvm.names import checked_csi_name, checked_vg_name, is_possible_id, lv_name, name_digest
 
 PVC = "pvc-8f5d5d0e-41a8-4b8a-9d0b-0c6f3a1c2b7d"
 HASHED = re.compile(r"sl-[0-9a-f]{40}")

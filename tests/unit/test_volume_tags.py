@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.model.lvm import Activation, LogicalVolume, Report, VolumeGroup
-from csi.model.sealed import Profile
-from csi.model.volume import Parameters, State, Volume, Wanted, Wipe
-from csi.wire import parameters, volume_names, volume_tags
+from csi.core.sealed import Profile
+from csi.node import parameters
+from csi.node.lvm import names as volume_names
+from csi.node.lvm import tags as volume_tags
+from csi.node.lvm.model import Activation, LogicalVolume, Report, VolumeGroup
+from csi.node.volume import Parameters, State, Volume, Wanted, Wipe
 
 # lvm(8), "TAGS".
 TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.\-/=!:&#]{0,1023}")

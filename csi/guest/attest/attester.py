@@ -7,8 +7,8 @@ Nothing falls back to it: a guest without a TEE gets an error.
 import logging
 from typing import Protocol
 
-from csi.model.errors import Refused
-from csi.wire import kbs
+from csi.core.errors import Refused
+from csi.kbs import messages as kbs
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from email.message import Message
 from urllib.parse import urlsplit
 
-from csi.model.errors import InvalidInput, Unavailable
+from csi.core.errors import InvalidInput, Unavailable
 
 _log = logging.getLogger(__name__)
 

@@ -13,14 +13,15 @@ from typing import NoReturn, Self
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from csi.model.broker import BrokerSettings
-from csi.model.errors import InvalidInput, NotFound, NotReleased, Refused, Unavailable, Unsupported
-from csi.model.register import VolumeRecord, VolumeState
-from csi.model.sealed import Profile
-from csi.model.secret import Secret
-from csi.system.attester import Attester, SampleAttester
-from csi.system.https import HttpsTransport, Response
-from csi.wire import jwe, jwk, kbs, strict_json, volumes_api
+from csi.core.errors import InvalidInput, NotFound, NotReleased, Refused, Unavailable, Unsupported
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from csi.guest.attest.attester import Attester, SampleAttester
+from csi.guest.attest.https import HttpsTransport, Response
+from csi.guest.broker_settings import BrokerSettings
+from csi.kbs import jwe, jwk, strict_json, volumes_api
+from csi.kbs import messages as kbs
+from csi.kbs.register import VolumeRecord, VolumeState
 
 _ATTEMPTS = 3
 _JSON = {"Content-Type": "application/json"}
@@ -33,7 +34,7 @@ def _process_key() -> ec.EllipticCurvePrivateKey:
 
 
 class BrokerRegister:
-    """A `csi.model.register.Register` at a broker, and its resources. Attests at first use and when a session ends.
+    """A `csi.kbs.register.Register` at a broker, and its resources. Attests at first use and when a session ends.
 
     Not for use by several threads at once.
     """

@@ -6,12 +6,12 @@ Exit statuses and options were checked with 2.6.1, 2.7.5 and 2.8.8. Key material
 from pathlib import Path
 from typing import Final
 
-from csi.model.errors import CommandError, InUse, Tampered
-from csi.model.sealed import PAYLOAD_OFFSET
-from csi.model.secret import Secret
-from csi.model.size import SECTOR_BYTES
-from csi.system.command import Runner
-from csi.system.memfd import path_of
+from csi.core.command import Runner
+from csi.core.errors import CommandError, InUse, Tampered
+from csi.core.sealed import PAYLOAD_OFFSET
+from csi.core.secret import Secret
+from csi.core.size import SECTOR_BYTES
+from csi.guest.seal.memfd import path_of
 
 _SECONDS: Final = 120.0
 _WRONG_KEY: Final = 2

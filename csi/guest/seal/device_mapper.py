@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from csi.system import disks
-from csi.system.command import Runner
+from csi.core import disks
+from csi.core.command import Runner
 
 _SECONDS: Final = 30.0
 _ENVIRONMENT: Final = {"DM_DISABLE_UDEV": "1"}

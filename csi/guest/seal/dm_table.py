@@ -4,9 +4,9 @@ This check alone catches null ciphers, other targets, other offsets, discards an
 believe. Lines as the kernel prints them: cryptsetup 2.6.1 to 2.8.8 on Linux 6.1 and 6.12.
 """
 
-from csi.model.errors import LiveMismatch
-from csi.model.sealed import PAYLOAD_OFFSET
-from csi.model.size import SECTOR_BYTES
+from csi.core.errors import LiveMismatch
+from csi.core.sealed import PAYLOAD_OFFSET
+from csi.core.size import SECTOR_BYTES
 
 _XTS = (
     "0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {major}:{minor} {offset} "

@@ -10,8 +10,8 @@ from typing import Final
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from csi.model.errors import InvalidInput
-from csi.model.secret import Secret
+from csi.core.errors import InvalidInput
+from csi.core.secret import Secret
 
 SALT: Final = b"sealed-local/v1"
 SECRET_BYTES: Final = 32

@@ -11,8 +11,8 @@ import json
 import struct
 from typing import Any, Final
 
-from csi.model.errors import Tampered
-from csi.model.sealed import HEADER_BYTES, PAYLOAD_OFFSET
+from csi.core.errors import Tampered
+from csi.core.sealed import HEADER_BYTES, PAYLOAD_OFFSET
 
 _COPY_BYTES: Final = 16384
 _BINARY_BYTES: Final = 4096

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from csi.model.errors import InUse, NotFound, Refused, Tampered
-from csi.model.sealed import (
+from csi.core.errors import InUse, NotFound, Refused, Tampered
+from csi.core.sealed import (
     HEADER_A_OFFSET,
     HEADER_B_OFFSET,
     HEADER_BYTES,
@@ -21,7 +21,7 @@ from csi.model.sealed import (
     STATE_RECORD_BYTES,
     STATE_RECORD_OFFSETS,
 )
-from csi.model.size import MIB
+from csi.core.size import MIB
 
 _TAIL_BYTES: Final = 1 * MIB
 _ALIGNMENT: Final = 4096

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
-from csi.model.errors import Tampered
-from csi.model.sealed import STATE_RECORD_BYTES, Profile
-from csi.wire.keys import VolumeKeys
+from csi.core.errors import Tampered
+from csi.core.sealed import STATE_RECORD_BYTES, Profile
+from csi.guest.seal.keys import VolumeKeys
 
 _MAGIC: Final = b"SLSTATE1"
 _FIELDS: Final = struct.Struct(">8sHHIQQ32s32s32s")

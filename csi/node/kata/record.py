@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from csi.model.errors import InvalidInput
+from csi.core.errors import InvalidInput
 
 FILE_NAME: Final = "mountInfo.json"
 PATH_LIMIT_BYTES: Final = 189

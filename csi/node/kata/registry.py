@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from csi.model.errors import AlreadyExists
-from csi.system.files import write_atomic
-from csi.wire import kata_record
-from csi.wire.kata_record import Record
+from csi.core.errors import AlreadyExists
+from csi.core.files import write_atomic
+from csi.node.kata import record as kata_record
+from csi.node.kata.record import Record
 
 DEFAULT_ROOT: Final = Path("/run/kata-containers/shared/direct-volumes")
 _NEW: Final = ".sealed-local-new-"

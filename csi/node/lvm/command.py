@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi.model.errors import CommandError, InUse, Refused, ToolFailed, Unavailable
-from csi.model.lvm import Report
-from csi.system import caller, disks
-from csi.system.command import Result, Runner
-from csi.wire import dm_name, lvm_report
+from csi.core import disks
+from csi.core.command import Result, Runner
+from csi.core.errors import CommandError, InUse, Refused, ToolFailed, Unavailable
+from csi.node import caller
+from csi.node.lvm import dm_name
+from csi.node.lvm import report as lvm_report
+from csi.node.lvm.model import Report
 
 _READ_SECONDS = 60.0
 _WRITE_SECONDS = 600.0

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from csi.model.errors import Refused
+from csi.core.errors import Refused
 
 
 class Activation(Enum):

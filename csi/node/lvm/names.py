@@ -6,7 +6,7 @@ LVM's rules: lvm(8), "VALID NAMES"; device-mapper doubles every `-` and allows 1
 import hashlib
 import re
 
-from csi.model.errors import InvalidInput
+from csi.core.errors import InvalidInput
 
 CSI_STRING_LIMIT_BYTES = 128
 _LV_LIMIT = 63

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from csi.model.errors import ToolFailed
-from csi.model.lvm import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.core.errors import ToolFailed
+from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
 VG_FIELDS: Final = "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr"
 PV_FIELDS: Final = "pv_name,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing,pv_major,pv_minor"

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from csi.model.lvm import LogicalVolume, Report
-from csi.model.sealed import Profile
-from csi.model.volume import Kind, State, Volume, Wanted, Wipe
+from csi.core.sealed import Profile
+from csi.node.lvm.model import LogicalVolume, Report
+from csi.node.volume import Kind, State, Volume, Wanted, Wipe
 
 OURS: Final = "sl:v1"
 _PREFIX = "sl:"

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from csi.model.mount import Mount
-from csi.wire.kata_record import Record
+from csi.core.mount import Mount
+from csi.node.kata.record import Record
 
 TOMBSTONE_SOURCE: Final = "sealed-local-tombstone"
 """Source name of the read-only tmpfs on a direct volume's target, as `mount` and `df` show it."""

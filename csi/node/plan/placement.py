@@ -6,12 +6,12 @@ Never looks at anything but the report and the node's configuration, and counts 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from csi.model.errors import NoSpace
-from csi.model.lvm import PhysicalVolume, Report, VolumeGroup
-from csi.model.sealed import device_bytes, usable_bytes
-from csi.model.size import human
-from csi.model.volume import Layout, Parameters
-from csi.wire.node_config import NodeConfig, Strategy
+from csi.core.errors import NoSpace
+from csi.core.sealed import device_bytes, usable_bytes
+from csi.core.size import human
+from csi.node.config import NodeConfig, Strategy
+from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
+from csi.node.volume import Layout, Parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

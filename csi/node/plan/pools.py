@@ -9,9 +9,9 @@ Disks are the same when their device numbers are: LVM may know a disk by another
 from dataclasses import dataclass
 from typing import Final
 
-from csi.model.errors import ForeignContent, NotFound
-from csi.model.lvm import PhysicalVolume, Report
-from csi.wire.node_config import Pool
+from csi.core.errors import ForeignContent, NotFound
+from csi.node.config import Pool
+from csi.node.lvm.model import PhysicalVolume, Report
 
 _LVM_LABEL: Final = "LVM2_member"
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from csi.model.errors import AlreadyExists, ForeignContent, InUse, Refused, Unavailable
-from csi.model.lvm import Activation, Report
-from csi.model.sealed import PAYLOAD_OFFSET
-from csi.model.volume import State, Volume, Wanted, Wipe
-from csi.plan import placement, steps
-from csi.wire import volume_tags
-from csi.wire.node_config import NodeConfig
+from csi.core.errors import AlreadyExists, ForeignContent, InUse, Refused, Unavailable
+from csi.core.sealed import PAYLOAD_OFFSET
+from csi.node.config import NodeConfig
+from csi.node.lvm import tags as volume_tags
+from csi.node.lvm.model import Activation, Report
+from csi.node.plan import placement, steps
+from csi.node.volume import State, Volume, Wanted, Wipe
 
 
 def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:

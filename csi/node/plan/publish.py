@@ -6,13 +6,13 @@ tombstone on the target, put there first, so that at every moment a runtime that
 
 from dataclasses import dataclass
 
-from csi.model.errors import AlreadyExists, InUse, Refused
-from csi.model.lvm import Activation
-from csi.model.volume import Capability, State, Volume
-from csi.plan import steps
-from csi.plan.node_view import PathKind, PathView, Publications
-from csi.plan.stage import DEFAULT_FSTYPE, FORMATTED_SEALED, host_mounts, require_not_deleted
-from csi.wire.kata_record import PROFILE_KEY, VOLUME_ID_KEY, Record, guest_options
+from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, guest_options
+from csi.node.lvm.model import Activation
+from csi.node.plan import steps
+from csi.node.plan.node_view import PathKind, PathView, Publications
+from csi.node.plan.stage import DEFAULT_FSTYPE, FORMATTED_SEALED, host_mounts, require_not_deleted
+from csi.node.volume import Capability, State, Volume
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,14 @@ The rule that keeps data: only a volume in state `creating` is ever written to b
 was given the volume yet; the same LVM command that ends it adds the `formatted` tag, before anybody is.
 """
 
-from csi.model.errors import AlreadyExists, InUse, Refused
-from csi.model.lvm import Activation
-from csi.model.sealed import PAYLOAD_OFFSET
-from csi.model.size import MIB
-from csi.model.volume import Capability, State, Volume, Wipe
-from csi.plan import steps
-from csi.plan.node_view import PathView, Publications
-from csi.wire import volume_tags
+from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.core.sealed import PAYLOAD_OFFSET
+from csi.core.size import MIB
+from csi.node.lvm import tags as volume_tags
+from csi.node.lvm.model import Activation
+from csi.node.plan import steps
+from csi.node.plan.node_view import PathView, Publications
+from csi.node.volume import Capability, State, Volume, Wipe
 
 DEFAULT_FSTYPE = "ext4"
 FORMATTED_BLOCK = "block"

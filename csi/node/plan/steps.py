@@ -1,12 +1,12 @@
-"""The closed vocabulary of effects on a node. A plan is a tuple of these; `csi.host.effects` carries them out.
+"""The closed vocabulary of effects on a node. A plan is a tuple of these; `csi.node.effects` carries them out.
 
 Each step can be repeated: carried out twice it leaves what it leaves once, so a killed plan is made again and goes on.
 """
 
 from dataclasses import dataclass
 
-from csi.model.volume import Layout
-from csi.wire.kata_record import Record
+from csi.node.kata.record import Record
+from csi.node.volume import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

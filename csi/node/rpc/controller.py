@@ -2,17 +2,17 @@
 
 import grpc
 
-from csi.host import observe
-from csi.host.not_offered import ControllerRest
-from csi.host.world import World
-from csi.model.errors import AlreadyExists, InvalidInput, NoSpace, NotFound
-from csi.model.lvm import Report
-from csi.model.volume import Volume, Wanted
-from csi.plan import placement, provision
-from csi.proto import csi_pb2
-from csi.system.apply import apply
-from csi.wire import csi_requests
-from csi.wire import parameters as class_parameters
+from csi.core.errors import AlreadyExists, InvalidInput, NoSpace, NotFound
+from csi.node import observe
+from csi.node import parameters as class_parameters
+from csi.node.apply import apply
+from csi.node.lvm.model import Report
+from csi.node.plan import placement, provision
+from csi.node.rpc import csi_requests
+from csi.node.rpc.not_offered import ControllerRest
+from csi.node.rpc.proto import csi_pb2
+from csi.node.volume import Volume, Wanted
+from csi.node.world import World
 
 _Rpc = csi_pb2.ControllerServiceCapability.RPC
 _CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME, _Rpc.GET_CAPACITY, _Rpc.SINGLE_NODE_MULTI_WRITER)

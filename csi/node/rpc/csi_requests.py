@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
-from csi.model.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
-from csi.model.size import GIB, MIB, human
-from csi.model.volume import Access, Capability, Parameters, Volume, Wanted
-from csi.proto import csi_pb2
-from csi.wire import parameters as class_parameters
-from csi.wire import volume_names
+from csi.core.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
+from csi.core.size import GIB, MIB, human
+from csi.node import parameters as class_parameters
+from csi.node.lvm import names as volume_names
+from csi.node.rpc.proto import csi_pb2
+from csi.node.volume import Access, Capability, Parameters, Volume, Wanted
 
 _DEFAULT_BYTES: Final = 1 * GIB
 _LARGEST_BYTES: Final = 1 << 60

@@ -3,8 +3,8 @@
 import grpc
 
 from csi import __version__
-from csi.model.errors import Refused
-from csi.proto import csi_pb2, csi_pb2_grpc
+from csi.core.errors import Refused
+from csi.node.rpc.proto import csi_pb2, csi_pb2_grpc
 
 _SERVICES = (
     csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE,

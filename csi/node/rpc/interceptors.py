@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from csi.model import errors
-from csi.system import caller, log
-from csi.wire.redact import for_log
+from csi.core import errors, log
+from csi.node import caller
+from csi.node.rpc.redact import for_log
 
 _log = logging.getLogger(__name__)
 

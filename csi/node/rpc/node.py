@@ -4,19 +4,20 @@ import os
 
 import grpc
 
-from csi.host import observe
-from csi.host.not_offered import NodeRest
-from csi.host.world import World
-from csi.model.errors import InUse, InvalidInput, NotFound, Refused
-from csi.model.volume import Volume
-from csi.plan import provision
-from csi.plan import publish as publishing
-from csi.plan import stage as staging
-from csi.plan.node_view import PathKind, PathView, Publications
-from csi.proto import csi_pb2
-from csi.system import disks
-from csi.system.apply import apply
-from csi.wire import csi_requests, kata_record
+from csi.core import disks
+from csi.core.errors import InUse, InvalidInput, NotFound, Refused
+from csi.node import observe
+from csi.node.apply import apply
+from csi.node.kata import record as kata_record
+from csi.node.plan import provision
+from csi.node.plan import publish as publishing
+from csi.node.plan import stage as staging
+from csi.node.plan.node_view import PathKind, PathView, Publications
+from csi.node.rpc import csi_requests
+from csi.node.rpc.not_offered import NodeRest
+from csi.node.rpc.proto import csi_pb2
+from csi.node.volume import Volume
+from csi.node.world import World
 
 _Rpc = csi_pb2.NodeServiceCapability.RPC
 _CAPABILITIES = (_Rpc.STAGE_UNSTAGE_VOLUME, _Rpc.GET_VOLUME_STATS, _Rpc.SINGLE_NODE_MULTI_WRITER)

@@ -4,8 +4,8 @@ the type checker asks for it here or in the servicer.
 
 import grpc
 
-from csi.model.errors import Unsupported
-from csi.proto import csi_pb2, csi_pb2_grpc
+from csi.core.errors import Unsupported
+from csi.node.rpc.proto import csi_pb2, csi_pb2_grpc
 
 
 def _refused(call: str) -> Unsupported:

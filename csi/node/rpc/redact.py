@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from csi.proto import csi_pb2
+from csi.node.rpc.proto import csi_pb2
 
 HIDDEN = "***"
 _ALSO_HIDDEN = frozenset({"mount_flags"})

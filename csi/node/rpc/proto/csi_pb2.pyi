@@ -8,7 +8,7 @@ with the published descriptor. The comments are ours and say what this driver ma
 itself says what a field means in general. The services GroupController and SnapshotMetadata are left out: a caller
 gets UNIMPLEMENTED for them, which is what the specification wants of a plugin that does not offer them.
 
-Run scripts/generate-protos after a change here; the result in csi/proto is committed.
+Run scripts/generate-protos after a change here; the result in csi/node/rpc/proto is committed.
 """
 
 from collections import abc as _abc

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from csi.proto import csi_pb2 as csi_dot_proto_dot_csi__pb2
+from csi.node.rpc.proto import csi_pb2 as csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in csi/proto/csi_pb2_grpc.py depends on'
+        + ' but the generated code in csi/node/rpc/proto/csi_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -37,18 +37,18 @@ class IdentityStub:
         """
         self.GetPluginInfo = channel.unary_unary(
                 '/csi.v1.Identity/GetPluginInfo',
-                request_serializer=csi_dot_proto_dot_csi__pb2.GetPluginInfoRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.GetPluginInfoResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginInfoRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginInfoResponse.FromString,
                 _registered_method=True)
         self.GetPluginCapabilities = channel.unary_unary(
                 '/csi.v1.Identity/GetPluginCapabilities',
-                request_serializer=csi_dot_proto_dot_csi__pb2.GetPluginCapabilitiesRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.GetPluginCapabilitiesResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginCapabilitiesRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginCapabilitiesResponse.FromString,
                 _registered_method=True)
         self.Probe = channel.unary_unary(
                 '/csi.v1.Identity/Probe',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ProbeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ProbeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ProbeResponse.FromString,
                 _registered_method=True)
 
 
@@ -79,18 +79,18 @@ def add_IdentityServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetPluginInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPluginInfo,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.GetPluginInfoRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.GetPluginInfoResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginInfoRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginInfoResponse.SerializeToString,
             ),
             'GetPluginCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPluginCapabilities,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.GetPluginCapabilitiesRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.GetPluginCapabilitiesResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginCapabilitiesRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginCapabilitiesResponse.SerializeToString,
             ),
             'Probe': grpc.unary_unary_rpc_method_handler(
                     servicer.Probe,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ProbeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ProbeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ProbeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ProbeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -119,8 +119,8 @@ class Identity:
             request,
             target,
             '/csi.v1.Identity/GetPluginInfo',
-            csi_dot_proto_dot_csi__pb2.GetPluginInfoRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.GetPluginInfoResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginInfoRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -146,8 +146,8 @@ class Identity:
             request,
             target,
             '/csi.v1.Identity/GetPluginCapabilities',
-            csi_dot_proto_dot_csi__pb2.GetPluginCapabilitiesRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.GetPluginCapabilitiesResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginCapabilitiesRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetPluginCapabilitiesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -173,8 +173,8 @@ class Identity:
             request,
             target,
             '/csi.v1.Identity/Probe',
-            csi_dot_proto_dot_csi__pb2.ProbeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ProbeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ProbeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ProbeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -198,88 +198,88 @@ class ControllerStub:
         """
         self.CreateVolume = channel.unary_unary(
                 '/csi.v1.Controller/CreateVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.CreateVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.CreateVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateVolumeResponse.FromString,
                 _registered_method=True)
         self.DeleteVolume = channel.unary_unary(
                 '/csi.v1.Controller/DeleteVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.DeleteVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.DeleteVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteVolumeResponse.FromString,
                 _registered_method=True)
         self.ControllerPublishVolume = channel.unary_unary(
                 '/csi.v1.Controller/ControllerPublishVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerPublishVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerPublishVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerPublishVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerPublishVolumeResponse.FromString,
                 _registered_method=True)
         self.ControllerUnpublishVolume = channel.unary_unary(
                 '/csi.v1.Controller/ControllerUnpublishVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeResponse.FromString,
                 _registered_method=True)
         self.ValidateVolumeCapabilities = channel.unary_unary(
                 '/csi.v1.Controller/ValidateVolumeCapabilities',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesResponse.FromString,
                 _registered_method=True)
         self.ListVolumes = channel.unary_unary(
                 '/csi.v1.Controller/ListVolumes',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ListVolumesRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ListVolumesResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListVolumesRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListVolumesResponse.FromString,
                 _registered_method=True)
         self.ControllerListVolumeHealth = channel.unary_unary(
                 '/csi.v1.Controller/ControllerListVolumeHealth',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerListVolumeHealthRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerListVolumeHealthResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerListVolumeHealthRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerListVolumeHealthResponse.FromString,
                 _registered_method=True)
         self.ControllerGetVolumeHealth = channel.unary_unary(
                 '/csi.v1.Controller/ControllerGetVolumeHealth',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthResponse.FromString,
                 _registered_method=True)
         self.GetCapacity = channel.unary_unary(
                 '/csi.v1.Controller/GetCapacity',
-                request_serializer=csi_dot_proto_dot_csi__pb2.GetCapacityRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.GetCapacityResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetCapacityRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetCapacityResponse.FromString,
                 _registered_method=True)
         self.ControllerGetCapabilities = channel.unary_unary(
                 '/csi.v1.Controller/ControllerGetCapabilities',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesResponse.FromString,
                 _registered_method=True)
         self.CreateSnapshot = channel.unary_unary(
                 '/csi.v1.Controller/CreateSnapshot',
-                request_serializer=csi_dot_proto_dot_csi__pb2.CreateSnapshotRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.CreateSnapshotResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateSnapshotResponse.FromString,
                 _registered_method=True)
         self.DeleteSnapshot = channel.unary_unary(
                 '/csi.v1.Controller/DeleteSnapshot',
-                request_serializer=csi_dot_proto_dot_csi__pb2.DeleteSnapshotRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.DeleteSnapshotResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteSnapshotResponse.FromString,
                 _registered_method=True)
         self.ListSnapshots = channel.unary_unary(
                 '/csi.v1.Controller/ListSnapshots',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ListSnapshotsRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ListSnapshotsResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListSnapshotsResponse.FromString,
                 _registered_method=True)
         self.GetSnapshot = channel.unary_unary(
                 '/csi.v1.Controller/GetSnapshot',
-                request_serializer=csi_dot_proto_dot_csi__pb2.GetSnapshotRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.GetSnapshotResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetSnapshotRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetSnapshotResponse.FromString,
                 _registered_method=True)
         self.ControllerExpandVolume = channel.unary_unary(
                 '/csi.v1.Controller/ControllerExpandVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerExpandVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerExpandVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerExpandVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerExpandVolumeResponse.FromString,
                 _registered_method=True)
         self.ControllerGetVolume = channel.unary_unary(
                 '/csi.v1.Controller/ControllerGetVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeResponse.FromString,
                 _registered_method=True)
         self.ControllerModifyVolume = channel.unary_unary(
                 '/csi.v1.Controller/ControllerModifyVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.ControllerModifyVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.ControllerModifyVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerModifyVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerModifyVolumeResponse.FromString,
                 _registered_method=True)
 
 
@@ -394,88 +394,88 @@ def add_ControllerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'CreateVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.CreateVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.CreateVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateVolumeResponse.SerializeToString,
             ),
             'DeleteVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.DeleteVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.DeleteVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteVolumeResponse.SerializeToString,
             ),
             'ControllerPublishVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerPublishVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerPublishVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerPublishVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerPublishVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerPublishVolumeResponse.SerializeToString,
             ),
             'ControllerUnpublishVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerUnpublishVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeResponse.SerializeToString,
             ),
             'ValidateVolumeCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateVolumeCapabilities,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesResponse.SerializeToString,
             ),
             'ListVolumes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListVolumes,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ListVolumesRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ListVolumesResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListVolumesRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListVolumesResponse.SerializeToString,
             ),
             'ControllerListVolumeHealth': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerListVolumeHealth,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerListVolumeHealthRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerListVolumeHealthResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerListVolumeHealthRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerListVolumeHealthResponse.SerializeToString,
             ),
             'ControllerGetVolumeHealth': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerGetVolumeHealth,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthResponse.SerializeToString,
             ),
             'GetCapacity': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCapacity,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.GetCapacityRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.GetCapacityResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetCapacityRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetCapacityResponse.SerializeToString,
             ),
             'ControllerGetCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerGetCapabilities,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesResponse.SerializeToString,
             ),
             'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSnapshot,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.CreateSnapshotRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.CreateSnapshotResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateSnapshotResponse.SerializeToString,
             ),
             'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSnapshot,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.DeleteSnapshotRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.DeleteSnapshotResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteSnapshotResponse.SerializeToString,
             ),
             'ListSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSnapshots,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ListSnapshotsRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ListSnapshotsResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListSnapshotsResponse.SerializeToString,
             ),
             'GetSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSnapshot,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.GetSnapshotRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.GetSnapshotResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetSnapshotRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetSnapshotResponse.SerializeToString,
             ),
             'ControllerExpandVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerExpandVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerExpandVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerExpandVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerExpandVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerExpandVolumeResponse.SerializeToString,
             ),
             'ControllerGetVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerGetVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerGetVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeResponse.SerializeToString,
             ),
             'ControllerModifyVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.ControllerModifyVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.ControllerModifyVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.ControllerModifyVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerModifyVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerModifyVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -504,8 +504,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/CreateVolume',
-            csi_dot_proto_dot_csi__pb2.CreateVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.CreateVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -531,8 +531,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/DeleteVolume',
-            csi_dot_proto_dot_csi__pb2.DeleteVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.DeleteVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -558,8 +558,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerPublishVolume',
-            csi_dot_proto_dot_csi__pb2.ControllerPublishVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerPublishVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerPublishVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerPublishVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -585,8 +585,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerUnpublishVolume',
-            csi_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerUnpublishVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -612,8 +612,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ValidateVolumeCapabilities',
-            csi_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ValidateVolumeCapabilitiesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -639,8 +639,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ListVolumes',
-            csi_dot_proto_dot_csi__pb2.ListVolumesRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ListVolumesResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListVolumesRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListVolumesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -666,8 +666,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerListVolumeHealth',
-            csi_dot_proto_dot_csi__pb2.ControllerListVolumeHealthRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerListVolumeHealthResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerListVolumeHealthRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerListVolumeHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -693,8 +693,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerGetVolumeHealth',
-            csi_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -720,8 +720,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/GetCapacity',
-            csi_dot_proto_dot_csi__pb2.GetCapacityRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.GetCapacityResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetCapacityRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetCapacityResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -747,8 +747,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerGetCapabilities',
-            csi_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetCapabilitiesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -774,8 +774,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/CreateSnapshot',
-            csi_dot_proto_dot_csi__pb2.CreateSnapshotRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.CreateSnapshotResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateSnapshotRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.CreateSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -801,8 +801,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/DeleteSnapshot',
-            csi_dot_proto_dot_csi__pb2.DeleteSnapshotRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.DeleteSnapshotResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteSnapshotRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.DeleteSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -828,8 +828,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ListSnapshots',
-            csi_dot_proto_dot_csi__pb2.ListSnapshotsRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ListSnapshotsResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListSnapshotsRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ListSnapshotsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -855,8 +855,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/GetSnapshot',
-            csi_dot_proto_dot_csi__pb2.GetSnapshotRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.GetSnapshotResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetSnapshotRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.GetSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -882,8 +882,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerExpandVolume',
-            csi_dot_proto_dot_csi__pb2.ControllerExpandVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerExpandVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerExpandVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerExpandVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -909,8 +909,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerGetVolume',
-            csi_dot_proto_dot_csi__pb2.ControllerGetVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerGetVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerGetVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -936,8 +936,8 @@ class Controller:
             request,
             target,
             '/csi.v1.Controller/ControllerModifyVolume',
-            csi_dot_proto_dot_csi__pb2.ControllerModifyVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.ControllerModifyVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerModifyVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.ControllerModifyVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -961,53 +961,53 @@ class NodeStub:
         """
         self.NodeStageVolume = channel.unary_unary(
                 '/csi.v1.Node/NodeStageVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeStageVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeStageVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeStageVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeStageVolumeResponse.FromString,
                 _registered_method=True)
         self.NodeUnstageVolume = channel.unary_unary(
                 '/csi.v1.Node/NodeUnstageVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeUnstageVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeUnstageVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnstageVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnstageVolumeResponse.FromString,
                 _registered_method=True)
         self.NodePublishVolume = channel.unary_unary(
                 '/csi.v1.Node/NodePublishVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodePublishVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodePublishVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodePublishVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodePublishVolumeResponse.FromString,
                 _registered_method=True)
         self.NodeUnpublishVolume = channel.unary_unary(
                 '/csi.v1.Node/NodeUnpublishVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeUnpublishVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeUnpublishVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnpublishVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnpublishVolumeResponse.FromString,
                 _registered_method=True)
         self.NodeGetVolumeStats = channel.unary_unary(
                 '/csi.v1.Node/NodeGetVolumeStats',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeStatsRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeStatsResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeStatsRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeStatsResponse.FromString,
                 _registered_method=True)
         self.NodeGetVolumeHealth = channel.unary_unary(
                 '/csi.v1.Node/NodeGetVolumeHealth',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeHealthRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeHealthResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeHealthRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeHealthResponse.FromString,
                 _registered_method=True)
         self.NodeGetStorageHealth = channel.unary_unary(
                 '/csi.v1.Node/NodeGetStorageHealth',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeGetStorageHealthRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetStorageHealthResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetStorageHealthRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetStorageHealthResponse.FromString,
                 _registered_method=True)
         self.NodeExpandVolume = channel.unary_unary(
                 '/csi.v1.Node/NodeExpandVolume',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeExpandVolumeRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeExpandVolumeResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeExpandVolumeRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeExpandVolumeResponse.FromString,
                 _registered_method=True)
         self.NodeGetCapabilities = channel.unary_unary(
                 '/csi.v1.Node/NodeGetCapabilities',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeGetCapabilitiesRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetCapabilitiesResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetCapabilitiesRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetCapabilitiesResponse.FromString,
                 _registered_method=True)
         self.NodeGetInfo = channel.unary_unary(
                 '/csi.v1.Node/NodeGetInfo',
-                request_serializer=csi_dot_proto_dot_csi__pb2.NodeGetInfoRequest.SerializeToString,
-                response_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetInfoResponse.FromString,
+                request_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetInfoRequest.SerializeToString,
+                response_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetInfoResponse.FromString,
                 _registered_method=True)
 
 
@@ -1080,53 +1080,53 @@ def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'NodeStageVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeStageVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeStageVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeStageVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeStageVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeStageVolumeResponse.SerializeToString,
             ),
             'NodeUnstageVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeUnstageVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeUnstageVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeUnstageVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnstageVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnstageVolumeResponse.SerializeToString,
             ),
             'NodePublishVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.NodePublishVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodePublishVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodePublishVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodePublishVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodePublishVolumeResponse.SerializeToString,
             ),
             'NodeUnpublishVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeUnpublishVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeUnpublishVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeUnpublishVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnpublishVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnpublishVolumeResponse.SerializeToString,
             ),
             'NodeGetVolumeStats': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeGetVolumeStats,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeStatsRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeStatsResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeStatsRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeStatsResponse.SerializeToString,
             ),
             'NodeGetVolumeHealth': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeGetVolumeHealth,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeHealthRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeGetVolumeHealthResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeHealthRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeHealthResponse.SerializeToString,
             ),
             'NodeGetStorageHealth': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeGetStorageHealth,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetStorageHealthRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeGetStorageHealthResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetStorageHealthRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetStorageHealthResponse.SerializeToString,
             ),
             'NodeExpandVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeExpandVolume,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeExpandVolumeRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeExpandVolumeResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeExpandVolumeRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeExpandVolumeResponse.SerializeToString,
             ),
             'NodeGetCapabilities': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeGetCapabilities,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetCapabilitiesRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeGetCapabilitiesResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetCapabilitiesRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetCapabilitiesResponse.SerializeToString,
             ),
             'NodeGetInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.NodeGetInfo,
-                    request_deserializer=csi_dot_proto_dot_csi__pb2.NodeGetInfoRequest.FromString,
-                    response_serializer=csi_dot_proto_dot_csi__pb2.NodeGetInfoResponse.SerializeToString,
+                    request_deserializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetInfoRequest.FromString,
+                    response_serializer=csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1155,8 +1155,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeStageVolume',
-            csi_dot_proto_dot_csi__pb2.NodeStageVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeStageVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeStageVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeStageVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1182,8 +1182,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeUnstageVolume',
-            csi_dot_proto_dot_csi__pb2.NodeUnstageVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeUnstageVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnstageVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnstageVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1209,8 +1209,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodePublishVolume',
-            csi_dot_proto_dot_csi__pb2.NodePublishVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodePublishVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodePublishVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodePublishVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1236,8 +1236,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeUnpublishVolume',
-            csi_dot_proto_dot_csi__pb2.NodeUnpublishVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeUnpublishVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnpublishVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeUnpublishVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1263,8 +1263,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeGetVolumeStats',
-            csi_dot_proto_dot_csi__pb2.NodeGetVolumeStatsRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeGetVolumeStatsResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeStatsRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1290,8 +1290,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeGetVolumeHealth',
-            csi_dot_proto_dot_csi__pb2.NodeGetVolumeHealthRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeGetVolumeHealthResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeHealthRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetVolumeHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1317,8 +1317,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeGetStorageHealth',
-            csi_dot_proto_dot_csi__pb2.NodeGetStorageHealthRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeGetStorageHealthResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetStorageHealthRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetStorageHealthResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1344,8 +1344,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeExpandVolume',
-            csi_dot_proto_dot_csi__pb2.NodeExpandVolumeRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeExpandVolumeResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeExpandVolumeRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeExpandVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1371,8 +1371,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeGetCapabilities',
-            csi_dot_proto_dot_csi__pb2.NodeGetCapabilitiesRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeGetCapabilitiesResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetCapabilitiesRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetCapabilitiesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1398,8 +1398,8 @@ class Node:
             request,
             target,
             '/csi.v1.Node/NodeGetInfo',
-            csi_dot_proto_dot_csi__pb2.NodeGetInfoRequest.SerializeToString,
-            csi_dot_proto_dot_csi__pb2.NodeGetInfoResponse.FromString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetInfoRequest.SerializeToString,
+            csi_dot_node_dot_rpc_dot_proto_dot_csi__pb2.NodeGetInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

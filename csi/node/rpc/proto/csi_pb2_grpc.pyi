@@ -8,11 +8,11 @@ with the published descriptor. The comments are ours and say what this driver ma
 itself says what a field means in general. The services GroupController and SnapshotMetadata are left out: a caller
 gets UNIMPLEMENTED for them, which is what the specification wants of a plugin that does not offer them.
 
-Run scripts/generate-protos after a change here; the result in csi/proto is committed.
+Run scripts/generate-protos after a change here; the result in csi/node/rpc/proto is committed.
 """
 
 from collections import abc as _abc
-from csi.proto import csi_pb2 as _csi_pb2
+from csi.node.rpc.proto import csi_pb2 as _csi_pb2
 import abc as _abc_1
 import grpc as _grpc
 
