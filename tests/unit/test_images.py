@@ -22,6 +22,8 @@ from lab.dockerfile import stages
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts/reached.py"
 PROGRAMS = ("node", "guest", "broker")
+ONE_USER_YET = {"csi/core/options.py"}
+"""Shared by design before a second program uses it: the guest's and the broker's options are still their own."""
 SITE = "/opt/sealed-local/lib/python3*/site-packages"
 
 
@@ -112,7 +114,8 @@ def test_nothing_is_shared_that_one_program_alone_uses(graph: grimp.ImportGraph)
     shared = [path for wing in ("core", "kbs") for path in (ROOT / "csi" / wing).rglob("*.py")]
     users = {str(path.relative_to(ROOT)): {p for p in PROGRAMS if str(path.relative_to(ROOT)) in reached[p]}
              for path in shared}  # fmt: skip
-    assert {file: names for file, names in users.items() if len(names) < 2} == {}, "move it to its program's wing"
+    alone = {file for file, names in users.items() if len(names) < 2}
+    assert alone == ONE_USER_YET, "move it to its program's wing, or take it off the list"
 
 
 # The measure notices one file more or less

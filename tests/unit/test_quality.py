@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from csi.node import settings as node_settings
 from lab.dockerfile import Stage, stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -378,8 +379,7 @@ def test_help_of_a_program_tells_its_options(arguments: list[str], mentioned: li
 
 def test_help_names_every_option_that_the_node_program_has() -> None:
     shown = run(sys.executable, "-m", "csi", "node", "--help").stdout
-    source = (ROOT / "csi/node/settings.py").read_text()
-    defined = set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", source))
+    defined = {option.flag for option in node_settings.OPTIONS}
     assert defined == set(re.findall(r"^  (--[a-z-]+) ", shown, re.MULTILINE))
 
 
