@@ -22,24 +22,25 @@ from csi.kbs.register import VolumeRecord
 def list_all(arguments: Namespace) -> int:
     """One line a volume."""
     with closing(BrokerDirectory(arguments.dir).open_store()) as store:
-        records = store.volumes()
+        records, epoch = store.volumes(), store.epoch()
     if arguments.json:
         for record in records:
-            print(as_json(record))
+            print(as_json({**msgspec.to_builtins(record), "epoch": epoch}))
         return 0
     rows = [("VOLUME", "STATE", "PROFILE", "GENERATION", "REVISION")]
     rows += [(item.volume_id, item.state, item.profile, str(item.generation), str(item.revision)) for item in records]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print(f"register epoch {epoch}")
     return 0
 
 
 def show(arguments: Namespace) -> int:
     """A record, readable and as JSON at once."""
     with closing(BrokerDirectory(arguments.dir).open_store()) as store:
-        record = store.volume(arguments.id)
-    print(json.dumps(msgspec.to_builtins(record), indent=2))
+        record, epoch = store.volume(arguments.id), store.epoch()
+    print(json.dumps({**msgspec.to_builtins(record), "epoch": epoch}, indent=2))
     return 0
 
 
