@@ -15,7 +15,7 @@ from csi.core import disks
 from csi.core.command import Result
 from csi.core.errors import CommandError, InUse, LiveMismatch
 from csi.guest.seal import cryptsetup, device_mapper, dm_table, memfd
-from csi.guest.seal.device_mapper import Mapping
+from csi.guest.seal.mapping import Mapping, mapping_name
 
 FORMAT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "sealed-format.md"
 UUID = "d99be8e2-91c8-4102-9e3c-bbd2cfd08df0"
@@ -99,8 +99,8 @@ def mapping(table: str) -> Mapping:
 
 
 def test_the_mapping_of_a_volume_has_the_published_name() -> None:
-    assert device_mapper.mapping_name("pvc-1") == "sealed-f2868e1aa7cab669517cd9f5ab1b7957"
-    assert len(device_mapper.mapping_name("ä" * 1000)) == len("sealed-") + 32
+    assert mapping_name("pvc-1") == "sealed-f2868e1aa7cab669517cd9f5ab1b7957"
+    assert len(mapping_name("ä" * 1000)) == len("sealed-") + 32
 
 
 def test_a_mapping_is_found_by_the_kernels_name_of_it_and_asked_for_its_whole_table(

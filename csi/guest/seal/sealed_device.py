@@ -8,58 +8,16 @@ import errno
 import mmap
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from csi.core.errors import InUse, NotFound, Refused, Tampered
-from csi.core.sealed import (
-    HEADER_A_OFFSET,
-    HEADER_B_OFFSET,
-    HEADER_BYTES,
-    PAYLOAD_OFFSET,
-    STATE_RECORD_BYTES,
-    STATE_RECORD_OFFSETS,
-)
+from csi.core.sealed import PAYLOAD_OFFSET, STATE_RECORD_BYTES, STATE_RECORD_OFFSETS
 from csi.core.size import MIB
+from csi.guest.seal.head import Head
 
 _TAIL_BYTES: Final = 1 * MIB
 _ALIGNMENT: Final = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """The first 34 MiB and the last MiB of a device, read once."""
-
-    device: str
-    number: tuple[int, int]
-    device_bytes: int
-    region: memoryview
-    tail: memoryview
-
-    def header_a(self) -> memoryview:
-        """Header copy A."""
-        return self.region[HEADER_A_OFFSET : HEADER_A_OFFSET + HEADER_BYTES]
-
-    def header_b(self) -> memoryview:
-        """Header copy B."""
-        return self.region[HEADER_B_OFFSET : HEADER_B_OFFSET + HEADER_BYTES]
-
-    def slots(self) -> tuple[bytes, bytes]:
-        """The two state records."""
-        first, second = (bytes(self.region[offset : offset + STATE_RECORD_BYTES]) for offset in STATE_RECORD_OFFSETS)
-        return first, second
-
-    def zero_but_slots(self) -> bool:
-        """Whether everything that was read, the two records apart, is zero."""
-        records = {offset // MIB for offset in STATE_RECORD_OFFSETS}
-        zeroes = bytes(MIB)
-        for number in range(len(self.region) // MIB):
-            start = number * MIB + (STATE_RECORD_BYTES if number in records else 0)
-            part = bytes(self.region[start : (number + 1) * MIB])
-            if part != zeroes[: len(part)]:
-                return False
-        return bytes(self.tail) == zeroes
 
 
 def read_head(device: str) -> Head:
