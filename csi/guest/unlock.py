@@ -17,6 +17,7 @@ from functools import cached_property
 
 from csi.core import filesystems, mounts
 from csi.core.command import Runner
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import Busy, CommandError, InUse, LiveMismatch, Refused, SealedLocalError
 from csi.core.filesystems import Filesystem
 from csi.core.sealed import (
@@ -74,7 +75,7 @@ class Unlocker:
     register: Register
     runner: Runner
     progress: Progress = field(default=lambda _: None)
-    _number: tuple[int, int] | None = field(default=None, init=False)
+    _number: DeviceNumber | None = field(default=None, init=False)
     """The device that was read: under the same name another one may be plugged in meanwhile."""
 
     @property

@@ -22,6 +22,7 @@ import pytest
 from csi.broker import rules as register
 from csi.core import filesystems, mounts, sealed
 from csi.core.command import LocalRunner
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, Tampered, ToolFailed
 from csi.core.mount import Mount
 from csi.core.sealed import Profile
@@ -43,7 +44,7 @@ RECORD_OFFSETS = (32 * UNIT, 33 * UNIT)
 PAYLOAD_OFFSET = 34 * UNIT
 PAYLOAD_BYTES = 32 * 1024
 DEVICE = "/dev/sdb"
-NUMBER = (8, 16)
+NUMBER = DeviceNumber(8, 16)
 VOLUME = "pvc-1"
 SECRET = Secret(bytes(range(32)))
 NOW = 1_700_000_000
@@ -207,7 +208,7 @@ class Machine:
 
     def _mounted_volume(self) -> Live:
         (mount,) = [mount for mount in self.mounted if mount.target == self.mount_point]
-        return next(live for live in self.live.values() if (253, live.number) == mount.device)
+        return next(live for live in self.live.values() if DeviceNumber(253, live.number) == mount.device)
 
     # The machine, in memory
 
@@ -232,7 +233,7 @@ class Machine:
     def _read_head(self, device: str) -> Head:
         self.tick()
         assert device == DEVICE
-        if any(f" {NUMBER[0]}:{NUMBER[1]} " in live.table for live in self.live.values()):
+        if any(f" {NUMBER} " in live.table for live in self.live.values()):
             raise InUse(f"{device} is in use; close what uses it first")
         size, content = len(self.disk.content), bytes(self.disk.content)
         if size <= PAYLOAD_OFFSET:
@@ -240,17 +241,17 @@ class Machine:
         region, tail = memoryview(content[:PAYLOAD_OFFSET]), memoryview(content[size - UNIT :])
         return Head(device=device, number=NUMBER, device_bytes=size, region=region, tail=tail)
 
-    def _read_slots(self, device: str, number: tuple[int, int] | None) -> tuple[bytes, bytes]:
+    def _read_slots(self, device: str, number: DeviceNumber | None) -> tuple[bytes, bytes]:
         self.tick()
         assert (device, number) == (DEVICE, NUMBER), "the path is read without asking whether it is still that device"
         first, second = (bytes(self.disk.content[offset : offset + 4096]) for offset in RECORD_OFFSETS)
         return first, second
 
-    def _number_of(self, device: str) -> tuple[int, int]:
+    def _number_of(self, device: str) -> DeviceNumber:
         assert device == DEVICE
         return NUMBER
 
-    def _write(self, device: str, offset: int, content: bytes | memoryview, number: tuple[int, int] | None) -> None:
+    def _write(self, device: str, offset: int, content: bytes | memoryview, number: DeviceNumber | None) -> None:
         assert (device, number) == (DEVICE, NUMBER), (
             "the path is written without asking whether it is still that device"
         )
@@ -274,7 +275,7 @@ class Machine:
         uuid = content[168:208].rstrip(b"\0").decode()
         sectors = (len(self.disk.content) - PAYLOAD_OFFSET) // 4096 * 8
         table = (
-            f"0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {NUMBER[0]}:{NUMBER[1]} "
+            f"0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {NUMBER} "
             f"{PAYLOAD_OFFSET // 512} 3 no_read_workqueue no_write_workqueue sector_size:4096"
         )
         key = content[_KEYS_AT + 32 : _KEYS_AT + 96]
@@ -298,7 +299,7 @@ class Machine:
         live = self.live.get(name)
         if live is None:
             return None
-        device = (253, live.number)
+        device = DeviceNumber(253, live.number)
         return Mapping(name=name, table=live.table, device=device)
 
     def _is_read_only(self, mapping: Mapping) -> bool:
@@ -339,7 +340,7 @@ class Machine:
         mount = Mount(
             target=target,
             root="/",
-            device=(253, live.number),
+            device=DeviceNumber(253, live.number),
             fstype=str(fstype),
             source=source,
             options=given,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from csi.core.command import LocalRunner
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, NotFound, Refused, Tampered
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
@@ -171,7 +172,7 @@ def test_the_device_below_a_mapping_is_known_without_searching(
     monkeypatch: pytest.MonkeyPatch, table: str, device: str | None
 ) -> None:
     name = device_mapper.mapping_name("pvc-1")
-    mapping = Mapping(name=name, table=table, device=(253, 0))
+    mapping = Mapping(name=name, table=table, device=DeviceNumber(253, 0))
     monkeypatch.setattr(device_mapper, "find", lambda _, asked: mapping if asked == name else None)
     monkeypatch.setattr(devices, "node_of", {"8:16": "/dev/sdb"}.get)
     assert find.mapped_device(LocalRunner(), "pvc-1") == device
