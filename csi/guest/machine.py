@@ -7,6 +7,7 @@ machine lives in memory.
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
 from csi.core.secret import Secret
 from csi.guest.seal.head import Head
@@ -26,25 +27,25 @@ class Machine(Protocol):
         """The device that a path leads to, waited for. Raises `NotFound` when time is up."""
         ...
 
-    def node_of(self, number: str) -> str | None:
-        """The device node of `MAJOR:MINOR`; None when there is none."""
+    def node_of(self, number: DeviceNumber) -> str | None:
+        """The node of a device; None when there is none."""
         ...
 
     # The raw device of a volume
 
-    def number_of(self, device: str) -> tuple[int, int]:
-        """Major and minor number of a block device. Raises `NotFound` or `Refused`."""
+    def number_of(self, device: str) -> DeviceNumber:
+        """The number of a block device. Raises `NotFound` or `Refused`."""
         ...
 
     def read_head(self, device: str) -> Head:
         """Read the head once, exclusively. Raises `InUse` for a device that is mounted or mapped."""
         ...
 
-    def read_slots(self, device: str, number: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
+    def read_slots(self, device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
         """The two state records of this moment. Raises `Refused` when `number` is given and it is another device."""
         ...
 
-    def write(self, device: str, offset: int, content: bytes | memoryview, number: tuple[int, int]) -> None:
+    def write(self, device: str, offset: int, content: bytes | memoryview, number: DeviceNumber) -> None:
         """Write below the payload and flush. Raises `Refused` when the path leads to another device than `number`."""
         ...
 

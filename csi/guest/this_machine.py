@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from csi.core import filesystems, mounts
 from csi.core.command import Runner
+from csi.core.device_number import DeviceNumber
 from csi.core.filesystems import Filesystem
 from csi.core.mount import Mount
 from csi.core.sealed import HEADER_BYTES
@@ -36,13 +37,13 @@ class ThisMachine:
 
         return devices.wait_for(device, seconds)
 
-    def node_of(self, number: str) -> str | None:
+    def node_of(self, number: DeviceNumber) -> str | None:
         """See `Machine`."""
         from csi.guest import devices
 
         return devices.node_of(number)
 
-    def number_of(self, device: str) -> tuple[int, int]:
+    def number_of(self, device: str) -> DeviceNumber:
         """See `Machine`."""
         return sealed_device.number_of(device)
 
@@ -50,11 +51,11 @@ class ThisMachine:
         """See `Machine`."""
         return sealed_device.read_head(device)
 
-    def read_slots(self, device: str, number: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
+    def read_slots(self, device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
         """See `Machine`."""
         return sealed_device.read_slots(device, number)
 
-    def write(self, device: str, offset: int, content: bytes | memoryview, number: tuple[int, int]) -> None:
+    def write(self, device: str, offset: int, content: bytes | memoryview, number: DeviceNumber) -> None:
         """See `Machine`."""
         sealed_device.write(device, offset, content, number)
 

@@ -21,6 +21,7 @@ import pytest
 
 from csi.broker import rules as register
 from csi.core import sealed
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, Tampered, ToolFailed
 from csi.core.mount import Mount
 from csi.core.sealed import Profile
@@ -45,7 +46,7 @@ RECORD_OFFSETS = (32 * UNIT, 33 * UNIT)
 PAYLOAD_OFFSET = 34 * UNIT
 PAYLOAD_BYTES = 32 * 1024
 DEVICE = "/dev/sdb"
-NUMBER = (8, 16)
+NUMBER = DeviceNumber(8, 16)
 VOLUME = "pvc-1"
 SECRET = Secret(bytes(range(32)))
 NOW = 1_700_000_000
@@ -211,7 +212,7 @@ class Machine:
 
     def _mounted_volume(self) -> Live:
         (mount,) = [mount for mount in self.mounted if mount.target == self.mount_point]
-        return next(live for live in self.live.values() if (253, live.number) == mount.device)
+        return next(live for live in self.live.values() if DeviceNumber(253, live.number) == mount.device)
 
     # `csi.guest.machine.Machine`, in memory
 
@@ -221,17 +222,17 @@ class Machine:
     def wait_for(self, device: str, seconds: float) -> str:
         return device
 
-    def node_of(self, number: str) -> str | None:
-        return DEVICE if number == f"{NUMBER[0]}:{NUMBER[1]}" else None
+    def node_of(self, number: DeviceNumber) -> str | None:
+        return DEVICE if number == NUMBER else None
 
-    def number_of(self, device: str) -> tuple[int, int]:
+    def number_of(self, device: str) -> DeviceNumber:
         assert device == DEVICE
         return NUMBER
 
     def read_head(self, device: str) -> Head:
         self.tick()
         assert device == DEVICE
-        if any(f" {NUMBER[0]}:{NUMBER[1]} " in live.table for live in self.live.values()):
+        if any(f" {NUMBER} " in live.table for live in self.live.values()):
             raise InUse(f"{device} is in use; close what uses it first")
         size, content = len(self.disk.content), bytes(self.disk.content)
         if size <= PAYLOAD_OFFSET:
@@ -239,14 +240,14 @@ class Machine:
         region, tail = memoryview(content[:PAYLOAD_OFFSET]), memoryview(content[size - UNIT :])
         return Head(device=device, number=NUMBER, device_bytes=size, region=region, tail=tail)
 
-    def read_slots(self, device: str, number: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
+    def read_slots(self, device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
         self.tick()
         assert device == DEVICE
         assert number == NUMBER or not self.live, "the path is read without asking whether it is still that device"
         first, second = (bytes(self.disk.content[offset : offset + 4096]) for offset in RECORD_OFFSETS)
         return first, second
 
-    def write(self, device: str, offset: int, content: bytes | memoryview, number: tuple[int, int]) -> None:
+    def write(self, device: str, offset: int, content: bytes | memoryview, number: DeviceNumber) -> None:
         assert (device, number) == (DEVICE, NUMBER), (
             "the path is written without asking whether it is still that device"
         )
@@ -270,7 +271,7 @@ class Machine:
         uuid = content[168:208].rstrip(b"\0").decode()
         sectors = (len(self.disk.content) - PAYLOAD_OFFSET) // 4096 * 8
         table = (
-            f"0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {NUMBER[0]}:{NUMBER[1]} "
+            f"0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {NUMBER} "
             f"{PAYLOAD_OFFSET // 512} 3 no_read_workqueue no_write_workqueue sector_size:4096"
         )
         key = content[_KEYS_AT + 32 : _KEYS_AT + 96]
@@ -292,7 +293,7 @@ class Machine:
     def mapping(self, name: str) -> Mapping | None:
         self.tick()
         live = self.live.get(name)
-        return None if live is None else Mapping(name=name, table=live.table, device=(253, live.number))
+        return None if live is None else Mapping(name=name, table=live.table, device=DeviceNumber(253, live.number))
 
     def is_read_only(self, mapping: Mapping) -> bool:
         return self.live[mapping.name].read_only
@@ -333,7 +334,7 @@ class Machine:
         mount = Mount(
             target=target,
             root="/",
-            device=(253, live.number),
+            device=DeviceNumber(253, live.number),
             fstype=fstype,
             source=device,
             options=given,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, NotFound, Refused, Tampered
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
@@ -151,13 +152,14 @@ def test_no_answer_depends_on_the_order_in_which_blank_disks_and_the_right_one_a
         ("0 8 crypt aes-xts-plain64 :64:logon:x 0 8:16 69632", "/dev/sdb"),
         ("0 8 crypt aes-xts-plain64 :64:logon:x 0 8:32 69632", None),
         ("0 8 linear 8:16 0", None),
+        ("0 8 crypt aes-xts-plain64 :64:logon:x 0 /dev/sdb 69632", None),
     ],
-    ids=["mapped", "its disk is gone", "another kind of mapping"],
+    ids=["mapped", "its disk is gone", "another kind of mapping", "not a number"],
 )
 def test_the_device_below_a_mapping_is_known_without_searching(table: str, device: str | None) -> None:
     name = mapping_name("pvc-1")
-    mapped = {name: Mapping(name=name, table=table, device=(253, 0))}
-    machine: Any = SimpleNamespace(mapping=mapped.get, node_of={"8:16": "/dev/sdb"}.get)
+    mapped = {name: Mapping(name=name, table=table, device=DeviceNumber(253, 0))}
+    machine: Any = SimpleNamespace(mapping=mapped.get, node_of={DeviceNumber(8, 16): "/dev/sdb"}.get)
     assert find.mapped_device(machine, "pvc-1") == device
     assert find.mapped_device(machine, "pvc-2") is None
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from csi.core import errors, files, process
+from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
@@ -281,7 +282,7 @@ def test_status_compares_the_notes_with_the_mounts_of_now(world: World, capsys: 
     mount = Mount(
         target="/data",
         root="/",
-        device=(253, 0),
+        device=DeviceNumber(253, 0),
         fstype="ext4",
         source="/dev/mapper/x",
         options=frozenset(),

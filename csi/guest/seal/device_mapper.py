@@ -1,12 +1,11 @@
 """The kernel's own view of a mapping: its whole table and its number."""
 
-import os
-import stat
 from pathlib import Path
 from typing import Final
 
 from csi.core import disks
 from csi.core.command import Runner
+from csi.core.device_number import DeviceNumber
 from csi.guest.seal.mapping import Mapping
 
 _SECONDS: Final = 30.0
@@ -24,15 +23,13 @@ def find(runner: Runner, name: str) -> Mapping | None:
 
 def is_read_only(mapping: Mapping, sysfs: Path = Path("/sys")) -> bool:
     """Whether the kernel refuses writes to the mapping."""
-    major, minor = mapping.device
-    return (sysfs / f"dev/block/{major}:{minor}/ro").read_text().strip() == "1"
+    return (sysfs / f"dev/block/{mapping.device}/ro").read_text().strip() == "1"
 
 
 def ensure_node(runner: Runner, mapping: Mapping) -> None:
     """See that the mapping's node is there and leads to this very mapping; a guest may have no udev to make it."""
     try:
-        status = Path(mapping.path).stat()
-        right = stat.S_ISBLK(status.st_mode) and (os.major(status.st_rdev), os.minor(status.st_rdev)) == mapping.device
+        right = DeviceNumber.of_block_device(Path(mapping.path).stat()) == mapping.device
     except FileNotFoundError:
         right = False
     if not right:

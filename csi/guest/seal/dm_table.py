@@ -4,23 +4,23 @@ This check alone catches null ciphers, other targets, other offsets, discards an
 believe. Lines as the kernel prints them: cryptsetup 2.6.1 to 2.8.8 on Linux 6.1 and 6.12.
 """
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import LiveMismatch
 from csi.core.sealed import PAYLOAD_OFFSET
 from csi.core.size import SECTOR_BYTES
 
 _XTS = (
-    "0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {major}:{minor} {offset} "
+    "0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {device} {offset} "
     "3 no_read_workqueue no_write_workqueue sector_size:4096"
 )
 
 
-def expected(*, uuid: str, payload_bytes: int, device: tuple[int, int]) -> str:
+def expected(*, uuid: str, payload_bytes: int, device: DeviceNumber) -> str:
     """The line for a volume whose payload has that many bytes on that device."""
     return _XTS.format(
         sectors=payload_bytes // SECTOR_BYTES,
         uuid=uuid,
-        major=device[0],
-        minor=device[1],
+        device=device,
         offset=PAYLOAD_OFFSET // SECTOR_BYTES,
     )
 

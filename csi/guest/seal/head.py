@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from csi.core.device_number import DeviceNumber
 from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, STATE_RECORD_BYTES, STATE_RECORD_OFFSETS
 from csi.core.size import MIB
 
@@ -11,7 +12,7 @@ class Head:
     """The first 34 MiB and the last MiB of a device, read once."""
 
     device: str
-    number: tuple[int, int]
+    number: DeviceNumber
     device_bytes: int
     region: memoryview
     tail: memoryview

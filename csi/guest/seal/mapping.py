@@ -3,6 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
+from csi.core.device_number import DeviceNumber
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
@@ -10,7 +12,7 @@ class Mapping:
 
     name: str
     table: str
-    device: tuple[int, int]
+    device: DeviceNumber
 
     @property
     def path(self) -> str:
@@ -18,11 +20,15 @@ class Mapping:
         return f"/dev/mapper/{self.name}"
 
     @property
-    def below(self) -> str | None:
-        """Major and minor number (`8:16`) of the device that a one-line crypt table maps; None for any other table."""
+    def below(self) -> DeviceNumber | None:
+        """The device that a one-line crypt table maps; None for any other table."""
         fields = self.table.split()
-        is_crypt = "\n" not in self.table and len(fields) > 6 and fields[2] == "crypt"
-        return fields[6] if is_crypt else None
+        if "\n" in self.table or len(fields) <= 6 or fields[2] != "crypt":
+            return None
+        try:
+            return DeviceNumber.parse(fields[6])
+        except ValueError:
+            return None
 
 
 def mapping_name(volume_id: str) -> str:

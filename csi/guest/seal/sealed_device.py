@@ -7,10 +7,10 @@ what the bytes mean is decided after their MAC was verified.
 import errno
 import mmap
 import os
-import stat
 from pathlib import Path
 from typing import Final
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, NotFound, Refused, Tampered
 from csi.core.sealed import PAYLOAD_OFFSET, STATE_RECORD_BYTES, STATE_RECORD_OFFSETS
 from csi.core.size import MIB
@@ -24,15 +24,15 @@ def read_head(device: str) -> Head:
     """Read the head once, exclusively: a device that is mounted or mapped is refused with `InUse`."""
     descriptor = _open_exclusive(device)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISBLK(status.st_mode):
+        number = DeviceNumber.of_block_device(os.fstat(descriptor))
+        if number is None:
             raise Refused(f"{device} is no block device")
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size <= PAYLOAD_OFFSET:
             raise Tampered(f"{device} has {size} bytes; a sealed volume always has more than {PAYLOAD_OFFSET}")
         return Head(
             device=device,
-            number=(os.major(status.st_rdev), os.minor(status.st_rdev)),
+            number=number,
             device_bytes=size,
             region=_pread(descriptor, PAYLOAD_OFFSET, 0),
             tail=_pread(descriptor, _TAIL_BYTES, (size - _TAIL_BYTES) // _ALIGNMENT * _ALIGNMENT),
@@ -41,7 +41,7 @@ def read_head(device: str) -> Head:
         os.close(descriptor)
 
 
-def read_slots(device: str, number: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
+def read_slots(device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
     """The two state records as the device shows them at this moment, past the page cache; the device may be mapped.
 
     Raises `Refused` when `number` is given and the path leads to another device by now.
@@ -55,18 +55,18 @@ def read_slots(device: str, number: tuple[int, int] | None = None) -> tuple[byte
         os.close(descriptor)
 
 
-def number_of(device: str) -> tuple[int, int]:
+def number_of(device: str) -> DeviceNumber:
     """Major and minor number of a block device. Raises `NotFound` or `Refused`."""
     try:
-        status = Path(device).stat()
+        number = DeviceNumber.of_block_device(Path(device).stat())
     except FileNotFoundError:
         raise NotFound(f"there is no device {device}") from None
-    if not stat.S_ISBLK(status.st_mode):
+    if number is None:
         raise Refused(f"{device} is no block device")
-    return os.major(status.st_rdev), os.minor(status.st_rdev)
+    return number
 
 
-def write(device: str, offset: int, content: bytes | memoryview, number: tuple[int, int] | None) -> None:
+def write(device: str, offset: int, content: bytes | memoryview, number: DeviceNumber | None) -> None:
     """Write bytes below the payload and flush them to the disk before returning.
 
     Raises `Refused` when the path leads to another device than `number` by now.
@@ -83,9 +83,8 @@ def write(device: str, offset: int, content: bytes | memoryview, number: tuple[i
         os.close(descriptor)
 
 
-def _require_number(descriptor: int, device: str, number: tuple[int, int] | None) -> None:
-    status = os.fstat(descriptor)
-    if number is not None and (os.major(status.st_rdev), os.minor(status.st_rdev)) != number:
+def _require_number(descriptor: int, device: str, number: DeviceNumber | None) -> None:
+    if number is not None and DeviceNumber.of_block_device(os.fstat(descriptor)) != number:
         raise Refused(f"{device} is another device than a moment ago; nothing was written to it")
 
 
