@@ -9,6 +9,7 @@ from typing import Protocol
 
 from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
+from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.seal.head import Head
 from csi.guest.seal.mapping import Mapping
@@ -51,12 +52,19 @@ class Machine(Protocol):
 
     # Its mapping
 
-    def make_header(self, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
-        """A new LUKS header of 16 MiB in memory. Writes nothing to `device`."""
+    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
+        """A new LUKS header of 16 MiB in memory, as the profile has it. Writes nothing to `device`."""
         ...
 
     def map_volume(
-        self, header: bytes | memoryview, *, device: str, name: str, passphrase: Secret, read_only: bool
+        self,
+        profile: Profile,
+        header: bytes | memoryview,
+        *,
+        device: str,
+        name: str,
+        passphrase: Secret,
+        read_only: bool,
     ) -> None:
         """Map `device` under `name` by this copy of the header. Raises `Tampered` when the passphrase does not fit."""
         ...

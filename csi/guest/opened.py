@@ -18,7 +18,7 @@ class Opened:
     mapping: str
     mount: str
     profile: Profile
-    freshness: Freshness = Freshness.HEAD
+    freshness: Freshness
     generation: int
     formatted_now: bool
     mounted_now: bool

@@ -15,6 +15,7 @@ from csi.guest.seal import dm_table, state_record
 from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.mapping import Mapping, mapping_name
+from csi.guest.seal.profiles import freshness
 from csi.guest.seal.state_record import StateRecord
 from csi.kbs.register import Register, VolumeRecord
 
@@ -93,12 +94,19 @@ class Session:
     def map(self, head: Head, header: bytes | memoryview, payload_bytes: int) -> Mapping:
         """Open dm-crypt by the private copy, then believe only what the kernel says. Raises `LiveMismatch`."""
         self.machine.map_volume(
-            header, device=self.device, name=self.name, passphrase=self.keys.passphrase, read_only=self.read_only
+            self.rule.profile,
+            header,
+            device=self.device,
+            name=self.name,
+            passphrase=self.keys.passphrase,
+            read_only=self.read_only,
         )
         mapping = self.machine.mapping(self.name)
         if mapping is None:
             raise LiveMismatch("cryptsetup reported success and the kernel has no mapping")
-        wanted = dm_table.expected(uuid=self.keys.luks_uuid, payload_bytes=payload_bytes, device=head.number)
+        wanted = dm_table.expected(
+            self.rule.profile, uuid=self.keys.luks_uuid, payload_bytes=payload_bytes, device=head.number
+        )
         dm_table.require(mapping.table, wanted)
         self.machine.ensure_node(mapping)
         if self.read_only and not self.machine.is_read_only(mapping):
@@ -131,6 +139,7 @@ class Session:
             mapping=mapping.path,
             mount=self.rule.mount,
             profile=record.profile,
+            freshness=freshness(record.profile),
             generation=record.generation,
             formatted_now=formatted_now,
             mounted_now=mounted_now,

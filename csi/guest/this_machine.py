@@ -10,7 +10,7 @@ from csi.core.command import Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.filesystems import Filesystem
 from csi.core.mount import Mount
-from csi.core.sealed import HEADER_BYTES
+from csi.core.sealed import HEADER_BYTES, Profile
 from csi.core.secret import Secret
 from csi.guest.seal import cryptsetup, device_mapper, memfd, sealed_device
 from csi.guest.seal.head import Head
@@ -59,21 +59,34 @@ class ThisMachine:
         """See `Machine`."""
         sealed_device.write(device, offset, content, number)
 
-    def make_header(self, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
+    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
         """See `Machine`."""
         with memfd.writable(HEADER_BYTES) as descriptor:
             cryptsetup.luks_format(
-                self._runner, header=descriptor, device=device, passphrase=passphrase, luks_uuid=luks_uuid
+                self._runner, profile, header=descriptor, device=device, passphrase=passphrase, luks_uuid=luks_uuid
             )
             return os.pread(descriptor, HEADER_BYTES, 0)
 
     def map_volume(
-        self, header: bytes | memoryview, *, device: str, name: str, passphrase: Secret, read_only: bool
+        self,
+        profile: Profile,
+        header: bytes | memoryview,
+        *,
+        device: str,
+        name: str,
+        passphrase: Secret,
+        read_only: bool,
     ) -> None:
         """See `Machine`. cryptsetup gets a copy that nobody can change any more."""
         with memfd.sealed(header) as descriptor:
             cryptsetup.open_volume(
-                self._runner, header=descriptor, device=device, name=name, passphrase=passphrase, read_only=read_only
+                self._runner,
+                profile,
+                header=descriptor,
+                device=device,
+                name=name,
+                passphrase=passphrase,
+                read_only=read_only,
             )
 
     def unmap_volume(self, name: str) -> None:

@@ -65,6 +65,7 @@ def _mounted_already(session: Session, record: VolumeRecord) -> Opened | None:
         machine.unmap_volume(session.name)
         return None
     wanted = dm_table.expected(
+        session.rule.profile,
         uuid=session.keys.luks_uuid,
         payload_bytes=record.payload_bytes or 0,
         device=machine.number_of(session.device),
@@ -98,9 +99,11 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     session.write_record(head, intent)
     session.progress("formatting, once and for all")
     keys = session.keys
-    header = session.machine.make_header(device=session.device, passphrase=keys.passphrase, luks_uuid=keys.luks_uuid)
+    header = session.machine.make_header(
+        session.rule.profile, device=session.device, passphrase=keys.passphrase, luks_uuid=keys.luks_uuid
+    )
     # A cryptsetup that writes anything else would make a volume that no later open accepts.
-    luks_header.check(header, uuid=keys.luks_uuid)
+    luks_header.check(header, session.rule.profile, uuid=keys.luks_uuid)
     mapping = session.map(head, header, payload)
     session.machine.make_filesystem(mapping.path, session.rule.fstype)
     session.machine.flush(mapping.path)
@@ -133,7 +136,7 @@ def _open(session: Session, record: VolumeRecord, head: Head, decision: Open) ->
     found = decision.found
     # The plan has found this copy's digest equal to the record's, so the MAC of that digest authenticates the copy.
     state_record.require_header(found, found.header_sha256, len(header), session.keys)
-    luks_header.check(header, uuid=session.keys.luks_uuid)
+    luks_header.check(header, session.rule.profile, uuid=session.keys.luks_uuid)
     mapping = session.map(head, header, found.payload_bytes)
     session.progress("the header is authentic and the kernel's mapping is the expected one")
     if not session.read_only:

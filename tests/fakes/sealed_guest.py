@@ -255,14 +255,21 @@ class Machine:
         assert offset + len(data) <= PAYLOAD_OFFSET
         self.effect(lambda: self.disk.write(offset, data), self.disk.flush)
 
-    def make_header(self, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
+    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
         assert device == DEVICE
         self._note_making()
         self.effect()
         return luks_copy(luks_uuid, passphrase, volume_key=os.urandom(64))
 
     def map_volume(
-        self, header: bytes | memoryview, *, device: str, name: str, passphrase: Secret, read_only: bool
+        self,
+        profile: Profile,
+        header: bytes | memoryview,
+        *,
+        device: str,
+        name: str,
+        passphrase: Secret,
+        read_only: bool,
     ) -> None:
         assert device == DEVICE
         content = bytes(header)
@@ -436,7 +443,7 @@ def luks_copy(uuid: str, passphrase: Secret, volume_key: bytes) -> bytes:
     def random32() -> str:
         return base64.b64encode(os.urandom(32)).decode()
 
-    document = json.loads(json.dumps(luks_header._PROFILE))
+    document = json.loads(json.dumps(luks_header._XTS))
     document["keyslots"]["0"]["kdf"]["salt"] = random32()
     document["digests"]["0"] |= {"salt": random32(), "digest": random32()}
     area = json.dumps(document).encode().ljust(12288, b"\0")

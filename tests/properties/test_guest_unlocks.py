@@ -465,7 +465,7 @@ def test_a_header_that_the_allow_list_refuses_is_never_committed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     another = b"LUKS, but not as we make it".ljust(HEADER_BYTES, b"\0")
-    monkeypatch.setattr(machine, "make_header", lambda **_: another)
+    monkeypatch.setattr(machine, "make_header", lambda *_, **__: another)
     with pytest.raises(Tampered):
         machine.open()
     assert machine.record is not None

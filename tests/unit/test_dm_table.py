@@ -15,6 +15,7 @@ from csi.core import disks
 from csi.core.command import Result
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import CommandError, InUse, LiveMismatch
+from csi.core.sealed import Profile
 from csi.guest.seal import cryptsetup, device_mapper, dm_table, memfd
 from csi.guest.seal.mapping import Mapping, mapping_name
 
@@ -30,7 +31,7 @@ def test_the_line_is_the_one_that_the_format_publishes() -> None:
     (published,) = re.findall(r"^0 SECTORS crypt .+$", FORMAT_PAGE.read_text(), re.MULTILINE)
     for word, value in (("SECTORS", "131072"), ("UUID", UUID), ("MAJOR:MINOR", "8:16")):
         published = published.replace(word, value)
-    made = dm_table.expected(uuid=UUID, payload_bytes=64 * 1024 * 1024, device=DeviceNumber(8, 16))
+    made = dm_table.expected(Profile.XTS, uuid=UUID, payload_bytes=64 * 1024 * 1024, device=DeviceNumber(8, 16))
     assert made == LINE == published
 
 

@@ -15,7 +15,7 @@ import pytest
 from csi.core import errors, files, process
 from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
-from csi.core.sealed import Profile
+from csi.core.sealed import Freshness, Profile
 from csi.core.secret import Secret
 from csi.guest import close, find, main, run, unlock
 from csi.guest.attest import kbs_client
@@ -62,6 +62,7 @@ OPENED = Opened(
     mapping="/dev/mapper/x",
     mount="/data",
     profile=Profile.XTS,
+    freshness=Freshness.HEAD,
     generation=4,
     formatted_now=False,
     read_only=False,
