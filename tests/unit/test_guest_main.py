@@ -17,7 +17,7 @@ from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
 from csi.core.sealed import Freshness, Profile
 from csi.core.secret import Secret
-from csi.guest import close, find, main, run, unlock
+from csi.guest import close, command_line, find, main, run, unlock
 from csi.guest.attest import kbs_client
 from csi.guest.opened import Opened
 from csi.guest.seal.mapping import mapping_name
@@ -160,12 +160,12 @@ def test_what_the_system_refuses_is_status_1(world: World) -> None:
 def test_the_documented_statuses_are_those_of_the_program() -> None:
     table = (ROOT / "docs/guest.md").read_text().partition("## Exit statuses")[2].partition("\n## ")[0]
     documented = [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
-    assert documented == [0, 1, *sorted(code for _, code, _ in main._EXIT_CODES)]
+    assert documented == [0, 1, *sorted(code for _, code, _ in command_line.EXIT_CODES)]
 
 
 def test_the_help_tells_every_status() -> None:
-    shown = main.parser().format_help()
-    assert not [code for _, code, text in main._EXIT_CODES if f"{code} {text}" not in shown]
+    shown = command_line.parser().format_help()
+    assert not [code for _, code, text in command_line.EXIT_CODES if f"{code} {text}" not in shown]
 
 
 # open
@@ -379,11 +379,23 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.C
     assert "usage: sealed-local guest" in capsys.readouterr().err
 
 
-def test_every_option_of_open_is_documented() -> None:
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (one for one in command_line.parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+def test_every_option_of_every_verb_is_in_the_table_that_the_page_has_for_the_verb() -> None:
     page = (ROOT / "docs/guest.md").read_text()
-    verbs = next(action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    options = [option for action in verbs.choices["open"]._actions for option in action.option_strings]
-    assert [option for option in options if option.startswith("--") and f"| `{option}" not in page] == ["--help"]
+    for name, verb in verbs().items():
+        table = page.partition(f"<!-- options: guest {name} -->")[2].partition("<!-- end of options -->")[0]
+        options = [option for action in verb._actions for option in action.option_strings if option.startswith("--")]
+        assert [option for option in options if f"| `{option}" not in table] == ["--help"], name
+
+
+def test_the_help_of_a_verb_says_what_is_declared_beside_each_meaning() -> None:
+    told = " ".join(verbs()["open"].format_help().split())
+    assert "how long to wait for the device, in seconds (default: 30)" in told
+    assert "part of what is measured (required)" in told
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon", "86401"])

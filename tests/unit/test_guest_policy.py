@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from csi.core.errors import InvalidInput
 from csi.core.sealed import Profile
-from csi.guest import main
+from csi.guest import command_line
 from csi.guest import policy as guest_policy
 from csi.guest.policy import FormatRule, GuestAccess, GuestPolicy
 
@@ -217,7 +217,7 @@ def test_a_policy_without_rules_allows_nothing() -> None:
 
 def examples() -> list[str]:
     """Every policy that the help and the documentation print."""
-    help_text = main._EPILOG
+    help_text = command_line._EPILOG
     shown = help_text[help_text.index("  version = 1") : help_text.index("Exit status")]
     pages = [page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
     blocks = [block for page in pages for block in re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]
