@@ -53,7 +53,7 @@ def appearing(seconds: float) -> Iterator[tuple[str, ...]]:
 
 
 def wait_for(device: str, seconds: float) -> str:
-    """Wait until a path leads to a block device; answers that device, links resolved.
+    """Wait until a path leads to a block device; returns that device, links resolved.
 
     Raises `NotFound` naming the path and the disks that there are.
     """

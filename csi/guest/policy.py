@@ -144,7 +144,7 @@ def _toml(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
-        raise InvalidInput(source, f"is no valid TOML: {error}") from error
+        raise InvalidInput(source, f"is not valid TOML: {error}") from error
 
 
 def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPolicy:
@@ -180,14 +180,14 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
     mount = PurePosixPath(raw.mount)
     plain = raw.mount.isprintable() and not raw.mount.startswith("//")
     if not plain or not mount.is_absolute() or ".." in mount.parts or mount == PurePosixPath("/"):
-        raise InvalidInput(f"{place}.mount", f"{raw.mount!r} is no plain absolute path below /")
+        raise InvalidInput(f"{place}.mount", f"{raw.mount!r} is not a plain absolute path below /")
     for option in raw.options:
         if option not in _OPTIONS:
             raise InvalidInput(f"{place}.options", f"{option!r} is not allowed; known: {', '.join(sorted(_OPTIONS))}")
     try:
         pattern = re.compile(raw.id_pattern or re.escape(raw.id))
     except (re.error, OverflowError, RecursionError) as error:
-        raise InvalidInput(f"{place}.id_pattern", f"is no usable regular expression: {error}") from error
+        raise InvalidInput(f"{place}.id_pattern", f"is not a usable regular expression: {error}") from error
     return VolumePolicy(
         name=raw.name,
         id=raw.id or None,

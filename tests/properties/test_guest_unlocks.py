@@ -71,7 +71,7 @@ def formatted(machine: Machine, *files: bytes) -> Machine:
 
 
 def live_until(machine: Machine, ticks: int | None, act: Callable[[Machine], object], fate: Fate) -> bool:
-    """Let a guest act for so many ticks; answers whether it got through."""
+    """Let a guest act for so many ticks; returns whether it got through."""
     machine.fuse = ticks
     try:
         act(machine)

@@ -111,7 +111,7 @@ def test_without_any_disk_the_answer_says_so_when_time_is_up() -> None:
     "problem",
     [
         InUse("mounted"),
-        Refused("no block device"),
+        Refused("not a block device"),
         Tampered("34 MiB are more than this disk has"),
         NotFound("unplugged meanwhile"),
         OSError(5, "Input/output error"),

@@ -209,7 +209,7 @@ def test_what_the_policy_does_not_allow_is_status_2_before_the_broker_is_asked(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8 text"), (b"version =", "no valid TOML")]
+    ("content", "said"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8 text"), (b"version =", "not valid TOML")]
 )
 def test_a_policy_that_can_not_be_read_is_status_2(
     world: World, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str

@@ -1,4 +1,4 @@
-"""What a profile promises, and the guest's answer to a volume that has none.
+"""What a profile promises, and the refusal of a volume that is not sealed.
 
 The rest of what a profile means stands where it is used, each matched to the end: the words for cryptsetup, the kernel's
 table, the header's JSON, the number in a state record, what a policy may name, and the room (`csi.core.sealed`). A new

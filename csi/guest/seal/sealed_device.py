@@ -26,7 +26,7 @@ def read_head(device: str) -> Head:
     try:
         number = DeviceNumber.of_block_device(os.fstat(descriptor))
         if number is None:
-            raise Refused(f"{device} is no block device")
+            raise Refused(f"{device} is not a block device")
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size <= PAYLOAD_OFFSET:
             raise Tampered(f"{device} has {size} bytes; a sealed volume always has more than {PAYLOAD_OFFSET}")
@@ -62,7 +62,7 @@ def number_of(device: str) -> DeviceNumber:
     except FileNotFoundError:
         raise NotFound(f"there is no device {device}") from None
     if number is None:
-        raise Refused(f"{device} is no block device")
+        raise Refused(f"{device} is not a block device")
     return number
 
 
