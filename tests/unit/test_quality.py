@@ -319,7 +319,7 @@ def test_no_process_is_run_through_a_shell() -> None:
 def test_processes_are_run_in_one_place_and_supervised_in_another() -> None:
     assert {relative(path) for path in CSI if imports(path) & {"subprocess", "multiprocessing", "pty"}} == {
         "csi/core/command.py",
-        "csi/guest/supervise.py",
+        "csi/guest/run.py",
     }
     starts = re.compile(r"\bos\.(system|popen|exec\w+|spawn\w+|posix_spawnp?|fork(pty)?)\b|\bpreexec_fn\b")
     assert not [relative(path) for path in CSI if starts.search(path.read_text())]
