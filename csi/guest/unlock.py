@@ -19,7 +19,6 @@ from csi.core import filesystems, mounts
 from csi.core.command import Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Busy, CommandError, InUse, LiveMismatch, Refused, SealedLocalError
-from csi.core.filesystems import Filesystem
 from csi.core.sealed import (
     HEADER_A_OFFSET,
     HEADER_B_OFFSET,
@@ -144,7 +143,7 @@ class Unlocker:
         # A cryptsetup that writes anything else would make a volume that no later open accepts.
         luks_header.check(header, uuid=keys.luks_uuid)
         mapping = self._map(keys, head, header, payload)
-        filesystems.make(self.runner, mapping.path, Filesystem.named(self.rule.fstype, "fstype"))
+        filesystems.make(self.runner, mapping.path, self.rule.fstype)
         _flush(mapping.path)
         self._write(HEADER_B_OFFSET, header)
         self._write(HEADER_A_OFFSET, header)
@@ -221,7 +220,7 @@ class Unlocker:
         return mapping
 
     def _mount(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool, check: bool) -> Opened:
-        filesystem = Filesystem.named(self.rule.fstype, "fstype")
+        filesystem = self.rule.fstype
         if check:
             filesystems.check(self.runner, mapping.path, filesystem)
         options = [*_FORCED_OPTIONS, *self.rule.options, *(["ro"] if self.read_only else [])]

@@ -6,7 +6,6 @@ from pathlib import Path
 from csi.core import disks, filesystems, mounts
 from csi.core.command import Runner
 from csi.core.errors import ForeignContent, Refused
-from csi.core.filesystems import Filesystem
 from csi.node import mount_api
 from csi.node.apply import Handlers
 from csi.node.kata.registry import KataRegistry
@@ -70,7 +69,7 @@ class Effects:
             disks.zero(step.device, step.offset, step.length)
 
     def _make_filesystem(self, step: steps.MakeFilesystem) -> None:
-        filesystems.make(self._runner, step.device, Filesystem.named(step.fstype, "fs_type"), step.options)
+        filesystems.make(self._runner, step.device, step.fstype, step.options)
 
     def _require_filesystem(self, step: steps.RequireFilesystem) -> None:
         found = filesystems.signature(self._runner, step.device)
@@ -81,7 +80,7 @@ class Effects:
             )
 
     def _check_filesystem(self, step: steps.CheckFilesystem) -> None:
-        filesystems.check(self._runner, step.device, Filesystem.named(step.fstype, "fs_type"))
+        filesystems.check(self._runner, step.device, step.fstype)
 
     def _mount_filesystem(self, step: steps.MountFilesystem) -> None:
         _directory(step.target)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from csi.core.errors import InvalidInput
+from csi.core.filesystem import FORBIDDEN_OPTIONS, Filesystem
 from csi.core.sealed import RESERVED_PROFILES, Profile
 from csi.node.lvm.names import checked_vg_name
 from csi.node.volume import Layout, Parameters, Wipe
@@ -26,9 +27,6 @@ _MAX_STRIPES = 128
 _STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
 _MKFS_OPTION = re.compile(r"-[A-Za-z0-9]")
 _MKFS_VALUE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9_.,=^:-]*")
-_MKFS_FORBIDDEN = ("-F", "-N", "-S", "-d", "-l", "-n", "-p", "-r", "-t", "-z")
-"""Options of mke2fs or mkfs.xfs that make nothing (-n, -N of xfs), write a part only (-S), change the type (-t), force, or
-name a file, a directory or a second device."""
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -57,7 +55,7 @@ def parse(given: Mapping[str, str]) -> Parameters:
         stripe_kib=_stripe_kib(own, layout),
         direct=_direct(own, profile),
         profile=profile,
-        fstype=own.get("fsType") or given.get(_FSTYPE_KEY, ""),
+        fstype=_fstype(given),
         mkfs_options=_mkfs_options(own),
         wipe=_choice(own, "wipe", Wipe, Wipe.AUTO),
         digest=digest(given),
@@ -97,6 +95,13 @@ def _choice(own: Mapping[str, str], key: str, choices: type[_Choice], default: _
         return choices(value)
     except ValueError:
         raise _bad(key, f"{value!r} is not offered by this version; choose {', '.join(choices)}") from None
+
+
+def _fstype(given: Mapping[str, str]) -> Filesystem | None:
+    for key in ("fsType", _FSTYPE_KEY):
+        if given.get(key):
+            return Filesystem.named(given[key], f"parameters[{key}]")
+    return None
 
 
 def _profile(own: Mapping[str, str]) -> Profile:
@@ -156,7 +161,7 @@ def _check_mkfs_word(word: str, *, after_option: bool) -> None:
     if word.startswith("-"):
         if _MKFS_OPTION.fullmatch(word) is None:
             raise _bad("mkfsOptions", f"{word!r} is no single option; write the option and its value as two words")
-        if word in _MKFS_FORBIDDEN:
+        if word in FORBIDDEN_OPTIONS:
             raise _bad(
                 "mkfsOptions",
                 f"{word!r} is not allowed: an option of mkfs that changes type, size or device, or makes nothing",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
+from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
 from csi.node.lvm.model import LogicalVolume
 
@@ -62,11 +63,11 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
-    """One CSI volume capability. `fstype` is empty when the request leaves it to the driver; unused for block."""
+    """One CSI volume capability. `fstype` is None when the request leaves it to the driver, and for block."""
 
     block: bool
     access: Access
-    fstype: str = ""
+    fstype: Filesystem | None = None
     mount_flags: tuple[str, ...] = ()
 
     @property
@@ -86,7 +87,7 @@ class Parameters:
     stripe_kib: int | None = None
     direct: bool = False
     profile: Profile = Profile.NONE
-    fstype: str = ""
+    fstype: Filesystem | None = None
     mkfs_options: tuple[str, ...] = ()
     wipe: Wipe = Wipe.AUTO
     digest: str = ""

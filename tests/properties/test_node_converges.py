@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csi.core.filesystem import Filesystem
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
@@ -45,7 +46,9 @@ class Driver:
     @property
     def capability(self) -> Capability:
         _, block, fstype = _KINDS[self.kind]
-        return Capability(block=block, access=Access.SINGLE_NODE_SINGLE_WRITER, fstype=fstype)
+        return Capability(
+            block=block, access=Access.SINGLE_NODE_SINGLE_WRITER, fstype=Filesystem(fstype) if fstype else None
+        )
 
     @property
     def wanted(self) -> Wanted:

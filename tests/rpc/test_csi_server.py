@@ -402,7 +402,7 @@ def test_any_name_that_csi_allows_makes_one_volume_that_lives(csi: CsiServer, na
         (size(SIZE), size(SIZE, limit=2 * SIZE)),
         (size(SIZE), size(SIZE // 2)),
         (size(SIZE), size(0, limit=SIZE)),
-        (size(SIZE // 2, limit=SIZE), size(1)),
+        (size(SIZE // 2, limit=SIZE), size(2 * MIB)),
         (None, None),
     ],
 )
@@ -417,7 +417,7 @@ def test_a_repeat_with_a_compatible_size_finds_the_volume(csi: CsiServer, first:
     "changes",
     [
         {"capacity_range": size(2 * SIZE)},
-        {"capacity_range": size(1, limit=SIZE - 1)},
+        {"capacity_range": size(2 * MIB, limit=SIZE - 1)},
         {"parameters": {"direct": "true"}},
         {"parameters": {"wipe": "none"}},
     ],

@@ -261,6 +261,16 @@ def test_a_size_below_what_the_filesystem_takes_is_out_of_range(fields: dict[str
     assert create(capacity_range=csi_pb2.CapacityRange(required_bytes=least), **fields).size_bytes == least
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"parameters": {"fsType": "ext4"}}, {"volume_capabilities": [capability(fstype="ext4")]}]
+)
+def test_an_ext4_without_room_for_its_journal_is_out_of_range(fields: dict[str, Any]) -> None:
+    least = 2 << 20
+    with pytest.raises(OutOfRange, match="ext4 needs at least 2 MiB"):
+        create(capacity_range=csi_pb2.CapacityRange(required_bytes=least - 1), **fields)
+    assert create(capacity_range=csi_pb2.CapacityRange(required_bytes=least), **fields).size_bytes == least
+
+
 def test_a_block_volume_may_be_smaller_than_the_filesystem_of_its_class() -> None:
     wanted = create(
         capacity_range=csi_pb2.CapacityRange(required_bytes=1 << 20),
@@ -302,9 +312,9 @@ def test_a_capability_without_access_mode_or_type_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "of_class", "expected"),
-    [("", "", ""), ("ext4", "", "ext4"), ("xfs", "ext4", "xfs"), ("", "xfs", "xfs")],
+    [("", "", None), ("ext4", "", "ext4"), ("xfs", "ext4", "xfs"), ("", "xfs", "xfs")],
 )
-def test_the_filesystem_of_the_capability_wins_over_the_class(asked: str, of_class: str, expected: str) -> None:
+def test_the_filesystem_of_the_capability_wins_over_the_class(asked: str, of_class: str, expected: str | None) -> None:
     given = parameters.parse({"fsType": of_class} if of_class else {})
     assert csi_requests.capability(capability(fstype=asked), "f", given).fstype == expected
 
@@ -312,7 +322,7 @@ def test_the_filesystem_of_the_capability_wins_over_the_class(asked: str, of_cla
 @pytest.mark.parametrize("fstype", ["btrfs", "EXT4", "ext3", "ext4 ", "swap"])
 def test_another_filesystem_is_refused_wherever_it_is_asked_for(fstype: str) -> None:
     assert field_of(csi_requests.capability, capability(fstype=fstype), "f") == "f.mount.fs_type"
-    assert field_of(create, parameters={"fsType": fstype}) == "volume_capabilities[0].mount.fs_type"
+    assert field_of(create, parameters={"fsType": fstype}) == "parameters[fsType]"
 
 
 def test_mount_flags_keep_their_order() -> None:

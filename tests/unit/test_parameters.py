@@ -30,7 +30,7 @@ def test_a_class_without_parameters_has_the_defaults() -> None:
         stripe_kib=None,
         direct=False,
         profile=Profile.NONE,
-        fstype="",
+        fstype=None,
         mkfs_options=(),
         wipe=Wipe.AUTO,
         digest=parameters.digest({}),
@@ -118,6 +118,8 @@ def test_a_key_of_another_version_is_refused_and_not_ignored(key: str) -> None:
         ({"stripes": "2"}, "stripes"),
         ({"stripes": "2", "lvmType": "linear"}, "stripes"),
         ({"stripeSize": "64Ki"}, "stripeSize"),
+        ({"fsType": "btrfs"}, "fsType"),
+        ({"csi.storage.k8s.io/fstype": "ext3"}, "csi.storage.k8s.io/fstype"),
     ],
 )
 def test_a_wrong_value_is_refused_by_key(given: dict[str, str], key: str) -> None:
@@ -178,12 +180,14 @@ def test_sealed_implies_direct_because_only_the_guest_has_the_key() -> None:
 @pytest.mark.parametrize(
     ("given", "fstype"),
     [
-        ({}, ""),
+        ({}, None),
         ({"fsType": "xfs"}, "xfs"),
         ({"csi.storage.k8s.io/fstype": "xfs"}, "xfs"),
     ],
 )
-def test_the_filesystem_may_come_from_the_class_or_from_the_provisioner(given: dict[str, str], fstype: str) -> None:
+def test_the_filesystem_may_come_from_the_class_or_from_the_provisioner(
+    given: dict[str, str], fstype: str | None
+) -> None:
     assert parameters.parse(given).fstype == fstype
 
 

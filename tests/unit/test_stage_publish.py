@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.core.filesystem import Filesystem
 from csi.core.mount import Mount
 from csi.core.sealed import PAYLOAD_OFFSET, Profile
 from csi.node.kata.record import Record
@@ -64,7 +65,7 @@ def new(**fields: Any) -> Volume:
 def asked(
     fstype: str = "", *, block: bool = False, access: Access = Access.SINGLE_NODE_WRITER, flags: tuple[str, ...] = ()
 ) -> Capability:
-    return Capability(block=block, access=access, fstype=fstype, mount_flags=flags)
+    return Capability(block=block, access=access, fstype=Filesystem(fstype) if fstype else None, mount_flags=flags)
 
 
 def mount(

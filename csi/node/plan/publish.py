@@ -7,11 +7,12 @@ tombstone on the target, put there first, so that at every moment a runtime that
 from dataclasses import dataclass
 
 from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.core.filesystem import DEFAULT
 from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, guest_options
 from csi.node.lvm.model import Activation
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathKind, PathView, Publications
-from csi.node.plan.stage import DEFAULT_FSTYPE, FORMATTED_SEALED, host_mounts, require_not_deleted
+from csi.node.plan.stage import FORMATTED_SEALED, host_mounts, require_not_deleted
 from csi.node.volume import Capability, State, Volume
 
 
@@ -151,13 +152,13 @@ def _published_otherwise(target: PathView, *, read_only: bool) -> AlreadyExists:
 
 def direct_record(volume: Volume, capability: Capability, *, read_only: bool) -> Record:
     """The record for a direct volume. For a sealed one the filesystem type is a hint that the guest checks."""
-    held = volume.formatted or DEFAULT_FSTYPE
+    held = volume.formatted or DEFAULT
     metadata = {VOLUME_ID_KEY: volume.volume_id}
     if volume.profile.is_sealed:
         metadata[PROFILE_KEY] = volume.profile.value
     return Record(
         device=volume.lv.path,
-        fstype=(capability.fstype or DEFAULT_FSTYPE) if held == FORMATTED_SEALED else held,
+        fstype=(capability.fstype or DEFAULT) if held == FORMATTED_SEALED else held,
         options=guest_options(capability.mount_flags, read_only=read_only),
         metadata=metadata,
     )

@@ -5,6 +5,7 @@ was given the volume yet; the same LVM command that ends it adds the `formatted`
 """
 
 from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.core.filesystem import DEFAULT, Filesystem
 from csi.core.sealed import PAYLOAD_OFFSET
 from csi.core.size import MIB
 from csi.node.lvm import tags as volume_tags
@@ -13,7 +14,6 @@ from csi.node.plan import steps
 from csi.node.plan.node_view import PathView, Publications
 from csi.node.volume import Capability, State, Volume, Wipe
 
-DEFAULT_FSTYPE = "ext4"
 FORMATTED_BLOCK = "block"
 FORMATTED_SEALED = "sealed"
 _EDGE_BYTES = 1 * MIB
@@ -28,8 +28,8 @@ def content(volume: Volume, capability: Capability) -> str:
         return FORMATTED_SEALED
     if capability.block:
         return FORMATTED_BLOCK
-    held = volume.formatted if volume.formatted != FORMATTED_BLOCK else None
-    return capability.fstype or held or DEFAULT_FSTYPE
+    held = volume.formatted if volume.formatted not in (FORMATTED_BLOCK, FORMATTED_SEALED) else None
+    return capability.fstype or held or DEFAULT
 
 
 def host_mounts(volume: Volume, capability: Capability) -> bool:
@@ -56,15 +56,16 @@ def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_
     prepared = _prepare(volume, wanted) if first else ()
     if not host_mounts(volume, capability):
         return (*on, *prepared)
+    filesystem = Filesystem(wanted)
     looked: steps.Plan = ()
     if not first:
         looked = (
-            steps.RequireFilesystem(device=device, fstype=wanted),
-            steps.CheckFilesystem(device=device, fstype=wanted),
+            steps.RequireFilesystem(device=device, fstype=filesystem),
+            steps.CheckFilesystem(device=device, fstype=filesystem),
         )
     flags = tuple(flag for flag in capability.mount_flags if flag not in ("ro", "rw"))
     options = (*flags, *(("ro",) if capability.read_only else ()))
-    mount = steps.MountFilesystem(device=device, target=staging.path, fstype=wanted, options=options)
+    mount = steps.MountFilesystem(device=device, target=staging.path, fstype=filesystem, options=options)
     return (*on, *prepared, *looked, mount)
 
 
@@ -133,10 +134,11 @@ def _prepare(volume: Volume, wanted: str) -> steps.Plan:
         steps.ZeroRange(device=device, offset=offset, length=length) for offset, length in _cleared(volume, wanted)
     ]
     if wanted not in (FORMATTED_BLOCK, FORMATTED_SEALED):
+        filesystem = Filesystem(wanted)
         plan += [
-            steps.MakeFilesystem(device=device, fstype=wanted, options=volume.mkfs_options),
+            steps.MakeFilesystem(device=device, fstype=filesystem, options=volume.mkfs_options),
             # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
-            steps.RequireFilesystem(device=device, fstype=wanted),
+            steps.RequireFilesystem(device=device, fstype=filesystem),
         ]
     plan.append(
         steps.ChangeTags(

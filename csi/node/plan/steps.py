@@ -5,6 +5,7 @@ Each step can be repeated: carried out twice it leaves what it leaves once, so a
 
 from dataclasses import dataclass
 
+from csi.core.filesystem import Filesystem
 from csi.node.kata.record import Record
 from csi.node.volume import Layout
 
@@ -111,7 +112,7 @@ class MakeFilesystem:
     """Format a device that was never given to anybody."""
 
     device: str
-    fstype: str
+    fstype: Filesystem
     options: tuple[str, ...]
 
     def describe(self) -> str:
@@ -124,7 +125,7 @@ class RequireFilesystem:
     """Refuse to go on unless the device shows this filesystem: a formatted volume that shows none is a fault to report."""
 
     device: str
-    fstype: str
+    fstype: Filesystem
 
     def describe(self) -> str:
         """One line for the log."""
@@ -136,7 +137,7 @@ class CheckFilesystem:
     """Let the filesystem's own tool replay and repair what it can without being asked."""
 
     device: str
-    fstype: str
+    fstype: Filesystem
 
     def describe(self) -> str:
         """One line for the log."""
@@ -149,7 +150,7 @@ class MountFilesystem:
 
     device: str
     target: str
-    fstype: str
+    fstype: Filesystem
     options: tuple[str, ...]
 
     def describe(self) -> str:

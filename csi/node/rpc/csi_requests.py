@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from csi.core.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
-from csi.core.size import GIB, MIB, human
+from csi.core.filesystem import DEFAULT, Filesystem, traits
+from csi.core.size import GIB, human
 from csi.node import parameters as class_parameters
 from csi.node.lvm import names as volume_names
 from csi.node.rpc.proto import csi_pb2
@@ -20,10 +21,6 @@ _DEFAULT_BYTES: Final = 1 * GIB
 _LARGEST_BYTES: Final = 1 << 60
 """1 EiB: far above what LVM makes of one node's disks; a larger request is a mistake, not a lack of space."""
 
-_SMALLEST: Final = {"xfs": 300 * MIB}
-"""Sizes in bytes below which a filesystem's own tool refuses."""
-
-_FSTYPES: Final = ("ext4", "xfs")
 _MAP_LIMIT_BYTES: Final = 4096
 _PATH_LIMIT_BYTES: Final = 4096
 _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
@@ -96,9 +93,9 @@ def capability(item: csi_pb2.VolumeCapability, field: str, parameters: Parameter
         raise InvalidInput(f"{field}.access_mode", f"{mode} is not offered on one node; use {offered}") from None
     if kind == "block":
         return Capability(block=True, access=access)
-    fstype = item.mount.fs_type or (parameters.fstype if parameters is not None else "")
-    if fstype and fstype not in _FSTYPES:
-        raise InvalidInput(f"{field}.mount.fs_type", f"{fstype!r} is not offered; use {' or '.join(_FSTYPES)}")
+    fstype = parameters.fstype if parameters is not None else None
+    if item.mount.fs_type:
+        fstype = Filesystem.named(item.mount.fs_type, f"{field}.mount.fs_type")
     flags = tuple(item.mount.mount_flags)
     if sum(len(flag.encode()) for flag in flags) > _MAP_LIMIT_BYTES:
         raise InvalidInput(f"{field}.mount.mount_flags", f"are longer than {_MAP_LIMIT_BYTES} bytes")
@@ -212,10 +209,11 @@ def _one_mode(capabilities: tuple[Capability, ...]) -> bool:
 
 def _check_smallest(capabilities: tuple[Capability, ...], parameters: Parameters, size_bytes: int) -> None:
     for item in capabilities:
-        least = _SMALLEST.get(item.fstype or parameters.fstype, 0)
+        filesystem = item.fstype or parameters.fstype or DEFAULT
+        least = traits(filesystem).smallest_bytes
         if size_bytes < least:
             raise OutOfRange(
-                f"capacity_range: xfs needs at least {human(least)}, and {human(size_bytes)} are asked for"
+                f"capacity_range: {filesystem} needs at least {human(least)}, and {human(size_bytes)} are asked for"
             )
 
 
