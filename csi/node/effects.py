@@ -1,7 +1,9 @@
 """What each step of a plan means on this node: the table from step type to the function that carries it out."""
 
+import functools
 import os
 from pathlib import Path
+from typing import assert_never
 
 from csi.core import disks, filesystems, mounts
 from csi.core.command import Runner
@@ -10,9 +12,9 @@ from csi.node import mount_api
 from csi.node.apply import Handlers
 from csi.node.kata.registry import KataRegistry
 from csi.node.lvm.command import Lvm
+from csi.node.lvm.layout import Linear, Striped
 from csi.node.plan import steps
 from csi.node.plan.node_view import TOMBSTONE_SOURCE
-from csi.node.plan.pools import CreateVG, ExtendVG
 
 _TARGET_MODE = 0o750
 _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
@@ -48,20 +50,23 @@ class Effects:
             steps.RemoveRecord: lambda step: self._registry.remove(step.target),
             steps.Unmount: lambda step: mounts.unmount(self._runner, step.target),
             steps.RemoveTarget: lambda step: mounts.remove_directory(step.target),
-            CreateVG: lambda step: self._lvm.create_vg(step.vg, step.devices),
-            ExtendVG: lambda step: self._lvm.extend_vg(step.vg, step.devices),
+            steps.CreateVG: lambda step: self._lvm.create_vg(step.vg, step.devices),
+            steps.ExtendVG: lambda step: self._lvm.extend_vg(step.vg, step.devices),
         }
 
     def _create_lv(self, step: steps.CreateLV) -> None:
-        self._lvm.create(
-            step.vg,
-            step.name,
-            extents=step.extents,
-            tags=step.tags,
-            stripes=step.stripes,
-            stripe_kib=step.stripe_kib,
-            pvs=step.pvs,
+        create = functools.partial(
+            self._lvm.create, step.vg, step.name, extents=step.extents, tags=step.tags, pvs=step.pvs
         )
+        match step.layout:
+            case Linear():
+                create()
+            case Striped(count=count, size_kib=size_kib):
+                if count is None:
+                    raise ValueError("the plan leaves the number of stripes open")
+                create(stripes=count, stripe_kib=size_kib)
+            case _:
+                assert_never(step.layout)
 
     @staticmethod
     def _discard(step: steps.DiscardRange) -> None:

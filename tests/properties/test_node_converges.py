@@ -52,14 +52,13 @@ class Driver:
 
     @property
     def wanted(self) -> Wanted:
-        given_parameters, block, _ = _KINDS[self.kind]
+        given_parameters, _, _ = _KINDS[self.kind]
         return Wanted(
             name=_NAME,
             volume_id=_NAME,
             name_digest=volume_names.name_digest(_NAME),
             size_bytes=400 * 1024 * 1024,
             limit_bytes=None,
-            block=block,
             parameters=parameters.parse(given_parameters),
         )
 

@@ -8,12 +8,13 @@ import pytest
 
 from csi.core.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
 from csi.core.sealed import Profile
-from csi.node import parameters
+from csi.node import content, parameters
 from csi.node.lvm import names as volume_names
+from csi.node.lvm.layout import Striped
 from csi.node.lvm.model import Activation, LogicalVolume
 from csi.node.rpc import csi_requests
 from csi.node.rpc.proto import csi_pb2
-from csi.node.volume import Access, Capability, Layout, State, Volume, Wanted, Wipe
+from csi.node.volume import Access, Capability, State, Volume, Wanted, Wipe
 
 GIB = 1 << 30
 NODE = ("topology.sealed-local.csi/node", "worker-3")
@@ -70,6 +71,13 @@ def field_of(call: Callable[..., Any], *args: Any, **fields: Any) -> str:
     return caught.value.field
 
 
+def held(text: str | None) -> content.Content | None:
+    """What a volume's tag says, by the word that stands there."""
+    if text is None:
+        return None
+    return content.read(text, Profile.XTS if text == "sealed" else Profile.NONE)
+
+
 def volume(formatted: str | None = None, digest: str = "") -> Volume:
     lv = LogicalVolume(
         name="pvc-1",
@@ -90,7 +98,7 @@ def volume(formatted: str | None = None, digest: str = "") -> Volume:
         profile=Profile.NONE,
         direct=False,
         wipe=Wipe.AUTO,
-        formatted=formatted,
+        holds=held(formatted),
         mkfs_options=(),
     )
 
@@ -111,10 +119,9 @@ def test_a_create_request_is_taken_whole() -> None:
         name_digest=volume_names.name_digest("pvc-1"),
         size_bytes=GIB,
         limit_bytes=2 * GIB,
-        block=False,
         parameters=parameters.parse(given),
     )
-    assert wanted.parameters.layout is Layout.STRIPING
+    assert wanted.parameters.layout == Striped()
 
 
 def test_a_name_that_lvm_can_not_spell_gets_an_id_that_it_can() -> None:
@@ -277,7 +284,7 @@ def test_a_block_volume_may_be_smaller_than_the_filesystem_of_its_class() -> Non
         volume_capabilities=[capability(block=True)],
         parameters={"fsType": "xfs"},
     )
-    assert (wanted.block, wanted.size_bytes) == (True, 1 << 20)
+    assert wanted.size_bytes == 1 << 20
 
 
 # Capabilities
