@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csi.core.command import LocalRunner
-from csi.core.filesystems import Filesystem, make
+from csi.core.filesystem import Filesystem
+from csi.core.filesystems import make
 
 _VG = "vg0"
 _PATIENCE_SECONDS = 30.0

@@ -4,6 +4,7 @@ Sizes were measured with cryptsetup 2.6.1, 2.7.5 and 2.8.8; `docs/sealed-format.
 not here: the node plugin uses this module to size an LV, and it holds no keys.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
@@ -42,7 +43,28 @@ class Profile(StrEnum):
     @property
     def is_sealed(self) -> bool:
         """Whether the guest encrypts the volume."""
-        return self is not Profile.NONE
+        return needs(self) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a sealed volume needs of its device."""
+
+    head_bytes: int
+    """Room before the payload. It holds all that opens the volume: without it the rest is noise."""
+    block_bytes: int
+    """The payload is a whole number of these."""
+
+
+def needs(profile: Profile) -> Needs | None:
+    """What a profile needs of the device, None for a volume that isn't sealed: the one place that knows every profile."""
+    match profile:
+        case Profile.NONE:
+            return None
+        case Profile.XTS:
+            return Needs(head_bytes=PAYLOAD_OFFSET, block_bytes=PAYLOAD_BLOCK_BYTES)
+        case _:
+            assert_never(profile)
 
 
 RESERVED_PROFILES = ("xts-hmac",)
@@ -54,22 +76,14 @@ def device_bytes(usable_bytes: int, profile: Profile) -> int:
 
     Only the format's own room is counted; rounding to LVM extents comes on top.
     """
-    match profile:
-        case Profile.NONE:
-            return usable_bytes
-        case Profile.XTS:
-            return PAYLOAD_OFFSET + round_up(usable_bytes, PAYLOAD_BLOCK_BYTES)
-        case _:
-            assert_never(profile)
+    needed = needs(profile)
+    return usable_bytes if needed is None else needed.head_bytes + round_up(usable_bytes, needed.block_bytes)
 
 
 def usable_bytes(device_size_bytes: int, profile: Profile) -> int:
     """What the guest can use of a device of that size in bytes; never negative. The inverse of `device_bytes`."""
-    match profile:
-        case Profile.NONE:
-            return device_size_bytes
-        case Profile.XTS:
-            payload = max(0, device_size_bytes - PAYLOAD_OFFSET)
-            return payload - payload % PAYLOAD_BLOCK_BYTES
-        case _:
-            assert_never(profile)
+    needed = needs(profile)
+    if needed is None:
+        return device_size_bytes
+    payload = max(0, device_size_bytes - needed.head_bytes)
+    return payload - payload % needed.block_bytes

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from csi.core.device_number import DeviceNumber
+from csi.core.filesystem import Filesystem
 from csi.core.mount import Mount
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
@@ -87,11 +88,11 @@ class Machine(Protocol):
 
     # Its filesystem
 
-    def make_filesystem(self, device: str, fstype: str) -> None:
+    def make_filesystem(self, device: str, filesystem: Filesystem) -> None:
         """Make a filesystem. The caller has proved that nothing of value is there."""
         ...
 
-    def check_filesystem(self, device: str, fstype: str) -> None:
+    def check_filesystem(self, device: str, filesystem: Filesystem) -> None:
         """Repair what can be repaired without a decision. Raises `CommandError` when errors are left."""
         ...
 
@@ -109,7 +110,7 @@ class Machine(Protocol):
         """Every mount that this process sees."""
         ...
 
-    def mount(self, device: str, target: str, *, fstype: str, options: Iterable[str]) -> None:
+    def mount(self, device: str, target: str, *, filesystem: Filesystem, options: Iterable[str]) -> None:
         """Mount a filesystem; the mount point is made when it is missing. Raises `CommandError`."""
         ...
 

@@ -13,12 +13,12 @@ from typing import Annotated, Any, assert_never
 import msgspec
 
 from csi.core.errors import InvalidInput
+from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
 
 INIT_DATA_ENTRY = "sealed-local.toml"
-_FSTYPES = ("ext4", "xfs")
 _OPTIONS = frozenset({"noatime", "nodiratime", "relatime", "noexec", "sync"})
 
 
@@ -46,7 +46,7 @@ class VolumePolicy:
     id_pattern: re.Pattern[str]
     mount: str
     profile: Profile
-    fstype: str
+    fstype: Filesystem
     access: GuestAccess
     format: FormatRule
     options: tuple[str, ...]
@@ -175,8 +175,7 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
     profile = _profile(raw.profile)
     if profile is None:
         raise InvalidInput(f"{place}.profile", f"{raw.profile!r} can't be opened by this version; use 'xts'")
-    if raw.fstype not in _FSTYPES:
-        raise InvalidInput(f"{place}.fstype", f"{raw.fstype!r} is not offered; use {' or '.join(_FSTYPES)}")
+    filesystem = Filesystem.named(raw.fstype, f"{place}.fstype")
     mount = PurePosixPath(raw.mount)
     plain = raw.mount.isprintable() and not raw.mount.startswith("//")
     if not plain or not mount.is_absolute() or ".." in mount.parts or mount == PurePosixPath("/"):
@@ -194,7 +193,7 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
         id_pattern=pattern,
         mount=str(mount),
         profile=profile,
-        fstype=raw.fstype,
+        fstype=filesystem,
         access=raw.access,
         format=raw.format,
         options=tuple(raw.options),

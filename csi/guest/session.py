@@ -119,7 +119,7 @@ class Session:
             self.machine.check_filesystem(mapping.path, self.rule.fstype)
         options = [*_FORCED_OPTIONS, *self.rule.options, *(["ro"] if self.read_only else [])]
         try:
-            self.machine.mount(mapping.path, self.rule.mount, fstype=self.rule.fstype, options=options)
+            self.machine.mount(mapping.path, self.rule.mount, filesystem=self.rule.fstype, options=options)
         except CommandError as error:
             if not self.read_only:
                 raise

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from csi.core import filesystems, mounts
 from csi.core.command import Runner
 from csi.core.device_number import DeviceNumber
-from csi.core.filesystems import Filesystem
+from csi.core.filesystem import Filesystem
 from csi.core.mount import Mount
 from csi.core.sealed import HEADER_BYTES, Profile
 from csi.core.secret import Secret
@@ -105,13 +105,13 @@ class ThisMachine:
         """See `Machine`."""
         device_mapper.ensure_node(self._runner, mapping)
 
-    def make_filesystem(self, device: str, fstype: str) -> None:
+    def make_filesystem(self, device: str, filesystem: Filesystem) -> None:
         """See `Machine`."""
-        filesystems.make(self._runner, device, Filesystem.named(fstype, "fstype"))
+        filesystems.make(self._runner, device, filesystem)
 
-    def check_filesystem(self, device: str, fstype: str) -> None:
+    def check_filesystem(self, device: str, filesystem: Filesystem) -> None:
         """See `Machine`."""
-        filesystems.check(self._runner, device, Filesystem.named(fstype, "fstype"))
+        filesystems.check(self._runner, device, filesystem)
 
     def flush(self, device: str) -> None:
         """See `Machine`."""
@@ -131,10 +131,10 @@ class ThisMachine:
         """See `Machine`."""
         return mounts.listed()
 
-    def mount(self, device: str, target: str, *, fstype: str, options: Iterable[str]) -> None:
+    def mount(self, device: str, target: str, *, filesystem: Filesystem, options: Iterable[str]) -> None:
         """See `Machine`."""
         os.makedirs(target, mode=0o755, exist_ok=True)  # noqa: PTH103
-        mounts.mount(self._runner, device, target, fstype=fstype, options=options)
+        mounts.mount(self._runner, device, target, fstype=filesystem, options=options)
 
     def unmount(self, target: str) -> None:
         """See `Machine`."""

@@ -1,19 +1,20 @@
 """What each step of a plan means on this node: the table from step type to the function that carries it out."""
 
+import functools
 import os
 from pathlib import Path
+from typing import assert_never
 
 from csi.core import disks, filesystems, mounts
 from csi.core.command import Runner
 from csi.core.errors import ForeignContent, Refused
-from csi.core.filesystems import Filesystem
 from csi.node import mount_api
 from csi.node.apply import Handlers
 from csi.node.kata.registry import KataRegistry
 from csi.node.lvm.command import Lvm
+from csi.node.lvm.layout import Linear, Striped
 from csi.node.plan import steps
 from csi.node.plan.node_view import TOMBSTONE_SOURCE
-from csi.node.plan.pools import CreateVG, ExtendVG
 
 _TARGET_MODE = 0o750
 _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
@@ -49,20 +50,23 @@ class Effects:
             steps.RemoveRecord: lambda step: self._registry.remove(step.target),
             steps.Unmount: lambda step: mounts.unmount(self._runner, step.target),
             steps.RemoveTarget: lambda step: mounts.remove_directory(step.target),
-            CreateVG: lambda step: self._lvm.create_vg(step.vg, step.devices),
-            ExtendVG: lambda step: self._lvm.extend_vg(step.vg, step.devices),
+            steps.CreateVG: lambda step: self._lvm.create_vg(step.vg, step.devices),
+            steps.ExtendVG: lambda step: self._lvm.extend_vg(step.vg, step.devices),
         }
 
     def _create_lv(self, step: steps.CreateLV) -> None:
-        self._lvm.create(
-            step.vg,
-            step.name,
-            extents=step.extents,
-            tags=step.tags,
-            stripes=step.stripes,
-            stripe_kib=step.stripe_kib,
-            pvs=step.pvs,
+        create = functools.partial(
+            self._lvm.create, step.vg, step.name, extents=step.extents, tags=step.tags, pvs=step.pvs
         )
+        match step.layout:
+            case Linear():
+                create()
+            case Striped(count=count, size_kib=size_kib):
+                if count is None:
+                    raise ValueError("the plan leaves the number of stripes open")
+                create(stripes=count, stripe_kib=size_kib)
+            case _:
+                assert_never(step.layout)
 
     @staticmethod
     def _discard(step: steps.DiscardRange) -> None:
@@ -70,7 +74,7 @@ class Effects:
             disks.zero(step.device, step.offset, step.length)
 
     def _make_filesystem(self, step: steps.MakeFilesystem) -> None:
-        filesystems.make(self._runner, step.device, Filesystem.named(step.fstype, "fs_type"), step.options)
+        filesystems.make(self._runner, step.device, step.fstype, step.options)
 
     def _require_filesystem(self, step: steps.RequireFilesystem) -> None:
         found = filesystems.signature(self._runner, step.device)
@@ -81,7 +85,7 @@ class Effects:
             )
 
     def _check_filesystem(self, step: steps.CheckFilesystem) -> None:
-        filesystems.check(self._runner, step.device, Filesystem.named(step.fstype, "fs_type"))
+        filesystems.check(self._runner, step.device, step.fstype)
 
     def _mount_filesystem(self, step: steps.MountFilesystem) -> None:
         _directory(step.target)

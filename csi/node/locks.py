@@ -8,6 +8,7 @@ from pathlib import Path
 
 from csi.core import files
 from csi.core.errors import Busy
+from csi.node.lvm.names import VolumeId
 
 
 class VolumeLocks:
@@ -19,11 +20,11 @@ class VolumeLocks:
 
     def __init__(self, lock_file: Path | None = None) -> None:
         self._guard = threading.Lock()
-        self._held: dict[str, str] = {}
+        self._held: dict[VolumeId, str] = {}
         self._lock_file = lock_file
 
     @contextmanager
-    def hold(self, volume_id: str, operation: str) -> Iterator[None]:
+    def hold(self, volume_id: VolumeId, operation: str) -> Iterator[None]:
         """Hold the volume's lock. Raises `Busy` naming the operation that has it."""
         with self._guard:
             other = self._held.get(volume_id)
@@ -38,7 +39,7 @@ class VolumeLocks:
                 del self._held[volume_id]
 
     @contextmanager
-    def _among_processes(self, volume_id: str) -> Iterator[None]:
+    def _among_processes(self, volume_id: VolumeId) -> Iterator[None]:
         if self._lock_file is None:
             yield
             return

@@ -11,6 +11,7 @@ from csi.node.kata.record import Record
 from csi.node.kata.registry import KataRegistry
 from csi.node.lvm import dm_name
 from csi.node.lvm.model import LogicalVolume
+from csi.node.lvm.names import VolumeId
 from csi.node.plan.node_view import PathKind, PathView, Publications
 from csi.node.volume import Volume
 
@@ -43,14 +44,14 @@ def node_is_right(lv: LogicalVolume) -> bool:
     return lv.device is not None and disks.leads_to(lv.path) == lv.device
 
 
-def is_volume(device: DeviceNumber | None, volume_id: str) -> bool:
+def is_volume(device: DeviceNumber | None, volume_id: VolumeId) -> bool:
     """Whether a device is the volume's, by the kernel's own name of it."""
     name = disks.mapping_name(device) if device is not None else None
     found = dm_name.decode(name) if name is not None else None
     return found is not None and found[1] == volume_id
 
 
-def is_recorded(registry: KataRegistry, target: str, volume_id: str) -> bool:
+def is_recorded(registry: KataRegistry, target: str, volume_id: VolumeId) -> bool:
     """Whether a Kata record shows the volume at a target path."""
     return any(
         entry.target == target and entry.record is not None and entry.record.volume_id == volume_id

@@ -7,12 +7,14 @@ import re
 import shlex
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, TypeVar, assert_never
 
 from csi.core.errors import InvalidInput
+from csi.core.filesystem import FORBIDDEN_OPTIONS, Filesystem
 from csi.core.sealed import RESERVED_PROFILES, Profile
+from csi.node.lvm.layout import Layout, LayoutName, Linear, Striped
 from csi.node.lvm.names import checked_vg_name
-from csi.node.volume import Layout, Parameters, Wipe
+from csi.node.volume import Parameters, Wipe
 
 _KNOWN: Final = (
     "volumeType", "vgName", "pool", "lvmType", "stripes", "stripeSize", "direct", "mkfsOptions", "wipe", "sealed", "fsType",
@@ -26,9 +28,6 @@ _MAX_STRIPES = 128
 _STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
 _MKFS_OPTION = re.compile(r"-[A-Za-z0-9]")
 _MKFS_VALUE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9_.,=^:-]*")
-_MKFS_FORBIDDEN = ("-F", "-N", "-S", "-d", "-l", "-n", "-p", "-r", "-t", "-z")
-"""Options of mke2fs or mkfs.xfs that make nothing (-n, -N of xfs), write a part only (-S), change the type (-t), force, or
-name a file, a directory or a second device."""
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -48,16 +47,13 @@ def parse(given: Mapping[str, str]) -> Parameters:
     profile = _profile(own)
     if profile.is_sealed and own.get("mkfsOptions"):
         raise _bad("mkfsOptions", "has no effect on a sealed volume: the guest makes the filesystem; remove it")
-    layout = _choice(own, "lvmType", Layout, Layout.LINEAR)
     return Parameters(
         vg_name=checked_vg_name(own["vgName"], "parameters[vgName]") if "vgName" in own else None,
         pool=own.get("pool"),
-        layout=layout,
-        stripes=_stripes(own, layout),
-        stripe_kib=_stripe_kib(own, layout),
+        layout=_layout(own),
         direct=_direct(own, profile),
         profile=profile,
-        fstype=own.get("fsType") or given.get(_FSTYPE_KEY, ""),
+        fstype=_fstype(given),
         mkfs_options=_mkfs_options(own),
         wipe=_choice(own, "wipe", Wipe, Wipe.AUTO),
         digest=digest(given),
@@ -99,6 +95,13 @@ def _choice(own: Mapping[str, str], key: str, choices: type[_Choice], default: _
         raise _bad(key, f"{value!r} is not offered by this version; choose {', '.join(choices)}") from None
 
 
+def _fstype(given: Mapping[str, str]) -> Filesystem | None:
+    for key in ("fsType", _FSTYPE_KEY):
+        if given.get(key):
+            return Filesystem.named(given[key], f"parameters[{key}]")
+    return None
+
+
 def _profile(own: Mapping[str, str]) -> Profile:
     if own.get("sealed") in RESERVED_PROFILES:
         raise _bad("sealed", f"the profile {own['sealed']!r} is not offered by this version yet; use 'xts'")
@@ -118,21 +121,31 @@ def _direct(own: Mapping[str, str], profile: Profile) -> bool:
     return direct
 
 
-def _stripes(own: Mapping[str, str], layout: Layout) -> int | None:
+def _layout(own: Mapping[str, str]) -> Layout:
+    name = _choice(own, "lvmType", LayoutName, LayoutName.LINEAR)
+    match name:
+        case LayoutName.LINEAR:
+            for key in ("stripes", "stripeSize"):
+                if key in own:
+                    raise _bad(key, "needs lvmType: striping")
+            return Linear()
+        case LayoutName.STRIPING:
+            return Striped(count=_stripes(own), size_kib=_stripe_kib(own))
+        case _:
+            assert_never(name)
+
+
+def _stripes(own: Mapping[str, str]) -> int | None:
     if "stripes" not in own:
         return None
-    if layout is not Layout.STRIPING:
-        raise _bad("stripes", "needs lvmType: striping")
     if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= _MAX_STRIPES:
         raise _bad("stripes", f"{own['stripes']!r} is no number from 2 to {_MAX_STRIPES}")
     return int(own["stripes"])
 
 
-def _stripe_kib(own: Mapping[str, str], layout: Layout) -> int | None:
+def _stripe_kib(own: Mapping[str, str]) -> int | None:
     if "stripeSize" not in own:
         return None
-    if layout is not Layout.STRIPING:
-        raise _bad("stripeSize", "needs lvmType: striping")
     match = _STRIPE_SIZE.fullmatch(own["stripeSize"])
     kib = int(match[1]) * (1024 if (match[2] or "k").lower().startswith("m") else 1) if match else 0
     if kib < 4 or kib > 1024 * 1024 or kib & (kib - 1):
@@ -156,7 +169,7 @@ def _check_mkfs_word(word: str, *, after_option: bool) -> None:
     if word.startswith("-"):
         if _MKFS_OPTION.fullmatch(word) is None:
             raise _bad("mkfsOptions", f"{word!r} is no single option; write the option and its value as two words")
-        if word in _MKFS_FORBIDDEN:
+        if word in FORBIDDEN_OPTIONS:
             raise _bad(
                 "mkfsOptions",
                 f"{word!r} is not allowed: an option of mkfs that changes type, size or device, or makes nothing",

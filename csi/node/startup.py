@@ -11,6 +11,7 @@ from csi.node import observe
 from csi.node.apply import apply
 from csi.node.config import Pool
 from csi.node.lvm.model import Report
+from csi.node.lvm.names import VolumeId
 from csi.node.plan import pools, provision
 from csi.node.plan.node_view import PathKind
 from csi.node.world import World
@@ -77,7 +78,7 @@ def sweep(world: World, report: Report) -> None:
 
 
 def _is_stale(report: Report, target: str, volume_id: str) -> bool:
-    volume = provision.by_id(report, volume_id)
+    volume = provision.by_id(report, VolumeId(volume_id))
     held = volume is not None and volume.lv.is_open
     return not held and observe.path(target).kind is PathKind.ABSENT and not _pod_exists(target)
 

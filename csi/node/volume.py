@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
+from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
+from csi.node.content import Content
+from csi.node.lvm.layout import LINEAR, Layout
 from csi.node.lvm.model import LogicalVolume
+from csi.node.lvm.names import VolumeId
 
 
 class State(StrEnum):
@@ -22,13 +26,6 @@ class Kind(StrEnum):
     """What an LV of this driver is for."""
 
     VOLUME = "volume"
-
-
-class Layout(StrEnum):
-    """How an LV lies on its disks (StorageClass parameter `lvmType`)."""
-
-    LINEAR = "linear"
-    STRIPING = "striping"
 
 
 class Wipe(StrEnum):
@@ -62,11 +59,11 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
-    """One CSI volume capability. `fstype` is empty when the request leaves it to the driver; unused for block."""
+    """One CSI volume capability. `fstype` is None when the request leaves it to the driver, and for block."""
 
     block: bool
     access: Access
-    fstype: str = ""
+    fstype: Filesystem | None = None
     mount_flags: tuple[str, ...] = ()
 
     @property
@@ -81,12 +78,10 @@ class Parameters:
 
     vg_name: str | None = None
     pool: str | None = None
-    layout: Layout = Layout.LINEAR
-    stripes: int | None = None
-    stripe_kib: int | None = None
+    layout: Layout = LINEAR
     direct: bool = False
     profile: Profile = Profile.NONE
-    fstype: str = ""
+    fstype: Filesystem | None = None
     mkfs_options: tuple[str, ...] = ()
     wipe: Wipe = Wipe.AUTO
     digest: str = ""
@@ -98,11 +93,10 @@ class Wanted:
     """A volume that `CreateVolume` asks for. `size_bytes` is what the pod can use and what CSI reports."""
 
     name: str
-    volume_id: str
+    volume_id: VolumeId
     name_digest: str
     size_bytes: int
     limit_bytes: int | None
-    block: bool
     parameters: Parameters
 
 
@@ -118,11 +112,11 @@ class Volume:
     profile: Profile
     direct: bool
     wipe: Wipe
-    formatted: str | None
-    """Filesystem that the first stage made, or `block` for a raw volume; None until then."""
+    holds: Content | None
+    """What the first stage prepared it as; None until then."""
     mkfs_options: tuple[str, ...]
 
     @property
-    def volume_id(self) -> str:
+    def volume_id(self) -> VolumeId:
         """The CSI volume id, which is the LV's name."""
-        return self.lv.name
+        return VolumeId(self.lv.name)

@@ -23,6 +23,7 @@ from csi.broker import rules as register
 from csi.core import sealed
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, Tampered, ToolFailed
+from csi.core.filesystem import Filesystem
 from csi.core.mount import Mount
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
@@ -178,7 +179,7 @@ class Machine:
             id_pattern=guest_policy.re.compile(VOLUME),
             mount=self.mount_point,
             profile=Profile.XTS,
-            fstype="ext4",
+            fstype=Filesystem.EXT4,
             access=GuestAccess.READ_WRITE,
             format=FormatRule.ONCE,
             options=(),
@@ -308,7 +309,7 @@ class Machine:
     def ensure_node(self, mapping: Mapping) -> None:
         self.effect()
 
-    def make_filesystem(self, device: str, fstype: str) -> None:
+    def make_filesystem(self, device: str, filesystem: Filesystem) -> None:
         self._note_making()
         live = self._live_at(device)
         label = _veil(b"a filesystem".ljust(_DATA_AT, b"\0"), live.key)
@@ -318,7 +319,7 @@ class Machine:
             lambda: live.cached.append((PAYLOAD_OFFSET + _DATA_AT, empty)),
         )
 
-    def check_filesystem(self, device: str, fstype: str) -> None:
+    def check_filesystem(self, device: str, filesystem: Filesystem) -> None:
         self.effect()
 
     def flush(self, device: str) -> None:
@@ -333,7 +334,7 @@ class Machine:
             raise Died
         return tuple(self.mounted)
 
-    def mount(self, device: str, target: str, *, fstype: str, options: Iterable[str]) -> None:
+    def mount(self, device: str, target: str, *, filesystem: Filesystem, options: Iterable[str]) -> None:
         live, given = self._live_at(device), frozenset(options)
         assert {"nosuid", "nodev"} <= given
         if self._clear(live, PAYLOAD_OFFSET, _DATA_AT) != b"a filesystem":
@@ -342,7 +343,7 @@ class Machine:
             target=target,
             root="/",
             device=DeviceNumber(253, live.number),
-            fstype=fstype,
+            fstype=filesystem,
             source=device,
             options=given,
             super_options=frozenset({"ro" if live.read_only else "rw"}),

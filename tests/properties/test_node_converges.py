@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csi.core.filesystem import Filesystem
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
@@ -45,18 +46,19 @@ class Driver:
     @property
     def capability(self) -> Capability:
         _, block, fstype = _KINDS[self.kind]
-        return Capability(block=block, access=Access.SINGLE_NODE_SINGLE_WRITER, fstype=fstype)
+        return Capability(
+            block=block, access=Access.SINGLE_NODE_SINGLE_WRITER, fstype=Filesystem(fstype) if fstype else None
+        )
 
     @property
     def wanted(self) -> Wanted:
-        given_parameters, block, _ = _KINDS[self.kind]
+        given_parameters, _, _ = _KINDS[self.kind]
         return Wanted(
             name=_NAME,
             volume_id=_NAME,
             name_digest=volume_names.name_digest(_NAME),
             size_bytes=400 * 1024 * 1024,
             limit_bytes=None,
-            block=block,
             parameters=parameters.parse(given_parameters),
         )
 

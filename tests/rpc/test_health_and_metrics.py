@@ -109,7 +109,6 @@ def make_volume(node: Node, name: str, state: State = State.CREATING) -> None:
         name_digest=volume_names.name_digest(name),
         size_bytes=EXTENT,
         limit_bytes=None,
-        block=False,
         parameters=parameters.parse({}),
     )
     node.apply(provision.create(CONFIG, node.report(), wanted))

@@ -24,7 +24,7 @@ from csi.node.apply import apply
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.model import Report
-from csi.node.plan import placement, pools
+from csi.node.plan import placement, pools, steps
 from csi.node.volume import Parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,8 +223,8 @@ def _bring_in(*configured: str) -> Report:
     pool = Pool(name="main", vgs=("vg0",), devices=configured)
     plan = pools.onboard(pool, lvm.report(), tuple(_look(name) for name in configured))
     make = {
-        pools.CreateVG: lambda step: lvm.create_vg(step.vg, step.devices),
-        pools.ExtendVG: lambda step: lvm.extend_vg(step.vg, step.devices),
+        steps.CreateVG: lambda step: lvm.create_vg(step.vg, step.devices),
+        steps.ExtendVG: lambda step: lvm.extend_vg(step.vg, step.devices),
     }
     apply(plan, make)
     return lvm.report()

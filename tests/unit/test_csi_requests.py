@@ -8,12 +8,13 @@ import pytest
 
 from csi.core.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
 from csi.core.sealed import Profile
-from csi.node import parameters
+from csi.node import content, parameters
 from csi.node.lvm import names as volume_names
+from csi.node.lvm.layout import Striped
 from csi.node.lvm.model import Activation, LogicalVolume
 from csi.node.rpc import csi_requests
 from csi.node.rpc.proto import csi_pb2
-from csi.node.volume import Access, Capability, Layout, State, Volume, Wanted, Wipe
+from csi.node.volume import Access, Capability, State, Volume, Wanted, Wipe
 
 GIB = 1 << 30
 NODE = ("topology.sealed-local.csi/node", "worker-3")
@@ -70,6 +71,13 @@ def field_of(call: Callable[..., Any], *args: Any, **fields: Any) -> str:
     return caught.value.field
 
 
+def held(text: str | None) -> content.Content | None:
+    """What a volume's tag says, by the word that stands there."""
+    if text is None:
+        return None
+    return content.read(text, Profile.XTS if text == "sealed" else Profile.NONE)
+
+
 def volume(formatted: str | None = None, digest: str = "") -> Volume:
     lv = LogicalVolume(
         name="pvc-1",
@@ -90,7 +98,7 @@ def volume(formatted: str | None = None, digest: str = "") -> Volume:
         profile=Profile.NONE,
         direct=False,
         wipe=Wipe.AUTO,
-        formatted=formatted,
+        holds=held(formatted),
         mkfs_options=(),
     )
 
@@ -111,10 +119,9 @@ def test_a_create_request_is_taken_whole() -> None:
         name_digest=volume_names.name_digest("pvc-1"),
         size_bytes=GIB,
         limit_bytes=2 * GIB,
-        block=False,
         parameters=parameters.parse(given),
     )
-    assert wanted.parameters.layout is Layout.STRIPING
+    assert wanted.parameters.layout == Striped()
 
 
 def test_a_name_that_lvm_can_not_spell_gets_an_id_that_it_can() -> None:
@@ -261,13 +268,23 @@ def test_a_size_below_what_the_filesystem_takes_is_out_of_range(fields: dict[str
     assert create(capacity_range=csi_pb2.CapacityRange(required_bytes=least), **fields).size_bytes == least
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"parameters": {"fsType": "ext4"}}, {"volume_capabilities": [capability(fstype="ext4")]}]
+)
+def test_an_ext4_without_room_for_its_journal_is_out_of_range(fields: dict[str, Any]) -> None:
+    least = 2 << 20
+    with pytest.raises(OutOfRange, match="ext4 needs at least 2 MiB"):
+        create(capacity_range=csi_pb2.CapacityRange(required_bytes=least - 1), **fields)
+    assert create(capacity_range=csi_pb2.CapacityRange(required_bytes=least), **fields).size_bytes == least
+
+
 def test_a_block_volume_may_be_smaller_than_the_filesystem_of_its_class() -> None:
     wanted = create(
         capacity_range=csi_pb2.CapacityRange(required_bytes=1 << 20),
         volume_capabilities=[capability(block=True)],
         parameters={"fsType": "xfs"},
     )
-    assert (wanted.block, wanted.size_bytes) == (True, 1 << 20)
+    assert wanted.size_bytes == 1 << 20
 
 
 # Capabilities
@@ -302,9 +319,9 @@ def test_a_capability_without_access_mode_or_type_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "of_class", "expected"),
-    [("", "", ""), ("ext4", "", "ext4"), ("xfs", "ext4", "xfs"), ("", "xfs", "xfs")],
+    [("", "", None), ("ext4", "", "ext4"), ("xfs", "ext4", "xfs"), ("", "xfs", "xfs")],
 )
-def test_the_filesystem_of_the_capability_wins_over_the_class(asked: str, of_class: str, expected: str) -> None:
+def test_the_filesystem_of_the_capability_wins_over_the_class(asked: str, of_class: str, expected: str | None) -> None:
     given = parameters.parse({"fsType": of_class} if of_class else {})
     assert csi_requests.capability(capability(fstype=asked), "f", given).fstype == expected
 
@@ -312,7 +329,7 @@ def test_the_filesystem_of_the_capability_wins_over_the_class(asked: str, of_cla
 @pytest.mark.parametrize("fstype", ["btrfs", "EXT4", "ext3", "ext4 ", "swap"])
 def test_another_filesystem_is_refused_wherever_it_is_asked_for(fstype: str) -> None:
     assert field_of(csi_requests.capability, capability(fstype=fstype), "f") == "f.mount.fs_type"
-    assert field_of(create, parameters={"fsType": fstype}) == "volume_capabilities[0].mount.fs_type"
+    assert field_of(create, parameters={"fsType": fstype}) == "parameters[fsType]"
 
 
 def test_mount_flags_keep_their_order() -> None:

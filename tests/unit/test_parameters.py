@@ -5,7 +5,8 @@ import pytest
 from csi.core.errors import InvalidInput
 from csi.core.sealed import Profile
 from csi.node import parameters
-from csi.node.volume import Layout, Parameters, Wipe
+from csi.node.lvm.layout import Linear, Striped
+from csi.node.volume import Parameters, Wipe
 
 FROM_THE_PROVISIONER = {
     "csi.storage.k8s.io/fstype": "xfs",
@@ -25,12 +26,10 @@ def test_a_class_without_parameters_has_the_defaults() -> None:
     assert parameters.parse({}) == Parameters(
         vg_name=None,
         pool=None,
-        layout=Layout.LINEAR,
-        stripes=None,
-        stripe_kib=None,
+        layout=Linear(),
         direct=False,
         profile=Profile.NONE,
-        fstype="",
+        fstype=None,
         mkfs_options=(),
         wipe=Wipe.AUTO,
         digest=parameters.digest({}),
@@ -52,9 +51,7 @@ def test_every_parameter_is_taken() -> None:
     assert parameters.parse(given) == Parameters(
         vg_name=None,
         pool="fast",
-        layout=Layout.STRIPING,
-        stripes=3,
-        stripe_kib=64,
+        layout=Striped(count=3, size_kib=64),
         direct=True,
         fstype="ext4",
         mkfs_options=("-m", "0", "-E", "lazy_itable_init=0"),
@@ -118,6 +115,8 @@ def test_a_key_of_another_version_is_refused_and_not_ignored(key: str) -> None:
         ({"stripes": "2"}, "stripes"),
         ({"stripes": "2", "lvmType": "linear"}, "stripes"),
         ({"stripeSize": "64Ki"}, "stripeSize"),
+        ({"fsType": "btrfs"}, "fsType"),
+        ({"csi.storage.k8s.io/fstype": "ext3"}, "csi.storage.k8s.io/fstype"),
     ],
 )
 def test_a_wrong_value_is_refused_by_key(given: dict[str, str], key: str) -> None:
@@ -132,7 +131,7 @@ def test_a_refused_choice_names_what_there_is() -> None:
 
 @pytest.mark.parametrize("text", ["2", "128"])
 def test_stripes_may_be_2_to_128(text: str) -> None:
-    assert parameters.parse({"lvmType": "striping", "stripes": text}).stripes == int(text)
+    assert parameters.parse({"lvmType": "striping", "stripes": text}).layout == Striped(count=int(text))
 
 
 @pytest.mark.parametrize("text", ["", "0", "1", "129", "-2", "+2", "2.0", "two", "\u0662", "\u00b2", " 2"])
@@ -145,7 +144,7 @@ def test_other_numbers_of_stripes_are_refused(text: str) -> None:
     [("4Ki", 4), ("4", 4), ("64k", 64), ("128KiB", 128), ("1Mi", 1024), ("2m", 2048), ("1024MiB", 1024 * 1024)],
 )
 def test_a_stripe_size_is_counted_in_kib(text: str, kib: int) -> None:
-    assert parameters.parse({"lvmType": "striping", "stripeSize": text}).stripe_kib == kib
+    assert parameters.parse({"lvmType": "striping", "stripeSize": text}).layout == Striped(size_kib=kib)
 
 
 @pytest.mark.parametrize("text", ["", "0", "2Ki", "3Ki", "96Ki", "2048Mi", "-64", "64Gi", "64 Ki", "big"])
@@ -178,12 +177,14 @@ def test_sealed_implies_direct_because_only_the_guest_has_the_key() -> None:
 @pytest.mark.parametrize(
     ("given", "fstype"),
     [
-        ({}, ""),
+        ({}, None),
         ({"fsType": "xfs"}, "xfs"),
         ({"csi.storage.k8s.io/fstype": "xfs"}, "xfs"),
     ],
 )
-def test_the_filesystem_may_come_from_the_class_or_from_the_provisioner(given: dict[str, str], fstype: str) -> None:
+def test_the_filesystem_may_come_from_the_class_or_from_the_provisioner(
+    given: dict[str, str], fstype: str | None
+) -> None:
     assert parameters.parse(given).fstype == fstype
 
 

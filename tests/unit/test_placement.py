@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from csi.core.errors import NoSpace
 from csi.core.sealed import PAYLOAD_OFFSET, Profile, device_bytes
 from csi.node.config import NodeConfig, Pool, Strategy
+from csi.node.lvm.layout import Linear, Striped
 from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import placement
 from csi.node.plan.placement import Placement
 from csi.node.quantity import NO_RESERVE, Reserve
-from csi.node.volume import Layout, Parameters
+from csi.node.volume import Parameters
 
 EXTENT = 4 << 20
 LINEAR = Parameters()
-STRIPED = Parameters(layout=Layout.STRIPING)
+STRIPED = Parameters(layout=Striped())
 SEALED = Parameters(profile=Profile.XTS)
 
 
@@ -61,7 +62,7 @@ def no_place(vg: VolumeGroup, extents: int, parameters: Parameters = LINEAR, con
 
 
 def stripes(count: int) -> Parameters:
-    return dataclasses.replace(STRIPED, stripes=count)
+    return Parameters(layout=Striped(count=count))
 
 
 # Linear
@@ -101,13 +102,15 @@ def test_uneven_disks_that_hold_a_linear_volume_do_not_hold_a_striped_one() -> N
     vg = group("vg0", 98, 1, 1)
     assert "(striping): vg0 has room for 12 MiB." in no_place(vg, 60, STRIPED)
     assert "use fewer stripes or lvmType: linear" in no_place(vg, 60, STRIPED)
-    assert place(vg, 3, STRIPED) == Placement(vg=vg, extents=3, stripes=3, pvs=("/dev/a", "/dev/b", "/dev/c"))
+    assert place(vg, 3, STRIPED) == Placement(
+        vg=vg, extents=3, layout=Striped(count=3), pvs=("/dev/a", "/dev/b", "/dev/c")
+    )
 
 
 def test_two_small_disks_take_no_striped_volume_larger_than_both() -> None:
     vg = group("vg0", 10, 10)
     assert "has room for 80 MiB" in no_place(vg, 30, STRIPED)
-    assert place(vg, 20, STRIPED).stripes == 2
+    assert place(vg, 20, STRIPED).layout == Striped(count=2)
     no_place(vg, 21, STRIPED)
 
 
@@ -123,13 +126,13 @@ def test_fewer_stripes_than_disks_lie_on_the_emptiest(
     free: tuple[int, ...], wanted: int, count: int, disks: tuple[str, ...]
 ) -> None:
     found = place(group("vg0", *free), wanted, stripes(count))
-    assert (found.extents, found.stripes, found.pvs) == (wanted, count, disks)
+    assert (found.extents, found.layout, found.pvs) == (wanted, Striped(count=count), disks)
 
 
 def test_as_many_disks_as_have_the_room_share_a_striped_volume() -> None:
     vg = group("vg0", 50, 50, 5)
-    assert place(vg, 15, STRIPED).stripes == 3
-    assert place(vg, 16, STRIPED).stripes == 2
+    assert place(vg, 15, STRIPED).layout == Striped(count=3)
+    assert place(vg, 16, STRIPED).layout == Striped(count=2)
     assert place(vg, 16, STRIPED).pvs == ("/dev/a", "/dev/b")
 
 
@@ -349,11 +352,8 @@ CONFIGS = st.one_of(
     st.builds(Reserve, size_bytes=st.integers(0, 100 * EXTENT)),
 ).map(lambda reserve: pool("main", "vg0", reserve=reserve))
 PARAMETERS = st.builds(
-    lambda layout, count, profile: Parameters(
-        layout=layout, stripes=count if layout is Layout.STRIPING else None, profile=profile
-    ),
-    st.sampled_from(Layout),
-    st.one_of(st.none(), st.integers(2, 7)),
+    lambda layout, profile: Parameters(layout=layout, profile=profile),
+    st.one_of(st.just(Linear()), st.builds(Striped, count=st.one_of(st.none(), st.integers(2, 7)))),
     st.sampled_from(Profile),
 )
 
@@ -361,10 +361,11 @@ PARAMETERS = st.builds(
 def check_within_room(found: Placement, config: NodeConfig) -> None:
     """Every disk gets at most what it has, and the group keeps its reserve."""
     free = {pv.name: pv.usable_free_extents for pv in found.vg.pvs}
-    if found.pvs:
-        assert len(found.pvs) == len(set(found.pvs)) == found.stripes
-        assert found.extents % found.stripes == 0
-        assert all(found.extents // found.stripes <= free[name] for name in found.pvs)
+    if isinstance(found.layout, Striped):
+        count = found.layout.count
+        assert len(found.pvs) == len(set(found.pvs)) == count
+        assert found.extents % count == 0
+        assert all(found.extents // count <= free[name] for name in found.pvs)
     assert found.extents * found.vg.extent_bytes <= placement.available(config, found.vg)
     kept = (found.vg.usable_free_extents - found.extents) * found.vg.extent_bytes
     assert kept >= config.pools[0].reserve.of(found.vg.size_bytes)
@@ -380,8 +381,12 @@ def test_a_place_never_exceeds_what_any_disk_has(
     found = placement.place(config, Report(vgs=(vg,)), parameters, size_bytes)
     check_within_room(found, config)
     assert found.extents * vg.extent_bytes >= device_bytes(size_bytes, parameters.profile)
-    assert (parameters.layout is Layout.STRIPING) == (found.stripes > 1)
-    assert parameters.stripes in (None, found.stripes)
+    if isinstance(parameters.layout, Striped):
+        assert isinstance(found.layout, Striped)
+        assert found.layout.count > 1
+        assert parameters.layout.count in (None, found.layout.count)
+    else:
+        assert found.layout == Linear()
 
 
 @given(vg=GROUPS, config=CONFIGS, parameters=PARAMETERS)

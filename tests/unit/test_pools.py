@@ -8,7 +8,8 @@ from csi.core.device_number import DeviceNumber
 from csi.core.errors import ForeignContent, NotFound, Refused
 from csi.node.config import Pool
 from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
-from csi.node.plan.pools import CreateVG, DeviceView, ExtendVG, onboard
+from csi.node.plan.pools import DeviceView, onboard
+from csi.node.plan.steps import CreateVG, ExtendVG
 
 POOL = Pool(name="bulk", vgs=("bulk-0",), devices=("/dev/disk/by-id/one", "/dev/disk/by-id/two"))
 ONE = DeviceView(configured="/dev/disk/by-id/one", real="/dev/sdb", holds=None)

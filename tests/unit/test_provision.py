@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused, Unavailable
+from csi.core.filesystem import Filesystem
 from csi.core.sealed import PAYLOAD_OFFSET, Profile
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
+from csi.node.content import HoldsFilesystem
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
+from csi.node.lvm.layout import Striped
 from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import provision, steps
-from csi.node.volume import Layout, State, Volume, Wanted, Wipe
+from csi.node.volume import State, Volume, Wanted, Wipe
 
 EXTENT = 4 << 20
 SIZE = 100 * EXTENT
@@ -32,7 +35,6 @@ def wanted(name: str = "pvc-1", *, size: int = SIZE, limit: int | None = None, *
         name_digest=volume_names.name_digest(name),
         size_bytes=size,
         limit_bytes=limit,
-        block=False,
         parameters=parameters.parse(given_parameters),
     )
 
@@ -102,7 +104,7 @@ def test_a_new_volume_is_one_command_with_all_its_tags() -> None:
 def test_a_striped_volume_goes_to_the_disks_that_its_place_names() -> None:
     (step,) = create(wanted(lvmType="striping", stripeSize="64Ki", vgName="vg1"))
     assert isinstance(step, steps.CreateLV)
-    assert (step.layout, step.stripes, step.stripe_kib) == (Layout.STRIPING, 2, 64)
+    assert step.layout == Striped(count=2, size_kib=64)
     assert (step.vg, step.extents, step.pvs) == ("vg1", 100, ("/dev/vg1-a", "/dev/vg1-b"))
 
 
@@ -205,7 +207,7 @@ def volume(
         profile=Profile.NONE,
         direct=False,
         wipe=Wipe.AUTO,
-        formatted="ext4",
+        holds=HoldsFilesystem(Filesystem.EXT4),
         mkfs_options=(),
     )
     return dataclasses.replace(plain, **fields)
@@ -266,7 +268,7 @@ def test_a_wipe_covers_the_whole_volume_once(wipe: Wipe, profile: Profile, size:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"wipe": Wipe.NONE}, {"state": State.DELETING, "formatted": None}], ids=["wipe: none", "never used"]
+    "fields", [{"wipe": Wipe.NONE}, {"state": State.DELETING, "holds": None}], ids=["wipe: none", "never used"]
 )
 def test_a_volume_that_needs_no_wipe_is_not_even_activated(fields: dict[str, Any]) -> None:
     plan = provision.delete(volume(**fields), ())

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.core.filesystem import Filesystem
 from csi.core.mount import Mount
 from csi.core.sealed import PAYLOAD_OFFSET, Profile
+from csi.node import content
+from csi.node.content import Raw
 from csi.node.kata.record import Record
 from csi.node.lvm.model import Activation, LogicalVolume
 from csi.node.plan import publish, stage, steps
@@ -21,6 +24,13 @@ MIB = 1 << 20
 SIZE = 400 * MIB
 DEVICE, NUMBER, FOREIGN = "/dev/vg0/pvc-1", DeviceNumber(254, 1), DeviceNumber(254, 9)
 STAGING, TARGET, OTHER = "/k/staging", "/k/pods/1/mount", "/k/pods/2/mount"
+
+
+def held(text: str | None) -> content.Content | None:
+    """What a volume's tag says, by the word that stands there."""
+    if text is None:
+        return None
+    return content.read(text, Profile.XTS if text == "sealed" else Profile.NONE)
 
 
 def volume(
@@ -50,7 +60,7 @@ def volume(
         profile=Profile.NONE,
         direct=False,
         wipe=Wipe.AUTO,
-        formatted=formatted,
+        holds=held(formatted),
         mkfs_options=(),
     )
     return dataclasses.replace(plain, **fields)
@@ -64,7 +74,7 @@ def new(**fields: Any) -> Volume:
 def asked(
     fstype: str = "", *, block: bool = False, access: Access = Access.SINGLE_NODE_WRITER, flags: tuple[str, ...] = ()
 ) -> Capability:
-    return Capability(block=block, access=access, fstype=fstype, mount_flags=flags)
+    return Capability(block=block, access=access, fstype=Filesystem(fstype) if fstype else None, mount_flags=flags)
 
 
 def mount(
@@ -205,7 +215,7 @@ def test_an_active_volume_that_the_node_does_not_mount_needs_nothing(there: Volu
 
 @pytest.mark.parametrize("there", [volume("block"), volume(**DIRECT), volume("sealed", **SEALED), volume()])
 def test_a_volume_whose_path_leads_elsewhere_is_activated_again_to_set_it_right(there: Volume) -> None:
-    capability = BLOCK if there.formatted == "block" else MOUNT
+    capability = BLOCK if there.holds == Raw() else MOUNT
     assert staged(there, capability, FREE_STAGING, node_is_right=False)[0] == ACTIVATE
 
 
@@ -300,7 +310,7 @@ def test_a_volume_that_is_not_what_is_asked_for_is_refused(there: Volume, capabi
 def test_a_staging_path_with_a_mount_of_something_else_is_refused(there: Volume) -> None:
     foreign = path(STAGING, mount(STAGING, device=FOREIGN, source="/dev/sdb1"))
     with pytest.raises(Refused, match="/k/staging is already a mount of /dev/sdb1; unmount it"):
-        staged(there, BLOCK if there.formatted == "block" else MOUNT, foreign)
+        staged(there, BLOCK if there.holds == Raw() else MOUNT, foreign)
 
 
 def test_the_mount_on_top_is_the_one_that_counts() -> None:
@@ -416,7 +426,7 @@ def test_a_published_volume_needs_nothing(read_only: bool) -> None:
 
 @pytest.mark.parametrize("there", [volume("block"), volume(**DIRECT), volume("sealed", **SEALED)])
 def test_a_target_with_a_mount_of_something_else_is_refused(there: Volume) -> None:
-    capability = BLOCK if there.formatted == "block" else MOUNT
+    capability = BLOCK if there.holds == Raw() else MOUNT
     target = path(TARGET, mount(TARGET, device=FOREIGN, source="/dev/sdb1"))
     with pytest.raises(Refused, match=TARGET):
         publish.publish(view(there, capability, target=target))

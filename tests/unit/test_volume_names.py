@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.core.errors import InvalidInput
-from csi.node.lvm.names import checked_csi_name, checked_vg_name, is_possible_id, lv_name, name_digest
+from csi.core.errors import InvalidInput, NotFound
+from csi.node.lvm.names import checked_csi_name, checked_id, checked_vg_name, lv_name, name_digest
 
 PVC = "pvc-8f5d5d0e-41a8-4b8a-9d0b-0c6f3a1c2b7d"
 HASHED = re.compile(r"sl-[0-9a-f]{40}")
@@ -34,7 +34,7 @@ def check_legal(name: str) -> None:
 @pytest.mark.parametrize("name", [PVC, "a", "A+b_c.d-9", "0", ".hidden", "...", "_", "my_snapshot", "x" * 63])
 def test_a_legal_name_is_kept(name: str) -> None:
     assert lv_name(name) == name
-    assert is_possible_id(name)
+    assert checked_id(name) == name
     check_legal(name)
 
 
@@ -73,7 +73,7 @@ def test_a_name_that_looks_hashed_can_not_take_the_place_of_the_one_it_imitates(
 def test_every_name_leads_to_a_legal_lv_name_that_is_a_possible_id(name: str) -> None:
     made = lv_name(name)
     check_legal(made)
-    assert is_possible_id(made)
+    assert checked_id(made) == made
     assert made == lv_name(name)
     assert made == name or HASHED.fullmatch(made)
 
@@ -112,7 +112,8 @@ def test_a_name_beyond_csi_limits_is_refused_by_field(name: str, problem: str) -
 
 @pytest.mark.parametrize("value", ["", "-a", "a/b", "../a", "a b", "x" * 64, "ä", "a\n"])
 def test_what_the_driver_never_gives_out_is_no_possible_id(value: str) -> None:
-    assert not is_possible_id(value)
+    with pytest.raises(NotFound, match="there is no volume"):
+        checked_id(value)
 
 
 @pytest.mark.parametrize("name", ["vg0", "open-local-pool-0", "a.b+c_d", "x" * 63])

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
 from csi.node import parameters
+from csi.node.content import Content, HoldsFilesystem, Raw, Sealed
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import Activation, LogicalVolume, Report, VolumeGroup
@@ -24,7 +26,6 @@ WANTED = Wanted(
     name_digest=volume_names.name_digest("pvc-1"),
     size_bytes=1 << 30,
     limit_bytes=None,
-    block=False,
     parameters=dataclasses.replace(
         parameters.parse({"sealed": "xts", "wipe": "zero"}), mkfs_options=("-m", "0", "-E", "lazy_itable_init=0")
     ),
@@ -83,7 +84,7 @@ def test_what_was_wanted_is_read_back() -> None:
         profile=Profile.XTS,
         direct=True,
         wipe=Wipe.ZERO,
-        formatted=None,
+        holds=None,
         mkfs_options=("-m", "0", "-E", "lazy_itable_init=0"),
     )
 
@@ -114,7 +115,7 @@ def test_every_volume_is_read_back_as_it_was_wanted(name: str, size: int, asked:
         profile=asked.profile,
         direct=asked.direct,
         wipe=asked.wipe,
-        formatted=None,
+        holds=None,
         mkfs_options=asked.mkfs_options,
     )
 
@@ -127,13 +128,31 @@ def test_the_longest_mkfs_options_that_a_class_may_give_fit_one_tag() -> None:
 
 
 @pytest.mark.parametrize("state", [State.READY, State.DELETING])
-@pytest.mark.parametrize("held", ["ext4", "xfs", "block", "sealed"])
-def test_state_and_content_are_tags_of_their_own(state: State, held: str) -> None:
-    tags = without_tag("state") | {volume_tags.state_tag(state), volume_tags.formatted_tag(held)}
+@pytest.mark.parametrize(
+    ("held", "text"),
+    [
+        (HoldsFilesystem(Filesystem.EXT4), "ext4"),
+        (HoldsFilesystem(Filesystem.XFS), "xfs"),
+        (Raw(), "block"),
+        (Sealed(Profile.XTS), "sealed"),
+    ],
+)
+def test_state_and_content_are_tags_of_their_own(state: State, held: Content, text: str) -> None:
+    profile = Profile.XTS if isinstance(held, Sealed) else Profile.NONE
+    kept = frozenset(tag for tag in with_tag("sealed", profile) if not tag.startswith("sl:state="))
+    tags = kept | {volume_tags.state_tag(state), volume_tags.formatted_tag(held)}
+    assert f"sl:formatted={text}" in tags
     assert all(TAG.fullmatch(tag) for tag in tags)
     read = volume_tags.decode(lv(tags))
     assert read is not None
-    assert (read.state, read.formatted) == (state, held)
+    assert (read.state, read.holds) == (state, held)
+
+
+@pytest.mark.parametrize(
+    ("profile", "text"), [("xts", "ext4"), ("xts", "block"), ("none", "sealed"), ("none", "btrfs")]
+)
+def test_a_content_that_contradicts_the_profile_is_never_guessed(profile: str, text: str) -> None:
+    assert volume_tags.decode(lv(with_tag("sealed", profile) | {f"sl:formatted={text}"})) is None
 
 
 @pytest.mark.parametrize(
@@ -192,7 +211,7 @@ def test_tags_that_an_older_driver_may_leave_out_have_the_safe_meaning() -> None
     read = volume_tags.decode(lv(frozenset(tags)))
     assert read is not None
     assert (read.profile, read.wipe, read.direct) == (Profile.NONE, Wipe.AUTO, False)
-    assert (read.formatted, read.mkfs_options) == (None, ())
+    assert (read.holds, read.mkfs_options) == (None, ())
 
 
 def test_the_volumes_of_a_node_are_those_of_all_groups_and_none_of_the_foreign_lvs() -> None:

@@ -5,8 +5,12 @@ LVM's rules: lvm(8), "VALID NAMES"; device-mapper doubles every `-` and allows 1
 
 import hashlib
 import re
+from typing import NewType
 
-from csi.core.errors import InvalidInput
+from csi.core.errors import InvalidInput, NotFound
+
+VolumeId = NewType("VolumeId", str)
+"""The id of a volume, which is its LV's name: made of a CSI name, read from an LV, or checked where it comes in."""
 
 CSI_STRING_LIMIT_BYTES = 128
 _LV_LIMIT = 63
@@ -25,7 +29,7 @@ def name_digest(csi_name: str) -> str:
     return hashlib.sha256(csi_name.encode()).hexdigest()
 
 
-def lv_name(csi_name: str) -> str:
+def lv_name(csi_name: str) -> VolumeId:
     """The LV name, which is also the volume id, for a CSI name.
 
     A legal, unreserved name is kept, so that an operator recognises the PV in `lvs`; any other becomes `sl-` and the
@@ -38,7 +42,7 @@ def lv_name(csi_name: str) -> str:
         and not csi_name.startswith(_RESERVED_STARTS)
         and not any(part in csi_name for part in _RESERVED_PARTS)
     )
-    return csi_name if usable else _HASHED_PREFIX + name_digest(csi_name)[:40]
+    return VolumeId(csi_name if usable else _HASHED_PREFIX + name_digest(csi_name)[:40])
 
 
 def checked_csi_name(value: str) -> str:
@@ -53,9 +57,11 @@ def checked_csi_name(value: str) -> str:
     return value
 
 
-def is_possible_id(value: str) -> bool:
-    """Whether this driver could have given out `value` as a volume id."""
-    return len(value) <= _LV_LIMIT and _LEGAL.fullmatch(value) is not None
+def checked_id(value: str) -> VolumeId:
+    """A volume id that comes from outside. Raises `NotFound` for one that this driver can't have given out."""
+    if len(value) > _LV_LIMIT or _LEGAL.fullmatch(value) is None:
+        raise NotFound(f"there is no volume {value[:80]!r} on this node")
+    return VolumeId(value)
 
 
 _VG = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,62}")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from csi.core.sealed import Profile
+from csi.node import content
+from csi.node.content import Content
 from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.volume import Kind, State, Volume, Wanted, Wipe
 
@@ -23,9 +25,9 @@ def state_tag(state: State) -> str:
     return f"{_PREFIX}state={state}"
 
 
-def formatted_tag(what: str) -> str:
+def formatted_tag(what: Content) -> str:
     """The durable evidence that the volume was prepared, and as what. It is what forbids every later format."""
-    return f"{_PREFIX}formatted={what}"
+    return f"{_PREFIX}formatted={content.word(what)}"
 
 
 def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str, ...]:
@@ -57,16 +59,17 @@ def decode(lv: LogicalVolume) -> Volume | None:
     try:
         if values.get("kind") != Kind.VOLUME:
             return None
+        profile = Profile(values.get("sealed", Profile.NONE))
         return Volume(
             lv=lv,
             name_digest=values["name"],
             state=State(values["state"]),
             size_bytes=int(values["size"]),
             params_digest=values["params"],
-            profile=Profile(values.get("sealed", Profile.NONE)),
+            profile=profile,
             direct=values.get("direct") == "true",
             wipe=Wipe(values.get("wipe", Wipe.AUTO)),
-            formatted=values.get("formatted"),
+            holds=content.read(values["formatted"], profile) if "formatted" in values else None,
             mkfs_options=_unpack(values.get("mkfs", "")),
         )
     except (KeyError, ValueError):

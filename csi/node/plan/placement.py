@@ -4,14 +4,17 @@ Never looks at anything but the report and the node's configuration, and counts 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import assert_never
 
 from csi.core.errors import NoSpace
 from csi.core.sealed import device_bytes, usable_bytes
 from csi.core.size import human
 from csi.node.config import NodeConfig, Strategy
+from csi.node.lvm import layout
+from csi.node.lvm.layout import LINEAR, Layout, Linear, Striped
 from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
-from csi.node.volume import Layout, Parameters
+from csi.node.volume import Parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,8 @@ class Placement:
 
     vg: VolumeGroup
     extents: int
-    stripes: int = 1
+    layout: Layout = LINEAR
+    """With the number of stripes, where there are any."""
     pvs: tuple[str, ...] = ()
 
 
@@ -34,7 +38,9 @@ def place(config: NodeConfig, report: Report, parameters: Parameters, size_bytes
     if not fits:
         rooms = ", ".join(_room(config, vg, parameters) for vg in groups)
         needed = human(device_bytes(size_bytes, parameters.profile))
-        raise NoSpace(f"no volume group can take {needed} ({parameters.layout}): {rooms}. {_way_out(parameters)}")
+        raise NoSpace(
+            f"no volume group can take {needed} ({layout.name(parameters.layout)}): {rooms}. {_way_out(parameters)}"
+        )
     spread = _strategy(config, parameters, groups) is Strategy.SPREAD
     fits.sort(key=lambda fit: (-fit[0].free_bytes if spread else fit[0].free_bytes, fit[0].name))
     return fits[0][1]
@@ -59,9 +65,14 @@ def candidates(config: NodeConfig, report: Report, parameters: Parameters) -> li
 def largest(config: NodeConfig, vg: VolumeGroup, parameters: Parameters) -> int:
     """The largest usable size in bytes of a volume with these parameters in this group; 0 when none fits."""
     budget = _free_extents(config, vg)
-    if parameters.layout is Layout.STRIPING:
-        budget = max((_striped_room(vg, count, budget) for count in _stripe_counts(vg, parameters)), default=0)
-    return usable_bytes(budget * vg.extent_bytes, parameters.profile)
+    match parameters.layout:
+        case Linear():
+            room = budget
+        case Striped() as striped:
+            room = max((_striped_room(vg, count, budget) for count in _stripe_counts(vg, striped)), default=0)
+        case _:
+            assert_never(parameters.layout)
+    return usable_bytes(room * vg.extent_bytes, parameters.profile)
 
 
 def available(config: NodeConfig, vg: VolumeGroup) -> int:
@@ -97,8 +108,13 @@ def _room(config: NodeConfig, vg: VolumeGroup, parameters: Parameters) -> str:
 
 def _way_out(parameters: Parameters) -> str:
     hint = "Free or add space"
-    if parameters.layout is Layout.STRIPING:
-        hint += ", use fewer stripes or lvmType: linear"
+    match parameters.layout:
+        case Linear():
+            pass
+        case Striped():
+            hint += ", use fewer stripes or lvmType: linear"
+        case _:
+            assert_never(parameters.layout)
     return f"{hint}, ask for less, or let the scheduler use another node."
 
 
@@ -117,20 +133,29 @@ def _free_extents(config: NodeConfig, vg: VolumeGroup) -> int:
 def _fit(config: NodeConfig, vg: VolumeGroup, parameters: Parameters, size_bytes: int) -> Placement | None:
     extents = -(-device_bytes(size_bytes, parameters.profile) // vg.extent_bytes)
     budget = _free_extents(config, vg)
-    if parameters.layout is Layout.LINEAR:
-        return Placement(vg=vg, extents=extents) if extents <= budget else None
-    for count in _stripe_counts(vg, parameters):
+    match parameters.layout:
+        case Linear():
+            return Placement(vg=vg, extents=extents) if extents <= budget else None
+        case Striped() as striped:
+            return _fit_striped(vg, striped, extents, budget)
+        case _:
+            assert_never(parameters.layout)
+
+
+def _fit_striped(vg: VolumeGroup, striped: Striped, extents: int, budget: int) -> Placement | None:
+    for count in _stripe_counts(vg, striped):
         rounded = -(-extents // count) * count
         if rounded <= _striped_room(vg, count, budget):
             disks = _emptiest(vg)[:count]
-            return Placement(vg=vg, extents=rounded, stripes=count, pvs=tuple(pv.name for pv in disks))
+            fixed = replace(striped, count=count)
+            return Placement(vg=vg, extents=rounded, layout=fixed, pvs=tuple(pv.name for pv in disks))
     return None
 
 
-def _stripe_counts(vg: VolumeGroup, parameters: Parameters) -> list[int]:
+def _stripe_counts(vg: VolumeGroup, striped: Striped) -> list[int]:
     """Stripe counts to try, most first: the one asked for, else as many disks as have the room (never just one)."""
-    if parameters.stripes is not None:
-        return [parameters.stripes]
+    if striped.count is not None:
+        return [striped.count]
     return list(range(sum(pv.usable_free_extents > 0 for pv in vg.pvs), 1, -1))
 
 

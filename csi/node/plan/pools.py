@@ -13,6 +13,7 @@ from csi.core.device_number import DeviceNumber
 from csi.core.errors import ForeignContent, NotFound
 from csi.node.config import Pool
 from csi.node.lvm.model import PhysicalVolume, Report
+from csi.node.plan import steps
 
 _LVM_LABEL: Final = "LVM2_member"
 
@@ -29,31 +30,7 @@ class DeviceView:
     number: DeviceNumber | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateVG:
-    """Make a volume group of blank disks."""
-
-    vg: str
-    devices: tuple[str, ...]
-
-    def describe(self) -> str:
-        """One line for the log."""
-        return f"create volume group {self.vg} on {', '.join(self.devices)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtendVG:
-    """Add blank disks to a volume group."""
-
-    vg: str
-    devices: tuple[str, ...]
-
-    def describe(self) -> str:
-        """One line for the log."""
-        return f"extend volume group {self.vg} by {', '.join(self.devices)}"
-
-
-def onboard(pool: Pool, report: Report, devices: tuple[DeviceView, ...]) -> tuple[CreateVG | ExtendVG, ...]:
+def onboard(pool: Pool, report: Report, devices: tuple[DeviceView, ...]) -> steps.Plan:
     """What to do so that all of the pool's disks are in its group; nothing when they are.
 
     Raises `NotFound` for a missing disk and `ForeignContent` for one that holds anything; then no disk is touched.
@@ -68,7 +45,7 @@ def onboard(pool: Pool, report: Report, devices: tuple[DeviceView, ...]) -> tupl
     new = tuple(dict.fromkeys(device.real for device in outside if device.real is not None))
     if not new:
         return ()
-    return (CreateVG(vg=pool.vgs[0], devices=new),) if vg is None else (ExtendVG(vg=vg.name, devices=new),)
+    return (steps.CreateVG(vg=pool.vgs[0], devices=new),) if vg is None else (steps.ExtendVG(vg=vg.name, devices=new),)
 
 
 def _is(pv: PhysicalVolume, device: DeviceView) -> bool:

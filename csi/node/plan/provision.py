@@ -1,12 +1,14 @@
 """CreateVolume and DeleteVolume: (what LVM shows, what is wanted) to steps. An empty plan is idempotent success."""
 
 from collections.abc import Sequence
+from typing import assert_never
 
 from csi.core.errors import AlreadyExists, ForeignContent, InUse, Refused, Unavailable
-from csi.core.sealed import PAYLOAD_OFFSET
+from csi.core.sealed import needs
 from csi.node.config import NodeConfig
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import Activation, Report
+from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
 from csi.node.volume import State, Volume, Wanted, Wipe
 
@@ -28,9 +30,7 @@ def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
             name=wanted.volume_id,
             extents=place.extents,
             tags=volume_tags.encode(wanted),
-            layout=wanted.parameters.layout,
-            stripes=place.stripes,
-            stripe_kib=wanted.parameters.stripe_kib,
+            layout=place.layout,
             pvs=place.pvs,
         ),
     )
@@ -50,13 +50,14 @@ def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:
     if volume.state is not State.DELETING:
         old, new = volume_tags.state_tag(volume.state), volume_tags.state_tag(State.DELETING)
         mark = (steps.ChangeTags(vg=vg, name=name, remove=(old,), add=(new,)),)
-    wiped: steps.Plan = ()
-    if volume.formatted is not None and volume.wipe is not Wipe.NONE:
+    # What nobody was ever given holds nothing of anybody.
+    wiped = _wipe(volume) if volume.holds is not None else ()
+    if wiped:
         # A read-only flag left by a publication would stop the wipe.
         wiped = (
             steps.Activate(vg=vg, name=name),
             steps.SetReadOnly(device=volume.lv.path, read_only=False),
-            *_wipe(volume),
+            *wiped,
         )
     active = wiped or volume.lv.activation is not Activation.INACTIVE
     off: steps.Plan = (steps.Deactivate(vg=vg, name=name),) if active else ()
@@ -68,7 +69,7 @@ def by_name(report: Report, name_digest: str) -> Volume | None:
     return _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
 
 
-def by_id(report: Report, volume_id: str) -> Volume | None:
+def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     """The volume with this id, found by its tags in whatever group it is.
 
     Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other; and when an LV of ours
@@ -141,11 +142,19 @@ def _require_free_name(report: Report, wanted: Wanted) -> None:
 
 def _wipe(volume: Volume) -> steps.Plan:
     device, size = volume.lv.path, volume.lv.size_bytes
-    if volume.wipe in (Wipe.AUTO, Wipe.DISCARD) and volume.profile.is_sealed:
-        # Without header and state records the rest is noise that no key opens any more.
-        head = min(PAYLOAD_OFFSET, size)
-        zero = steps.ZeroRange(device=device, offset=0, length=head)
-        return (zero, steps.DiscardRange(device=device, offset=head, length=size - head)) if size > head else (zero,)
-    if volume.wipe is Wipe.DISCARD:
-        return (steps.DiscardRange(device=device, offset=0, length=size, or_zero=True),)
-    return (steps.ZeroRange(device=device, offset=0, length=size),)
+    match volume.wipe:
+        case Wipe.NONE:
+            return ()
+        case Wipe.AUTO | Wipe.DISCARD if (needed := needs(volume.profile)) is not None:
+            # Without header and state records the rest is noise that no key opens any more.
+            head = min(needed.head_bytes, size)
+            zero = steps.ZeroRange(device=device, offset=0, length=head)
+            return (
+                (zero, steps.DiscardRange(device=device, offset=head, length=size - head)) if size > head else (zero,)
+            )
+        case Wipe.DISCARD:
+            return (steps.DiscardRange(device=device, offset=0, length=size, or_zero=True),)
+        case Wipe.AUTO | Wipe.ZERO:
+            return (steps.ZeroRange(device=device, offset=0, length=size),)
+        case _:
+            assert_never(volume.wipe)

@@ -5,13 +5,16 @@ tombstone on the target, put there first, so that at every moment a runtime that
 """
 
 from dataclasses import dataclass
+from typing import assert_never
 
 from csi.core.errors import AlreadyExists, InUse, Refused
+from csi.core.filesystem import DEFAULT, Filesystem
+from csi.node.content import HoldsFilesystem, Raw, Sealed
 from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, guest_options
 from csi.node.lvm.model import Activation
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathKind, PathView, Publications
-from csi.node.plan.stage import DEFAULT_FSTYPE, FORMATTED_SEALED, host_mounts, require_not_deleted
+from csi.node.plan.stage import host_mounts, require_not_deleted
 from csi.node.volume import Capability, State, Volume
 
 
@@ -151,16 +154,27 @@ def _published_otherwise(target: PathView, *, read_only: bool) -> AlreadyExists:
 
 def direct_record(volume: Volume, capability: Capability, *, read_only: bool) -> Record:
     """The record for a direct volume. For a sealed one the filesystem type is a hint that the guest checks."""
-    held = volume.formatted or DEFAULT_FSTYPE
-    metadata = {VOLUME_ID_KEY: volume.volume_id}
+    metadata: dict[str, str] = {VOLUME_ID_KEY: volume.volume_id}
     if volume.profile.is_sealed:
         metadata[PROFILE_KEY] = volume.profile.value
     return Record(
         device=volume.lv.path,
-        fstype=(capability.fstype or DEFAULT_FSTYPE) if held == FORMATTED_SEALED else held,
+        fstype=_shown_filesystem(volume, capability),
         options=guest_options(capability.mount_flags, read_only=read_only),
         metadata=metadata,
     )
+
+
+def _shown_filesystem(volume: Volume, capability: Capability) -> Filesystem:
+    match volume.holds:
+        case HoldsFilesystem(filesystem):
+            return filesystem
+        case Sealed() | None:
+            return capability.fstype or DEFAULT
+        case Raw():
+            raise Refused(f"volume {volume.volume_id} holds no filesystem: it was staged as a raw device")
+        case _:
+            assert_never(volume.holds)
 
 
 def _require_plain_directory(target: PathView) -> None:

@@ -4,37 +4,43 @@ The rule that keeps data: only a volume in state `creating` is ever written to b
 was given the volume yet; the same LVM command that ends it adds the `formatted` tag, before anybody is.
 """
 
+from typing import assert_never
+
 from csi.core.errors import AlreadyExists, InUse, Refused
-from csi.core.sealed import PAYLOAD_OFFSET
+from csi.core.filesystem import DEFAULT
+from csi.core.sealed import needs
 from csi.core.size import MIB
+from csi.node.content import Content, HoldsFilesystem, Raw, Sealed, word
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import Activation
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathView, Publications
 from csi.node.volume import Capability, State, Volume, Wipe
 
-DEFAULT_FSTYPE = "ext4"
-FORMATTED_BLOCK = "block"
-FORMATTED_SEALED = "sealed"
 _EDGE_BYTES = 1 * MIB
 
 
-def content(volume: Volume, capability: Capability) -> str:
-    """What the volume is prepared as: `sealed`, `block`, or the filesystem's name.
-
-    A request that names no filesystem takes the one that the volume holds.
-    """
+def content(volume: Volume, capability: Capability) -> Content:
+    """What the volume is prepared as. A request that names no filesystem takes the one that the volume holds."""
     if volume.profile.is_sealed:
-        return FORMATTED_SEALED
+        return Sealed(volume.profile)
     if capability.block:
-        return FORMATTED_BLOCK
-    held = volume.formatted if volume.formatted != FORMATTED_BLOCK else None
-    return capability.fstype or held or DEFAULT_FSTYPE
+        return Raw()
+    if capability.fstype is None and isinstance(volume.holds, HoldsFilesystem):
+        return volume.holds
+    return HoldsFilesystem(capability.fstype or DEFAULT)
 
 
 def host_mounts(volume: Volume, capability: Capability) -> bool:
     """Whether the node itself mounts the filesystem; a direct or sealed one is mounted in the guest only."""
-    return not (capability.block or volume.direct or volume.profile.is_sealed)
+    wanted = content(volume, capability)
+    match wanted:
+        case HoldsFilesystem():
+            return not volume.direct
+        case Raw() | Sealed():
+            return False
+        case _:
+            assert_never(wanted)
 
 
 def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_right: bool) -> steps.Plan:
@@ -51,21 +57,11 @@ def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_
         _require_content(volume, wanted)
     if mounted:
         return ()
-    device = volume.lv.path
     on = _activate(volume, node_is_right=node_is_right)
     prepared = _prepare(volume, wanted) if first else ()
     if not host_mounts(volume, capability):
         return (*on, *prepared)
-    looked: steps.Plan = ()
-    if not first:
-        looked = (
-            steps.RequireFilesystem(device=device, fstype=wanted),
-            steps.CheckFilesystem(device=device, fstype=wanted),
-        )
-    flags = tuple(flag for flag in capability.mount_flags if flag not in ("ro", "rw"))
-    options = (*flags, *(("ro",) if capability.read_only else ()))
-    mount = steps.MountFilesystem(device=device, target=staging.path, fstype=wanted, options=options)
-    return (*on, *prepared, *looked, mount)
+    return (*on, *prepared, *_mount(volume, wanted, capability, staging))
 
 
 def unstage(volume: Volume | None, staging: PathView, publications: Publications) -> steps.Plan:
@@ -96,11 +92,11 @@ def _require_usable(volume: Volume) -> None:
         )
 
 
-def _require_content(volume: Volume, wanted: str) -> None:
-    if volume.formatted != wanted:
-        held = volume.formatted or "nothing that its tags name"
+def _require_content(volume: Volume, wanted: Content) -> None:
+    if volume.holds != wanted:
+        held = word(volume.holds) if volume.holds is not None else "nothing that its tags name"
         raise Refused(
-            f"volume {volume.volume_id} holds {held}, and {wanted} is asked for; it is never formatted again. "
+            f"volume {volume.volume_id} holds {held}, and {word(wanted)} is asked for; it is never formatted again. "
             "Ask for what it holds, or make a new volume."
         )
 
@@ -126,36 +122,59 @@ def _activate(volume: Volume, *, node_is_right: bool) -> steps.Plan:
     return (steps.Activate(vg=volume.lv.vg, name=volume.lv.name),)
 
 
-def _prepare(volume: Volume, wanted: str) -> steps.Plan:
-    """Zero what may show former content, format a plain filesystem, see that it is there, and end `creating`."""
-    device = volume.lv.path
-    plan: list[steps.Step] = [
-        steps.ZeroRange(device=device, offset=offset, length=length) for offset, length in _cleared(volume, wanted)
-    ]
-    if wanted not in (FORMATTED_BLOCK, FORMATTED_SEALED):
-        plan += [
-            steps.MakeFilesystem(device=device, fstype=wanted, options=volume.mkfs_options),
-            # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
-            steps.RequireFilesystem(device=device, fstype=wanted),
-        ]
-    plan.append(
-        steps.ChangeTags(
-            vg=volume.lv.vg,
-            name=volume.lv.name,
-            remove=(volume_tags.state_tag(State.CREATING),),
-            add=(volume_tags.state_tag(State.READY), volume_tags.formatted_tag(wanted)),
-        )
-    )
-    return tuple(plan)
+def _mount(volume: Volume, wanted: Content, capability: Capability, staging: PathView) -> steps.Plan:
+    match wanted:
+        case HoldsFilesystem(filesystem):
+            device = volume.lv.path
+            looked: steps.Plan = (
+                steps.RequireFilesystem(device=device, fstype=filesystem),
+                steps.CheckFilesystem(device=device, fstype=filesystem),
+            )
+            flags = tuple(flag for flag in capability.mount_flags if flag not in ("ro", "rw"))
+            options = (*flags, *(("ro",) if capability.read_only else ()))
+            mount = steps.MountFilesystem(device=device, target=staging.path, fstype=filesystem, options=options)
+            return (mount,) if volume.state is State.CREATING else (*looked, mount)
+        case Raw() | Sealed():
+            return ()
+        case _:
+            assert_never(wanted)
 
 
-def _cleared(volume: Volume, wanted: str) -> list[tuple[int, int]]:
-    """Ranges (offset, length) to zero first. Under a filesystem or a seal only the ends, where signatures lie, can be seen;
-    a raw device shows everything, so all of it goes, unless its class says that nobody minds (`wipe: none`).
+def _prepare(volume: Volume, wanted: Content) -> steps.Plan:
+    """Zero what may show former content, format a plain filesystem, see that it is there, and end `creating`.
+
+    Under a filesystem or a seal only the ends, where signatures lie, can be seen; a raw device shows everything, so all of
+    it goes, unless its class says that nobody minds (`wipe: none`).
     """
-    size = volume.lv.size_bytes
-    if wanted == FORMATTED_BLOCK and volume.wipe is not Wipe.NONE:
-        return [(0, size)]
-    head = min(size, PAYLOAD_OFFSET if volume.profile.is_sealed else _EDGE_BYTES)
+    device, size = volume.lv.path, volume.lv.size_bytes
+    made: steps.Plan = ()
+    match wanted:
+        case HoldsFilesystem(filesystem):
+            cleared = _ends(size, _EDGE_BYTES)
+            made = (
+                steps.MakeFilesystem(device=device, fstype=filesystem, options=volume.mkfs_options),
+                # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
+                steps.RequireFilesystem(device=device, fstype=filesystem),
+            )
+        case Raw():
+            cleared = _ends(size, _EDGE_BYTES) if volume.wipe is Wipe.NONE else ((0, size),)
+        case Sealed(profile):
+            needed = needs(profile)
+            cleared = _ends(size, needed.head_bytes if needed is not None else size)
+        case _:
+            assert_never(wanted)
+    done = steps.ChangeTags(
+        vg=volume.lv.vg,
+        name=volume.lv.name,
+        remove=(volume_tags.state_tag(State.CREATING),),
+        add=(volume_tags.state_tag(State.READY), volume_tags.formatted_tag(wanted)),
+    )
+    zeroed = (steps.ZeroRange(device=device, offset=offset, length=length) for offset, length in cleared)
+    return (*zeroed, *made, done)
+
+
+def _ends(size: int, head_bytes: int) -> tuple[tuple[int, int], ...]:
+    """Ranges (offset, length): so much at the beginning, and the last MiB."""
+    head = min(size, head_bytes)
     tail = min(_EDGE_BYTES, size - head)
-    return [(0, head), (size - tail, tail)] if tail else [(0, head)]
+    return ((0, head), (size - tail, tail)) if tail else ((0, head),)

@@ -5,8 +5,10 @@ Each step can be repeated: carried out twice it leaves what it leaves once, so a
 
 from dataclasses import dataclass
 
+from csi.core.filesystem import Filesystem
 from csi.node.kata.record import Record
-from csi.node.volume import Layout
+from csi.node.lvm import layout
+from csi.node.lvm.layout import LINEAR, Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,14 +19,12 @@ class CreateLV:
     name: str
     extents: int
     tags: tuple[str, ...]
-    layout: Layout = Layout.LINEAR
-    stripes: int = 1
-    stripe_kib: int | None = None
+    layout: Layout = LINEAR
     pvs: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One line for the log."""
-        return f"create LV {self.vg}/{self.name} of {self.extents} extents ({self.layout})"
+        return f"create LV {self.vg}/{self.name} of {self.extents} extents ({layout.name(self.layout)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class MakeFilesystem:
     """Format a device that was never given to anybody."""
 
     device: str
-    fstype: str
+    fstype: Filesystem
     options: tuple[str, ...]
 
     def describe(self) -> str:
@@ -124,7 +124,7 @@ class RequireFilesystem:
     """Refuse to go on unless the device shows this filesystem: a formatted volume that shows none is a fault to report."""
 
     device: str
-    fstype: str
+    fstype: Filesystem
 
     def describe(self) -> str:
         """One line for the log."""
@@ -136,7 +136,7 @@ class CheckFilesystem:
     """Let the filesystem's own tool replay and repair what it can without being asked."""
 
     device: str
-    fstype: str
+    fstype: Filesystem
 
     def describe(self) -> str:
         """One line for the log."""
@@ -149,7 +149,7 @@ class MountFilesystem:
 
     device: str
     target: str
-    fstype: str
+    fstype: Filesystem
     options: tuple[str, ...]
 
     def describe(self) -> str:
@@ -250,9 +250,33 @@ class RemoveTarget:
         return f"remove {self.target}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateVG:
+    """Make a volume group of blank disks."""
+
+    vg: str
+    devices: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"create volume group {self.vg} on {', '.join(self.devices)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendVG:
+    """Add blank disks to a volume group."""
+
+    vg: str
+    devices: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"extend volume group {self.vg} by {', '.join(self.devices)}"
+
+
 Step = (
     CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ZeroRange | DiscardRange | MakeFilesystem
     | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
-    | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget
+    | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]

@@ -7,6 +7,7 @@ from csi.node import observe
 from csi.node import parameters as class_parameters
 from csi.node.apply import apply
 from csi.node.lvm.model import Report
+from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, provision
 from csi.node.rpc import csi_requests
 from csi.node.rpc.not_offered import ControllerRest
@@ -115,7 +116,7 @@ class Controller(ControllerRest):
         with self._world.lvm.exclusive(holder):
             return self._world.lvm.report()
 
-    def _existing(self, volume_id: str) -> Volume:
+    def _existing(self, volume_id: VolumeId) -> Volume:
         volume = provision.by_id(self._report(f"look at {volume_id}"), volume_id)
         if volume is None:
             raise NotFound(f"there is no volume {volume_id} on this node")

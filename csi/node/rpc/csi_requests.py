@@ -7,12 +7,15 @@ that holds no keys has no use for them.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, assert_never
 
-from csi.core.errors import AlreadyExists, InvalidInput, NotFound, OutOfRange
-from csi.core.size import GIB, MIB, human
+from csi.core.errors import AlreadyExists, InvalidInput, OutOfRange
+from csi.core.filesystem import DEFAULT, Filesystem, traits
+from csi.core.size import GIB, human
+from csi.node import content
 from csi.node import parameters as class_parameters
 from csi.node.lvm import names as volume_names
+from csi.node.lvm.names import VolumeId
 from csi.node.rpc.proto import csi_pb2
 from csi.node.volume import Access, Capability, Parameters, Volume, Wanted
 
@@ -20,10 +23,6 @@ _DEFAULT_BYTES: Final = 1 * GIB
 _LARGEST_BYTES: Final = 1 << 60
 """1 EiB: far above what LVM makes of one node's disks; a larger request is a mistake, not a lack of space."""
 
-_SMALLEST: Final = {"xfs": 300 * MIB}
-"""Sizes in bytes below which a filesystem's own tool refuses."""
-
-_FSTYPES: Final = ("ext4", "xfs")
 _MAP_LIMIT_BYTES: Final = 4096
 _PATH_LIMIT_BYTES: Final = 4096
 _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
@@ -33,7 +32,7 @@ _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
 class StageRequest:
     """NodeStageVolume."""
 
-    volume_id: str
+    volume_id: VolumeId
     staging_path: str
     capability: Capability
     context_digest: str | None
@@ -43,7 +42,7 @@ class StageRequest:
 class PublishRequest:
     """NodePublishVolume. `staging_path` is empty when the caller gives none."""
 
-    volume_id: str
+    volume_id: VolumeId
     staging_path: str
     target_path: str
     capability: Capability
@@ -67,10 +66,9 @@ def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str])
     )
     if not capabilities:
         raise InvalidInput("volume_capabilities", "are required and missing")
-    block = _one_mode(capabilities)
+    _require_one_mode(capabilities)
     size_bytes, limit_bytes = capacity(request.capacity_range)
-    if not block:
-        _check_smallest(capabilities, parameters, size_bytes)
+    _check_smallest(capabilities, parameters, size_bytes)
     _check_topology(request.accessibility_requirements, node_topology)
     return Wanted(
         name=name,
@@ -78,7 +76,6 @@ def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str])
         name_digest=volume_names.name_digest(name),
         size_bytes=size_bytes,
         limit_bytes=limit_bytes,
-        block=block,
         parameters=parameters,
     )
 
@@ -96,9 +93,9 @@ def capability(item: csi_pb2.VolumeCapability, field: str, parameters: Parameter
         raise InvalidInput(f"{field}.access_mode", f"{mode} is not offered on one node; use {offered}") from None
     if kind == "block":
         return Capability(block=True, access=access)
-    fstype = item.mount.fs_type or (parameters.fstype if parameters is not None else "")
-    if fstype and fstype not in _FSTYPES:
-        raise InvalidInput(f"{field}.mount.fs_type", f"{fstype!r} is not offered; use {' or '.join(_FSTYPES)}")
+    fstype = parameters.fstype if parameters is not None else None
+    if item.mount.fs_type:
+        fstype = Filesystem.named(item.mount.fs_type, f"{field}.mount.fs_type")
     flags = tuple(item.mount.mount_flags)
     if sum(len(flag.encode()) for flag in flags) > _MAP_LIMIT_BYTES:
         raise InvalidInput(f"{field}.mount.mount_flags", f"are longer than {_MAP_LIMIT_BYTES} bytes")
@@ -145,13 +142,11 @@ def publish(request: csi_pb2.NodePublishVolumeRequest, roots: Iterable[PurePosix
     )
 
 
-def volume_id(value: str) -> str:
+def volume_id(value: str) -> VolumeId:
     """A volume id that is there. Raises `NotFound` for one that this driver can't have given out."""
     if not value:
         raise InvalidInput("volume_id", "is required and missing")
-    if not volume_names.is_possible_id(value):
-        raise NotFound(f"there is no volume {value[:80]!r} on this node")
-    return value
+    return volume_names.checked_id(value)
 
 
 def path(value: str, field: str, roots: Iterable[PurePosixPath]) -> str:
@@ -187,8 +182,20 @@ def require_confirmed(volume: Volume, capabilities: Iterable[Capability], parame
     if parameters and class_parameters.digest(parameters) != volume.params_digest:
         raise AlreadyExists("the volume has other parameters")
     for item in capabilities:
-        if volume.formatted not in (None, "sealed") and item.block != (volume.formatted == "block"):
-            raise AlreadyExists(f"the volume holds {volume.formatted}")
+        if volume.holds is not None and not _serves(volume.holds, item):
+            raise AlreadyExists(f"the volume holds {content.word(volume.holds)}")
+
+
+def _serves(held: content.Content, capability: Capability) -> bool:
+    match held:
+        case content.HoldsFilesystem():
+            return not capability.block
+        case content.Raw():
+            return capability.block
+        case content.Sealed():
+            return True
+        case _:
+            assert_never(held)
 
 
 def _required_capability(request: csi_pb2.NodeStageVolumeRequest | csi_pb2.NodePublishVolumeRequest) -> Capability:
@@ -203,19 +210,20 @@ def _context_digest(context: Mapping[str, str]) -> str | None:
     return class_parameters.digest(context) if class_parameters.own_keys(context) else None
 
 
-def _one_mode(capabilities: tuple[Capability, ...]) -> bool:
-    block = capabilities[0].block
-    if any(item.block != block for item in capabilities):
+def _require_one_mode(capabilities: tuple[Capability, ...]) -> None:
+    if len({item.block for item in capabilities}) > 1:
         raise InvalidInput("volume_capabilities", "ask for block and mount at once; a volume is one or the other")
-    return block
 
 
 def _check_smallest(capabilities: tuple[Capability, ...], parameters: Parameters, size_bytes: int) -> None:
     for item in capabilities:
-        least = _SMALLEST.get(item.fstype or parameters.fstype, 0)
+        if item.block:
+            continue
+        filesystem = item.fstype or parameters.fstype or DEFAULT
+        least = traits(filesystem).smallest_bytes
         if size_bytes < least:
             raise OutOfRange(
-                f"capacity_range: xfs needs at least {human(least)}, and {human(size_bytes)} are asked for"
+                f"capacity_range: {filesystem} needs at least {human(least)}, and {human(size_bytes)} are asked for"
             )
 
 

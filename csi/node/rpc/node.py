@@ -9,6 +9,7 @@ from csi.core.errors import InUse, InvalidInput, NotFound, Refused
 from csi.node import observe
 from csi.node.apply import apply
 from csi.node.kata import record as kata_record
+from csi.node.lvm.names import VolumeId
 from csi.node.plan import provision
 from csi.node.plan import publish as publishing
 from csi.node.plan import stage as staging
@@ -123,11 +124,11 @@ class Node(NodeRest):
         self._existing(volume_id)
         raise NotFound(f"volume {volume_id} is not at {request.volume_path}")
 
-    def _find(self, volume_id: str) -> Volume | None:
+    def _find(self, volume_id: VolumeId) -> Volume | None:
         with self._world.lvm.exclusive(f"look at {volume_id}"):
             return provision.by_id(self._world.lvm.report(), volume_id)
 
-    def _existing(self, volume_id: str) -> Volume:
+    def _existing(self, volume_id: VolumeId) -> Volume:
         volume = self._find(volume_id)
         if volume is None:
             raise NotFound(f"there is no volume {volume_id} on this node")

@@ -1,0 +1,99 @@
+"""The filesystems that are offered, and all that differs between them. Runs nothing: `csi.core.filesystems` does."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, assert_never
+
+from csi.core.errors import InvalidInput
+from csi.core.size import MIB
+
+
+class Filesystem(StrEnum):
+    """Filesystems that both a node and a stock Kata guest kernel can mount."""
+
+    EXT4 = "ext4"
+    XFS = "xfs"
+
+    @classmethod
+    def named(cls, name: str, field: str) -> "Filesystem":
+        """The filesystem called `name`. Raises `InvalidInput` naming `field`."""
+        try:
+            return cls(name)
+        except ValueError:
+            raise InvalidInput(field, f"{name!r} is not offered; use {' or '.join(cls)}") from None
+
+
+DEFAULT: Final = Filesystem.EXT4
+"""What a volume gets when neither its class nor the request names a filesystem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A tool that repairs, without asking, what it can before a mount. `ok` are the exit statuses that leave no error."""
+
+    words: tuple[str, ...]
+    ok: range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grow:
+    """A tool that makes the filesystem as large as its device. `mounted`: it wants the mount point, not the device."""
+
+    words: tuple[str, ...]
+    mounted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What has to be known of one filesystem."""
+
+    smallest_bytes: int
+    """The smallest size that its mkfs makes a sound filesystem of."""
+    make: tuple[str, ...]
+    """Command that formats; more options and the device follow."""
+    forbidden_options: frozenset[str]
+    """Options of its mkfs that make nothing, write a part only, change the type, force, or name a file, a directory or a
+    second device."""
+    check: Check | None
+    """None where the kernel repairs at mount."""
+    grow: Grow
+
+
+_EXT4_FEATURES: Final = (
+    "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,"
+    "dir_nlink,extra_isize,metadata_csum"
+)
+"""All features by name, so that neither mke2fs's version nor the machine's mke2fs.conf decides."""
+
+_EXT4: Final = Traits(
+    # Below 2048 blocks of 1 KiB mke2fs leaves the journal out, says so, and ends well: nothing would survive a crash.
+    smallest_bytes=2 * MIB,
+    # Fixed feature sets: a guest's kernel may be older than the node's mkfs. errors=remount-ro stops at the first damage;
+    # -m 0 because a data volume needs no reserve for root.
+    make=("mkfs.ext4", "-F", "-q", "-m", "0", "-e", "remount-ro", "-O", _EXT4_FEATURES),
+    forbidden_options=frozenset({"-F", "-S", "-d", "-l", "-n", "-r", "-t", "-z"}),
+    check=Check(words=("e2fsck", "-p"), ok=range(4)),
+    grow=Grow(words=("resize2fs",), mounted=False),
+)
+_XFS: Final = Traits(
+    smallest_bytes=300 * MIB,  # mkfs.xfs itself refuses less
+    make=("mkfs.xfs", "-f", "-q", "-m", "crc=1,bigtime=0,inobtcount=0"),
+    forbidden_options=frozenset({"-N", "-d", "-l", "-p", "-r"}),
+    check=None,
+    grow=Grow(words=("xfs_growfs",), mounted=True),
+)
+
+
+def traits(filesystem: Filesystem) -> Traits:
+    """All that differs between filesystems: the one place that has to know every one of them."""
+    match filesystem:
+        case Filesystem.EXT4:
+            return _EXT4
+        case Filesystem.XFS:
+            return _XFS
+        case _:
+            assert_never(filesystem)
+
+
+FORBIDDEN_OPTIONS: Final = frozenset[str]().union(*(traits(one).forbidden_options for one in Filesystem))
+"""Refused for every filesystem: which one a class's options will meet may be said by the request alone."""
