@@ -4,6 +4,7 @@ Rounds alternate between the two sides, so that a machine that slows down slows 
 Linux starting a process is slow (a fifth to half a second for LVM), so ratios there count processes more than work.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -215,7 +216,8 @@ class Bench:
 
 
 def main() -> int:
-    """Boot, measure, print, write; a missed target is printed and is no failure."""
+    """Boot, measure, print, write; a missed target is printed and is not a failure."""
+    argparse.ArgumentParser(prog="python -m bench", description=__doc__).parse_args()
     try:
         kind = pick()
     except LabUnavailable as reason:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
-import yaml
 
 from csi.core.errors import InvalidInput
+from csi.node import strict_yaml
 from csi.node.lvm.names import checked_vg_name
 from csi.node.quantity import NO_RESERVE, Reserve, reserve
 
@@ -88,9 +88,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 def parse(text: str, source: str) -> NodeConfig:
     """The checked configuration. Raises `InvalidInput` naming `source` and the place in it."""
     try:
-        raw = msgspec.convert(yaml.safe_load(text) or {}, type=_File)
-    except yaml.YAMLError as error:
-        raise InvalidInput(source, f"is no valid YAML: {' '.join(str(error).split())}") from error
+        raw = msgspec.convert(strict_yaml.load(text, source) or {}, type=_File)
     except msgspec.ValidationError as error:
         raise InvalidInput(source, str(error)) from error
     pools = tuple(_pool(pool, f"{source}: pools[{number}]") for number, pool in enumerate(raw.pools))
@@ -119,7 +117,7 @@ def _pool(raw: _Pool, place: str) -> Pool:
         )
     for number, device in enumerate(raw.devices):
         if not device.startswith("/dev/") or ".." in device:
-            raise InvalidInput(f"{place}.devices[{number}]", f"{device!r} is no absolute path below /dev")
+            raise InvalidInput(f"{place}.devices[{number}]", f"{device!r} is not an absolute path below /dev")
     return Pool(
         name=raw.name,
         vgs=tuple(checked_vg_name(vg, f"{place}.vgs[{number}]") for number, vg in enumerate(raw.vgs)),
@@ -134,10 +132,12 @@ def _refuse_overlap(pools: tuple[Pool, ...], source: str) -> None:
     for pool in pools:
         if sum(other.name == pool.name for other in pools) > 1:
             raise InvalidInput(f"{source}: pools", f"two pools are called {pool.name!r}")
-        for vg in pool.vgs:
-            if vg in seen:
-                raise InvalidInput(f"{source}: pools", f"group {vg!r} is in both {seen[vg]!r} and {pool.name!r}")
-            seen[vg] = pool.name
+        named = [(f"group {vg!r}", vg) for vg in pool.vgs] + [(f"disk {disk!r}", disk) for disk in pool.devices]
+        for shown, name in named:
+            if name in seen:
+                where = f"in both {seen[name]!r} and" if seen[name] != pool.name else "twice in"
+                raise InvalidInput(f"{source}: pools", f"{shown} is {where} {pool.name!r}; name it once")
+            seen[name] = pool.name
 
 
 def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:
@@ -146,5 +146,5 @@ def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:
         try:
             patterns.append(re.compile(text))
         except re.error as error:
-            raise InvalidInput(f"{place}[{number}]", f"{text!r} is no regular expression: {error}") from error
+            raise InvalidInput(f"{place}[{number}]", f"{text!r} is not a regular expression: {error}") from error
     return tuple(patterns)

@@ -11,8 +11,9 @@ _UNITS = {
     "K": 1000, "M": 1000_000, "G": 1000_000_000, "T": 1000_000_000_000,
     "Ki": KIB, "Mi": MIB, "Gi": GIB, "Ti": TIB,
 }  # fmt: skip
-_SIZE = re.compile(r"(\d+)\s*([KMGT]i?)?B?")
-_PERCENT = re.compile(r"(\d{1,2}|100)\s*%")
+# Digits of ASCII, and no zero before others: that is eight in one place and ten in another.
+_SIZE = re.compile(r"(0|[1-9][0-9]*)\s*([KMGT]i?)?B?")
+_PERCENT = re.compile(r"([0-9]|[1-9][0-9]|100)\s*%")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ def size(text: str, field: str) -> int:
     """A size in bytes. Raises `InvalidInput` naming `field`."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise InvalidInput(field, f"{text!r} is no size; write for example 10GiB, 512Mi or a number of bytes")
+        raise InvalidInput(field, f"{text!r} is not a size; write for example 10GiB, 512Mi or a number of bytes")
     return int(match[1]) * _UNITS[match[2] or ""]
 
 

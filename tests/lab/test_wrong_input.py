@@ -127,10 +127,10 @@ def test_a_second_target_of_a_volume_for_one_pod_is_refused(driver: Driver) -> N
     ("content", "text"),
     [
         (None, "does not exist"),
-        (b"pools: [", "is no valid YAML"),
+        (b"pools: [", "is not valid YAML"),
         (b"pools: [{name: a, vgs: [vg0], colour: red}]", "colour"),
         (b"pools: [{name: a}]", "names neither vgs nor devices"),
-        (b"\xff\xfe", "it is no UTF-8 text"),
+        (b"\xff\xfe", "it is not UTF-8 text"),
     ],
 )
 def test_an_unreadable_configuration_ends_the_start_with_status_2(node: Node, content: bytes | None, text: str) -> None:

@@ -116,6 +116,11 @@ def test_a_reserve_may_be_a_bare_number_of_bytes() -> None:
         ("pools: [{name: a, vgs: [x]}, {name: a, vgs: [y]}]", "node.yaml: pools"),
         ("pools: [{name: a, vgs: [x]}, {name: b, vgs: [y, x]}]", "node.yaml: pools"),
         ("pools: [{name: a, vgs: [x, x]}]", "node.yaml: pools"),
+        ("pools: [{name: a, vgs: [x], devices: [/dev/a, /dev/a]}]", "node.yaml: pools"),
+        (
+            "pools: [{name: a, vgs: [x], devices: [/dev/a]}, {name: b, vgs: [y], devices: [/dev/b, /dev/a]}]",
+            "node.yaml: pools",
+        ),
         ("pools: [{name: a, vgs: [x]}]\ndefaultPool: b", "node.yaml: defaultPool"),
         ("pools: [{name: a, vgs: [x]}]\ndefaultPool: ''", "node.yaml: defaultPool"),
         ("listConfig: {vgs: {include: [a, '(']}}", "node.yaml: listConfig.vgs.include[1]"),
@@ -156,5 +161,53 @@ def test_a_file_of_another_shape_is_refused(text: str, words: str) -> None:
 def test_what_is_no_yaml_is_refused_in_one_line(text: str) -> None:
     error = refused(text)
     assert error.field == "node.yaml"
-    assert error.problem.startswith("is no valid YAML: ")
+    assert error.problem.startswith("is not valid YAML: ")
     assert "\n" not in str(error)
+
+
+# YAML that people and programs read differently
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "lines"),
+    [
+        ("udev: true\nudev: false", "node.yaml: udev", (1, 2)),
+        ("pools: []\n\npools: []", "node.yaml: pools", (1, 3)),
+        ("pools:\n- name: a\n  vgs: [x]\n  vgs: [y]", "node.yaml: pools[0].vgs", (3, 4)),
+        ("pools: [{name: a, vgs: [x]}, {name: b, vgs: [y], name: c}]", "node.yaml: pools[1].name", (1, 1)),
+        ("listConfig:\n  vgs:\n    include: [a]\n    'include': [b]", "node.yaml: listConfig.vgs.include", (3, 4)),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(text: str, field: str, lines: tuple[int, int]) -> None:
+    error = refused(text)
+    assert error.field == field
+    assert f"stands twice, in line {lines[0]} and in line {lines[1]}" in error.problem
+
+
+@pytest.mark.parametrize("text", ["010", "1:30", "0x10", "0o10", "0b11", "1_000", "+5", "-010", "00"])
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_a_number_of_which_there_are_two_readings_is_refused_by_its_place(text: str, quote: str) -> None:
+    error = refused(f"pools:\n- {{name: a, vgs: [x], reserve: {quote}{text}{quote}}}")
+    assert error.field == "node.yaml: pools[0].reserve"
+    if not quote:
+        assert text in error.problem
+
+
+@pytest.mark.parametrize("text", ["0", "10", "1048576", "'10'", "10%", "5Gi"])
+def test_a_plain_number_is_not_mistaken_for_one_of_them(text: str) -> None:
+    assert node_config.parse(f"pools: [{{name: a, vgs: [x], reserve: {text}}}]", "node.yaml").pools
+
+
+def test_a_part_that_is_named_and_used_again_is_read_as_if_it_were_written_out() -> None:
+    text = "pools:\n- &first {name: a, vgs: [x], reserve: 5Gi}\n- <<: *first\n  name: b\n  vgs: [y]"
+    assert [pool.reserve for pool in node_config.parse(text, "node.yaml").pools] == [Reserve(size_bytes=5 << 30)] * 2
+
+
+def test_a_part_that_holds_itself_does_not_hang_the_program() -> None:
+    with pytest.raises(InvalidInput):
+        node_config.parse("pools: &a [*a]", "node.yaml")
+
+
+def test_one_disk_in_two_pools_is_refused_with_the_names_of_both() -> None:
+    error = refused("pools: [{name: a, vgs: [x], devices: [/dev/s]}, {name: b, vgs: [y], devices: [/dev/s]}]")
+    assert error.problem == "disk '/dev/s' is in both 'a' and 'b'; name it once"
