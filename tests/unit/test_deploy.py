@@ -117,7 +117,9 @@ def run_helm(helm: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
     def run(command: list[str], values: Object) -> subprocess.CompletedProcess[str]:
         file = home / "values.yaml"
         file.write_text(json.dumps(values))
-        argv = [helm, *command, "--kube-version", "1.37.0", "--namespace", "storage", "--values", file]
+        # Without it helm takes the version of its own libraries; `install` has no such option and asks a cluster.
+        version = [] if command[0] == "install" else ["--kube-version", "1.37.0"]
+        argv = [helm, *command, *version, "--namespace", "storage", "--values", file]
         places = {f"HELM_{kind}_HOME": str(home / kind) for kind in ("CACHE", "CONFIG", "DATA")}
         return subprocess.run(argv, capture_output=True, text=True, timeout=120, env={"HOME": str(home), **places})
 
@@ -221,6 +223,25 @@ def test_every_object_has_its_own_name_and_its_namespace(render: Render, variant
     assert len(names) == len(set(names))
     cluster = {"CSIDriver", "StorageClass", "ClusterRole", "ClusterRoleBinding"}
     assert all(("namespace" in found["metadata"]) == (found["kind"] not in cluster) for found in objects)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_notes_name_what_was_installed(
+    run_helm: Callable[..., subprocess.CompletedProcess[str]], render: Render, variant: str
+) -> None:
+    done = run_helm(["install", "sl", str(CHART), "--dry-run=client"], VARIANTS[variant])
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("\nNOTES:\n")[2]
+    assert 'The development TEE "sample" is the only one' in notes
+    objects = render(VARIANTS[variant])
+    assert ("pod-security.kubernetes.io/enforce=privileged" in notes) == bool(of_kind(objects, "DaemonSet"))
+    for broker in of_kind(objects, "StatefulSet"):
+        assert (
+            f"exec {broker['metadata']['name']}-0 -c broker -- cat {container(pod_of(broker), 'broker')['args'][1]}/"
+            in notes
+        )
+    for group in ("fast-0 fast-1", "bulk-0", "sata") if variant == "two pools" else ():
+        assert group in notes
 
 
 def test_everything_off_is_nothing(render: Render) -> None:
@@ -764,8 +785,27 @@ def is_a_value(name: str) -> bool:
     return True
 
 
-def test_the_install_page_names_values_that_there_are() -> None:
-    named = values_in((ROOT / "docs/install.md").read_text())
-    assert {"broker.hosts[0]", "storageClasses", "storageClasses.local-direct.enabled", "node.maxUnavailable"} <= named
+@pytest.mark.parametrize("page", ["install", "quick-start"])
+def test_a_page_names_values_that_there_are(page: str) -> None:
+    named = values_in((ROOT / f"docs/{page}.md").read_text())
+    assert "images.node.repository" in named
     assert not [name for name in sorted(named) if not is_a_value(name)]
-    assert not is_a_value("node.maxUnavailabel")
+
+
+def test_a_value_that_there_is_not_is_noticed() -> None:
+    page = "| value | default |\n|---|---|\n| `node.maxUnavailable` | 1 |\n\n`--set broker.hosts[0]=x --set a-b.c=1`\n"
+    assert values_in(page) == {"node.maxUnavailable", "broker.hosts[0]", "a-b.c"}
+    assert is_a_value("node.maxUnavailable")
+    assert is_a_value("broker.hosts[0]")
+    assert is_a_value("storageClasses.any-name.enabled")
+    assert not any(map(is_a_value, ("node.maxUnavailabel", "broker.hosts.name", "storageClasses.any-name.on", "a-b.c")))
+
+
+@pytest.mark.parametrize("page", ["install", "quick-start"])
+def test_the_example_values_of_a_page_make_a_driver_that_starts(render: Render, tmp_path: Path, page: str) -> None:
+    text = (ROOT / f"docs/{page}.md").read_text()
+    [example] = re.findall(r"^```yaml\n(nodePools:\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    values = yaml.safe_load(example)
+    daemons = started(render(values), tmp_path)
+    assert len(daemons) == len(values["nodePools"])
+    assert "fast" in {pool.name for daemon in daemons for pool in daemon.settings.config.pools}
