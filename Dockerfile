@@ -1,6 +1,7 @@
 # One target a program: docker build --target node|guest|broker .
 # Every stage lies on one Debian release, so that a package built for its Python runs on it. Each program's image has only its
-# own packages and its own part of the code: the node's has no cryptography and no cryptsetup, because the node holds no keys.
+# own packages and of our code what its own imports reach (scripts/reached.py): the node's has no cryptography and no
+# cryptsetup, because the node holds no keys.
 ARG DEBIAN=debian:12.12-slim
 
 FROM ${DEBIAN} AS python
@@ -18,6 +19,7 @@ COPY requirements/build.txt /src/requirements/build.txt
 RUN python3 -m venv /opt/build \
     && /opt/build/bin/pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/build.txt
 COPY pyproject.toml README.md /src/
+COPY scripts/reached.py /src/scripts/reached.py
 COPY csi /src/csi
 RUN /opt/build/bin/pip wheel --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir /wheel /src
 
@@ -26,7 +28,7 @@ COPY requirements/node.txt /src/requirements/node.txt
 RUN python3 -m venv /opt/sealed-local \
     && pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/node.txt \
     && pip install --disable-pip-version-check --no-cache-dir --no-index --no-deps /wheel/*.whl \
-    && rm -r /opt/sealed-local/lib/python3*/site-packages/csi/guest /opt/sealed-local/lib/python3*/site-packages/csi/broker \
+    && python /src/scripts/reached.py /opt/sealed-local/lib/python3*/site-packages node \
     && pip uninstall -y pip setuptools \
     && python -m compileall -q /opt/sealed-local/lib
 
@@ -35,7 +37,7 @@ COPY requirements/guest.txt /src/requirements/guest.txt
 RUN python3 -m venv /opt/sealed-local \
     && pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/guest.txt \
     && pip install --disable-pip-version-check --no-cache-dir --no-index --no-deps /wheel/*.whl \
-    && rm -r /opt/sealed-local/lib/python3*/site-packages/csi/node /opt/sealed-local/lib/python3*/site-packages/csi/broker \
+    && python /src/scripts/reached.py /opt/sealed-local/lib/python3*/site-packages guest \
     && pip uninstall -y pip setuptools \
     && python -m compileall -q /opt/sealed-local/lib
 
@@ -44,7 +46,7 @@ COPY requirements/broker.txt /src/requirements/broker.txt
 RUN python3 -m venv /opt/sealed-local \
     && pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/broker.txt \
     && pip install --disable-pip-version-check --no-cache-dir --no-index --no-deps /wheel/*.whl \
-    && rm -r /opt/sealed-local/lib/python3*/site-packages/csi/node /opt/sealed-local/lib/python3*/site-packages/csi/guest \
+    && python /src/scripts/reached.py /opt/sealed-local/lib/python3*/site-packages broker \
     && pip uninstall -y pip setuptools \
     && python -m compileall -q /opt/sealed-local/lib
 

@@ -1,10 +1,11 @@
 # The two commands: `make demo` shows the main job end to end, `make test` runs the whole suite. Both set everything up.
 
-CACHE ?= $(CURDIR)/.cache
-PYTHON = $(CACHE)/venv/bin/python
-export SEALED_LOCAL_CACHE = $(CACHE)
+# Whatever set-up makes outside Debian's packages lies here; README tells of the variable.
+SEALED_LOCAL_CACHE ?= $(CURDIR)/.cache
+PYTHON = $(SEALED_LOCAL_CACHE)/venv/bin/python
+export SEALED_LOCAL_CACHE
 
-.PHONY: help demo test fast bench setup protos lock
+.PHONY: help demo test fast bench setup protos tables lock
 
 help:   ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,6 +27,9 @@ setup:  ## packages and the Python environment
 
 protos: setup  ## generate csi/node/rpc/proto from protos/
 	@scripts/generate-protos
+
+tables: setup  ## write the tables of options in docs/ from where the options are declared
+	@$(PYTHON) scripts/write_tables.py
 
 lock:   ## make requirements/*.txt from pyproject.toml (needs uv)
 	@scripts/lock

@@ -25,7 +25,7 @@ def call(socket: str, method: str, request: dict[str, Any], timeout: float = 120
         return {
             "code": error.code().name,
             "message": error.details(),
-            "details": [key for key, _ in error.trailing_metadata() or () if key == "grpc-status-details-bin"],
+            "details": [key for key in _trailing_keys(error) if key == "grpc-status-details-bin"],
             "response": {},
             "seconds": time.monotonic() - started,
         }
@@ -36,6 +36,12 @@ def call(socket: str, method: str, request: dict[str, Any], timeout: float = 120
         "response": json_format.MessageToDict(response, preserving_proto_field_name=True),
         "seconds": time.monotonic() - started,
     }
+
+
+def _trailing_keys(error: grpc.RpcError) -> list[str]:
+    # Pairs at run time; the type stubs take the pairs' class for one that can't be unpacked.
+    pairs: Any = error.trailing_metadata() or ()
+    return [str(key) for key, _ in pairs]
 
 
 def many(socket: str, method: str, requests: list[dict[str, Any]], timeout: float = 600) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 _PORT = "kata.agent"
 _MS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "remount": 32, "noatime": 1024, "nodiratime": 2048,
@@ -23,7 +25,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _lock = threading.Lock()
 
 
-def find_device(driver, source, seconds=20.0):
+def find_device(driver: str, source: str, seconds: float = 20.0) -> str:
     """The device node at a SCSI address (`<id>:<lun>`) or a PCI path (`03`), waited for as kata-agent does."""
     give_up = time.monotonic() + seconds
     while True:
@@ -40,7 +42,7 @@ def find_device(driver, source, seconds=20.0):
         time.sleep(0.02)
 
 
-def create_storage(storage):
+def create_storage(storage: dict[str, Any]) -> str:
     """Mount a storage as kata-agent does; `driver_options` for encryption are not what this stand-in plays."""
     if not storage["fstype"]:
         raise ValueError("empty fstype")
@@ -48,7 +50,7 @@ def create_storage(storage):
         raise ValueError("loop is refused")
     device = find_device(storage["driver"], storage["source"])
     os.makedirs(storage["mount_point"], exist_ok=True)
-    flags, data = 0, []
+    flags, data = 0, list[str]()
     for option in storage["options"]:
         if option in _MS:
             flags |= _MS[option]
@@ -63,7 +65,7 @@ def create_storage(storage):
     return device
 
 
-def run(argv, stdin="", timeout=120, env=None):
+def run(argv: list[str], stdin: str = "", timeout: float = 120, env: dict[str, str] | None = None) -> dict[str, Any]:
     """Run a process in the guest to its end."""
     done = subprocess.run(
         argv, input=base64.b64decode(stdin), capture_output=True, timeout=timeout, env={**os.environ, **(env or {})}
@@ -71,13 +73,13 @@ def run(argv, stdin="", timeout=120, env=None):
     return {"rc": done.returncode, "stdout": _text(done.stdout), "stderr": _text(done.stderr)}
 
 
-def read_file(path):
+def read_file(path: str) -> str:
     """Bytes of a file."""
     with open(path, "rb") as file:
         return _text(file.read())
 
 
-def write_file(path, content):
+def write_file(path: str, content: str) -> None:
     """Write a file and flush it."""
     with open(path, "wb") as file:
         file.write(base64.b64decode(content))
@@ -85,21 +87,23 @@ def write_file(path, content):
         os.fsync(file.fileno())
 
 
-def drop_caches():
+def drop_caches() -> None:
     """Forget what was read of devices, so that the next reading asks the host again."""
     os.sync()
     with open("/proc/sys/vm/drop_caches", "w") as file:
         file.write("3")
 
 
-def _text(data):
+def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-_CALLS = {f.__name__: f for f in (find_device, create_storage, run, read_file, write_file, drop_caches)}
+_CALLS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (find_device, create_storage, run, read_file, write_file, drop_caches)
+}
 
 
-def _answer(port, request):
+def _answer(port: int, request: dict[str, Any]) -> None:
     try:
         reply = {"id": request["id"], "result": _CALLS[request["call"]](**request["arguments"])}
     except BaseException as error:
@@ -111,7 +115,7 @@ def _answer(port, request):
             line = line[os.write(port, line) :]
 
 
-def _port():
+def _port() -> int:
     while True:
         for name in os.listdir("/sys/class/virtio-ports"):
             with open(f"/sys/class/virtio-ports/{name}/name") as file:
@@ -120,7 +124,7 @@ def _port():
         time.sleep(0.02)
 
 
-def main():
+def main() -> None:
     """Serve until the machine ends; also reaps orphans, as process 1 must."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.setdefault("PATH", "/usr/sbin:/usr/bin")

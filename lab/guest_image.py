@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import files as package_files
 from pathlib import Path
@@ -34,6 +35,12 @@ _UNUSED_STDLIB = (
     "sqlite3", "curses", "dbm", "wsgiref", "xmlrpc", "__phello__", "config-3.11-x86_64-linux-gnu", "multiprocessing",
 )  # fmt: skip
 _SITE = "usr/lib/python3/dist-packages"
+_FOLDERS = (
+    "proc", "sys", "dev", "run", "tmp", "data", "mnt", "root", "etc", "usr/bin", "usr/sbin", "usr/lib",
+)  # fmt: skip
+_APPLETS = (
+    "sh", "ls", "cat", "ip", "dd", "sync", "sleep", "poweroff", "df", "head", "od", "grep", "ps", "dmesg",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +86,14 @@ def archive(files: dict[str, bytes], programs: frozenset[str] = frozenset()) -> 
 
 
 def own_code() -> dict[str, bytes]:
-    """The project's package without the programs that don't run in a guest, byte-compiled as the measured image has it."""
-    folder = CACHE / "own"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(
-        REPOSITORY / "csi", folder / "csi", ignore=shutil.ignore_patterns("__pycache__", "host", "broker", "proto")
-    )
-    shutil.copy(REPOSITORY / "lab/guest_agent.py", folder / "guest_agent.py")
-    _compile(folder)
-    return {f"extra/python/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.pyc")}
+    """What the guest program's imports reach, as its image has it, and the lab's agent; byte-compiled."""
+    with tempfile.TemporaryDirectory(prefix="sealed-lab-") as made:
+        folder = Path(made)
+        shutil.copytree(REPOSITORY / "csi", folder / "csi", ignore=shutil.ignore_patterns("__pycache__"))
+        _run(sys.executable, str(REPOSITORY / "scripts/reached.py"), str(folder), "guest")
+        shutil.copy(REPOSITORY / "lab/guest_agent.py", folder / "guest_agent.py")
+        _compile(folder)
+        return {f"extra/python/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.pyc")}
 
 
 def _make(package: Path, folder: Path, image: GuestImage) -> None:
@@ -96,51 +102,19 @@ def _make(package: Path, folder: Path, image: GuestImage) -> None:
     version = next((unpacked / "lib/modules").iterdir()).name
     _run("depmod", "-b", str(unpacked), version)
     shutil.move(unpacked / f"boot/vmlinuz-{version}", image.kernel)
-    _fill_root(root, folder)
+    _fill_root(root)
     _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", str(root), str(image.root), "160M")
     image.initramfs.write_bytes(_initramfs(unpacked, version))
     shutil.rmtree(unpacked)
     shutil.rmtree(root)
 
 
-def _fill_root(root: Path, folder: Path) -> None:
-    for name in (
-        "proc",
-        "sys",
-        "dev",
-        "run",
-        "tmp",
-        "data",
-        "mnt",
-        "root",
-        "etc",
-        _SITE,
-        "usr/bin",
-        "usr/sbin",
-        "usr/lib",
-    ):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (root / name).symlink_to("usr/lib" if name.startswith("lib") else f"usr/{name}")
+def _fill_root(root: Path) -> None:
+    _make_folders(root)
     (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
     (root / "etc/mke2fs.conf").write_bytes(Path("/etc/mke2fs.conf").read_bytes())
     shutil.copy("/bin/busybox", root / "usr/bin/busybox")
-    for applet in (
-        "sh",
-        "ls",
-        "cat",
-        "ip",
-        "dd",
-        "sync",
-        "sleep",
-        "poweroff",
-        "df",
-        "head",
-        "od",
-        "grep",
-        "ps",
-        "dmesg",
-    ):
+    for applet in _APPLETS:
         (root / f"usr/bin/{applet}").symlink_to("busybox")
     for program in _PROGRAMS:
         _copy(program, root)
@@ -156,6 +130,13 @@ def _fill_root(root: Path, folder: Path) -> None:
     # pyudev asks `ldconfig -p` where libudev is.
     (root / "etc/ld.so.conf").write_text("/usr/lib/x86_64-linux-gnu\n")
     _run("ldconfig", "-r", str(root))
+
+
+def _make_folders(root: Path) -> None:
+    for name in (*_FOLDERS, _SITE):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to("usr/lib" if name.startswith("lib") else f"usr/{name}")
 
 
 def _copy_stdlib(root: Path) -> None:

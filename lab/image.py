@@ -101,7 +101,9 @@ class Builder:
         for source in (folder / name.lstrip("/") for name in sources):
             if source.is_dir():
                 into.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(source, into, symlinks=True, ignore=_ignored, dirs_exist_ok=True)
+                # What .dockerignore names is left out of the context; a stage's byte code is part of the image.
+                left_out = _ignored if origin is None else None
+                shutil.copytree(source, into, symlinks=True, ignore=left_out, dirs_exist_ok=True)
             else:
                 place = into / source.name if target.endswith("/") else into
                 place.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, Self
 
 REPOSITORY = Path(__file__).parents[1]
 _MIB = 1024 * 1024
@@ -55,7 +55,7 @@ class Result:
 class Channel:
     """Calls over a pair of byte streams to an agent; many threads may call at once."""
 
-    def __init__(self, reader: BinaryIO, writer: BinaryIO, spool: Path | None = None) -> None:
+    def __init__(self, reader: IO[bytes], writer: IO[bytes], spool: Path | None = None) -> None:
         self._writer = writer
         self._spool = spool
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class Channel:
         path.write_text(text)
         return {"id": number, "file": str(path)}
 
-    def _read(self, reader: BinaryIO) -> None:
+    def _read(self, reader: IO[bytes]) -> None:
         try:
             for line in reader:
                 self._settle(json.loads(base64.b64decode(line)))
@@ -211,7 +211,7 @@ class Node(ABC):
         """Names in a directory of the node."""
         return [str(name) for name in self.call("lab.inside:listing", path=path)]
 
-    def _await_agent(self, reader: BinaryIO, writer: BinaryIO, seconds: float = 60) -> None:
+    def _await_agent(self, reader: IO[bytes], writer: IO[bytes], seconds: float = 60) -> None:
         channel = Channel(reader, writer, self.shared)
         channel.ready.result(seconds)
         self._channel = channel
@@ -227,7 +227,7 @@ def pick() -> type[Node]:
 
     wanted = os.environ.get("SEALED_LOCAL_LAB", "")
     kinds: Iterable[type[MachineNode | UmlNode]] = (MachineNode, UmlNode)
-    reasons = []
+    reasons: list[str] = []
     if wanted == "none":
         raise LabUnavailable("SEALED_LOCAL_LAB=none")
     for kind in kinds:
@@ -238,7 +238,7 @@ def pick() -> type[Node]:
             print(f"lab: the node is {kind.kind}" + (f" ({'; '.join(reasons)})" if reasons else ""))
             return kind
         reasons.append(f"{kind.kind}: {reason}")
-    raise LabUnavailable("; ".join(reasons) or f"SEALED_LOCAL_LAB={wanted} is no kind of node")
+    raise LabUnavailable("; ".join(reasons) or f"SEALED_LOCAL_LAB={wanted} is not a kind of node")
 
 
 def wait_until(what: str, seconds: float, probe: Any) -> Any:

@@ -35,31 +35,11 @@ class UmlNode(Node):
     def boot(self) -> None:
         """See `Node.boot`. Two to four seconds."""
         ours, theirs = socket.socketpair()
-        argv = [
-            # It has one processor only, and each of its system calls is a hand-over between two of the machine's processes:
-            # on one of the machine's processors that takes a third of the time that it takes across two.
-            *("taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))),
-            "linux.uml",
-            f"mem={_MEMORY_MIB}M",
-            "root=/dev/root",
-            "rootfstype=hostfs",
-            "rootflags=/",
-            "ro",
-            "quiet",
-            "con=null",
-            "con0=null,fd:1",
-            f"ssl0=fd:{theirs.fileno()}",
-            f"init={REPOSITORY}/lab/uml-init",
-            f"LAB_SHARED={self.shared}",
-            f"LAB_ROOT={REPOSITORY}",
-            f"LAB_PYTHON={sys.executable}",
-            *(f"ubd{number}={image}" for number, image in enumerate(self.images)),
-        ]
         console = (self.folder / "console.log").open("ab")
         # Its memory is a file in TMPDIR; on a disk it would be slow.
         memory = "/dev/shm" if Path("/dev/shm").is_dir() else str(self.folder)
         self._kernel = subprocess.Popen(
-            argv,
+            self._argv(theirs.fileno()),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
@@ -75,6 +55,29 @@ class UmlNode(Node):
         except BaseException:
             self.crash()
             raise RuntimeError(f"the node does not boot: {self._console()[-2000:]}") from None
+
+    def _argv(self, serial: int) -> list[str]:
+        """The kernel's command line; `serial` is the descriptor that the agent in the node talks over."""
+        return [
+            # It has one processor only, and each of its system calls is a hand-over between two of the machine's processes:
+            # on one of the machine's processors that takes a third of the time that it takes across two.
+            *("taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))),
+            "linux.uml",
+            f"mem={_MEMORY_MIB}M",
+            "root=/dev/root",
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+            "quiet",
+            "con=null",
+            "con0=null,fd:1",
+            f"ssl0=fd:{serial}",
+            f"init={REPOSITORY}/lab/uml-init",
+            f"LAB_SHARED={self.shared}",
+            f"LAB_ROOT={REPOSITORY}",
+            f"LAB_PYTHON={sys.executable}",
+            *(f"ubd{number}={image}" for number, image in enumerate(self.images)),
+        ]
 
     def stop(self) -> None:
         """See `Node.stop`."""

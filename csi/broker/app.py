@@ -7,8 +7,6 @@ answers 401 to everything, this one says 403 (denied) and 404 (missing): clients
 import hashlib
 import hmac
 import logging
-import threading
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
@@ -19,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from csi.broker.metrics import PAGE_TYPE, Metrics
 from csi.broker.service import Broker
 from csi.broker.sessions import NotAttested, Session
 from csi.core import errors, log
@@ -62,8 +61,7 @@ class BrokerApp:
     def __init__(self, broker: Broker, admin: Admin) -> None:
         self._broker = broker
         self._admin = admin
-        self._counts: Counter[tuple[str, int]] = Counter()
-        self._counts_lock = threading.Lock()
+        self._metrics = Metrics()
         resource, volume = f"{kbs.PREFIX}/resource/{{path:path}}", f"{kbs.PREFIX}/volumes/{{volume_id}}/{{action}}"
         self.asgi = Starlette(
             routes=[
@@ -74,7 +72,7 @@ class BrokerApp:
                 Route(resource, self._endpoint("resource-admin", self._delete_resource), methods=["DELETE"]),
                 Route(volume, self._endpoint("volumes", self._volume), methods=["POST"]),
                 Route("/healthz", lambda _: PlainTextResponse("ok\n")),
-                Route("/metrics", self._metrics),
+                Route("/metrics", self._page),
             ],
             exception_handlers={HTTPException: _unknown_path},
         )
@@ -89,8 +87,7 @@ class BrokerApp:
                 response = _error(413, kbs.error_type("SerdeError"), f"more than {kbs.BODY_LIMIT_BYTES} bytes")
             else:
                 response = await run_in_threadpool(self._answer, name, handler, request, body)
-            with self._counts_lock:
-                self._counts[name, response.status_code] += 1
+            self._metrics.answered(name, response.status_code)
             return response
 
         return endpoint
@@ -139,13 +136,8 @@ class BrokerApp:
             _log.info("register", extra={"action": action})
             return _json(answer)
 
-    def _metrics(self, _: Request) -> Response:
-        name = "sealed_local_broker_requests_total"
-        with self._counts_lock:
-            counts = sorted(self._counts.items())
-        lines = [f'{name}{{request="{request}",status="{status}"}} {count}' for (request, status), count in counts]
-        text = "\n".join([f"# HELP {name} Requests answered.", f"# TYPE {name} counter", *lines, ""])
-        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    async def _page(self, _: Request) -> Response:
+        return Response(self._metrics.page(), headers={"Content-Type": PAGE_TYPE})
 
 
 async def _limited_body(request: Request) -> bytes | None:

@@ -108,13 +108,17 @@ def read(connection: sqlite3.Connection) -> Iterator[Entry]:
     rows = connection.execute(
         "SELECT seq, time_unix, actor, action, subject, detail, previous, digest FROM audit ORDER BY seq"
     )
-    for seq, time_unix, actor, action, subject, detail, previous, digest in rows:
+    for row in rows:
+        # SQLite stores any type in any column, and the digest is made of text and numbers only.
+        if not (isinstance(row[1], int) and all(isinstance(value, str) for value in row[2:])):
+            raise Tampered(f"audit entry {row[0]}: a member has another type than was written")
+        seq, time_unix, actor, action, subject, detail, previous, digest = row
         event = Event(actor=actor, action=action, subject=subject, detail=detail)
         yield Entry(seq=seq, time_unix=time_unix, event=event, previous=previous, digest=digest)
 
 
 def verify(connection: sqlite3.Connection, expected_head: str | None = None) -> tuple[int, str]:
-    """Check the whole chain; answers the number of entries and the newest digest. Raises `Tampered` at the first break.
+    """Check the whole chain; returns the number of entries and the newest digest. Raises `Tampered` at the first break.
 
     `expected_head`, a digest noted earlier, must still be in the chain.
     """

@@ -15,8 +15,9 @@ from csi.broker import certificates, vault
 from csi.broker import policy as broker_policy
 from csi.broker.certificates import Pair
 from csi.broker.release import ReleasePolicy
+from csi.broker.schema import empty_database
 from csi.broker.service import Broker
-from csi.broker.store import Store, empty_database
+from csi.broker.store import Store
 from csi.broker.tokens import TokenIssuer
 from csi.broker.vault import Vault
 from csi.core.errors import InvalidInput, NotFound, Refused, SealedLocalError
@@ -146,6 +147,7 @@ class BrokerDirectory:
         chain = [signer.certificate, *x509.load_pem_x509_certificates(issuer)]
         policy, store = self.load_policy(), self.open_store()
         try:
+            store.check_integrity()
             master = self.open_vault(environment, store)
         except SealedLocalError:
             store.close()

@@ -1,4 +1,6 @@
-"""Command line of `sealed-local broker`: arguments in, exit status out. What each command does is in `commands`."""
+"""Command line of `sealed-local broker`: arguments in, exit status out. What each command does is in `verbs`.
+
+Every option is declared here and nowhere else; the table in `docs/broker.md` is made from it."""
 
 import argparse
 import os
@@ -7,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from csi.broker import commands
+from csi.broker.verbs import audit, resource, setup, volume
 from csi.core.errors import SealedLocalError
 from csi.core.sealed import Profile
 
@@ -34,8 +36,8 @@ environment:
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; answers its exit status."""
-    arguments = _parser().parse_args(argv)
+    """Run one command; returns its exit status."""
+    arguments = parser().parse_args(argv)
     arguments.dir = getattr(arguments, "positional_dir", None) or arguments.dir
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
@@ -47,7 +49,8 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All commands and options, with their defaults and helps."""
     parser = argparse.ArgumentParser(
         prog="sealed-local broker",
         description=_DESCRIPTION,
@@ -85,7 +88,7 @@ def _add(
 
 def _add_init(command: _Commands) -> None:
     parser = _add(
-        command, "init", commands.init, "make a broker's directory; what exists already is kept", positional_dir=True
+        command, "init", setup.init, "make a broker's directory; what exists already is kept", positional_dir=True
     )
     parser.add_argument(
         "--host",
@@ -96,18 +99,25 @@ def _add_init(command: _Commands) -> None:
 
 
 def _add_serve(command: _Commands) -> None:
-    parser = _add(command, "serve", commands.serve, "run the broker until SIGTERM", positional_dir=True)
-    parser.add_argument("--listen", metavar="HOST:PORT", default="0.0.0.0:8443", help="default: %(default)s")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser = _add(command, "serve", setup.serve, "run the broker until SIGTERM", positional_dir=True)
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", default="0.0.0.0:8443", help="where guests reach it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="the least that is written to standard error (default: %(default)s)",
+    )
 
 
 def _add_volume(command: _Commands) -> None:
     group = command.add_parser("volume", help="look at the register, and the operator's changes of it")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    listing = _add(actions, "list", commands.volume_list, "all volumes with their states")
+    listing = _add(actions, "list", volume.list_all, "all volumes with their states")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
     allocate = _add(
-        actions, "allocate", commands.volume_allocate, 'make a new volume\'s record and secret, for allocate = "never"'
+        actions, "allocate", volume.allocate, 'make a new volume\'s record and secret, for allocate = "never"'
     )
     allocate.add_argument("id", metavar="ID")
     allocate.add_argument(
@@ -117,15 +127,13 @@ def _add_volume(command: _Commands) -> None:
         help="how guests seal it; it never changes (default: %(default)s)",
     )
     for name, run, text in (
-        ("show", commands.volume_show, "everything that the register knows of a volume"),
-        ("reset", commands.volume_reset, "formatting → allocated: a guest died in its first format, let another try"),
-        ("retire", commands.volume_retire, "stop releasing a volume's secret; the secret is kept"),
-        ("reinstate", commands.volume_reinstate, "take a retirement back"),
+        ("show", volume.show, "everything that the register knows of a volume"),
+        ("reset", volume.reset, "formatting → allocated: a guest died in its first format, let another try"),
+        ("retire", volume.retire, "stop releasing a volume's secret; the secret is kept"),
+        ("reinstate", volume.reinstate, "take a retirement back"),
     ):
         _add(actions, name, run, text).add_argument("id", metavar="ID")
-    shred = _add(
-        actions, "shred", commands.volume_shred, "destroy a volume's secret: its data is lost for ever, everywhere"
-    )
+    shred = _add(actions, "shred", volume.shred, "destroy a volume's secret: its data is lost for ever, everywhere")
     shred.add_argument("id", metavar="ID")
     shred.add_argument("--yes", action="store_true", help="needed: this can't be undone")
 
@@ -133,15 +141,15 @@ def _add_volume(command: _Commands) -> None:
 def _add_resource(command: _Commands) -> None:
     group = command.add_parser("resource", help="secrets that guests may read as kbs:///REPOSITORY/TYPE/TAG")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    put = _add(actions, "put", commands.resource_put, "store a file's bytes, exactly as they are")
+    put = _add(actions, "put", resource.put, "store a file's bytes, exactly as they are")
     put.add_argument("path", metavar="REPOSITORY/TYPE/TAG")
     put.add_argument("file", metavar="FILE", help="'-' reads standard input")
-    delete = _add(actions, "delete", commands.resource_delete, "destroy a resource")
+    delete = _add(actions, "delete", resource.delete, "destroy a resource")
     delete.add_argument("path", metavar="REPOSITORY/TYPE/TAG")
 
 
 def _add_audit(command: _Commands) -> None:
-    parser = _add(command, "audit", commands.audit, "print the audit log, one JSON object a line")
+    parser = _add(command, "audit", audit.audit, "print the audit log, one JSON object a line")
     parser.add_argument("--verify", action="store_true", help="check the chain of hashes instead of printing")
     parser.add_argument(
         "--head", metavar="DIGEST", help="with --verify: a digest noted earlier; the log must still hold its entry"
@@ -149,9 +157,9 @@ def _add_audit(command: _Commands) -> None:
 
 
 def _add_init_data(command: _Commands) -> None:
-    parser = _add(command, "init-data", commands.init_data, "print the digest of an init-data file, for the policy")
+    parser = _add(command, "init-data", setup.init_data, "print the digest of an init-data file, for the policy")
     parser.add_argument("file", type=Path, metavar="FILE")
 
 
 def _add_policy(command: _Commands) -> None:
-    _add(command, "policy", commands.policy, "check the policy file and say what it allows")
+    _add(command, "policy", setup.policy, "check the policy file and say what it allows")

@@ -4,6 +4,8 @@ import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from csi.core.framing import framed
+
 ANY = "any"
 """The word that switches one comparison of a workload off. It has to be written; leaving the list out denies."""
 
@@ -20,13 +22,9 @@ class Claims:
 
     @property
     def measurement(self) -> str:
-        """One digest for what runs in the guest; the register compares it. Every field is written with its length."""
+        """One digest for what runs in the guest; the register compares it."""
         parts = ("sealed-local/measurement/v1", self.tee, self.launch_digest, self.init_data or "")
-        digest = hashlib.sha256()
-        for part in parts:
-            encoded = part.encode()
-            digest.update(len(encoded).to_bytes(4, "big") + encoded)
-        return digest.hexdigest()
+        return hashlib.sha256(framed(*(part.encode() for part in parts))).hexdigest()
 
 
 class Allocate(StrEnum):

@@ -4,34 +4,18 @@ Every change is one transaction, flushed before it is answered, with its audit e
 come wrapped and leave wrapped. The rules of changes are in `csi.broker.rules`.
 """
 
-import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi.broker import audit
+from csi.broker import audit, schema
 from csi.broker.audit import Entry, Event
-from csi.core.errors import NotFound, Refused, Unavailable
+from csi.core.errors import InvalidInput, NotFound, Tampered, Unavailable
 from csi.kbs import strict_json
 from csi.kbs.register import VolumeRecord
-
-_SCHEMA_VERSION = 1
-_BUSY_SECONDS = 10.0
-_SCHEMA = (
-    """
-CREATE TABLE volumes (
-  volume_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL, wrapped_secret BLOB) WITHOUT ROWID;
-CREATE TABLE resources (path TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE key_check (wrapped BLOB NOT NULL);
-"""
-    + audit.SCHEMA
-)
-
-_PARTS = tuple(re.findall(r"CREATE (?:TABLE|TRIGGER) (\w+)", _SCHEMA))
 
 Change = Callable[[VolumeRecord], VolumeRecord]
 
@@ -48,15 +32,11 @@ class Store:
     """The open database. Safe for several threads, and for several processes (a command beside a running server)."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Open a database that `empty_database` began; raises `Refused` for any other file, and leaves that as it is."""
+        """Open a database that `init` made; raises `Refused` for any other file, and leaves that as it is."""
+        self._path = path
         self._clock = clock
         self._lock = threading.Lock()
-        try:
-            self._db = _connect(path)
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"{path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise _damaged(path, str(error)) from error
+        self._db = schema.connect(path)
 
     def close(self) -> None:
         """End it cleanly; killing the process instead loses nothing, either."""
@@ -64,7 +44,7 @@ class Store:
 
     def volume(self, volume_id: str) -> VolumeRecord:
         """The record of a volume."""
-        with self._lock:
+        with self._reading():
             stored = self._read_volume(volume_id)
         if stored is None:
             raise NotFound(f"volume {volume_id} is not in the register")
@@ -72,13 +52,26 @@ class Store:
 
     def volumes(self) -> list[VolumeRecord]:
         """All records, by id."""
-        with self._lock:
-            rows = self._db.execute("SELECT record FROM volumes ORDER BY volume_id").fetchall()
-        return [_decode(row[0]) for row in rows]
+        with self._reading():
+            rows = self._db.execute("SELECT volume_id, record FROM volumes ORDER BY volume_id").fetchall()
+        return [_decode(*row) for row in rows]
+
+    def epoch(self) -> str:
+        """The random id of this life of the register, in hex; a restored register has another one."""
+        with self._reading():
+            row = self._db.execute("SELECT id FROM epoch").fetchone()
+        if row is None or not isinstance(row[0], str):
+            raise schema.damaged(self._path, "it has no epoch")
+        return row[0]
+
+    def check_integrity(self) -> None:
+        """Read the whole file; raises `Refused` when it is damaged anywhere."""
+        with self._reading():
+            schema.check_integrity(self._db, self._path)
 
     def is_empty(self) -> bool:
         """Whether no secret was ever stored here."""
-        with self._lock:
+        with self._reading():
             query = "SELECT EXISTS (SELECT 1 FROM volumes) OR EXISTS (SELECT 1 FROM resources)"
             return not self._db.execute(query).fetchone()[0]
 
@@ -139,7 +132,7 @@ class Store:
 
     def resource(self, path: str) -> bytes:
         """A wrapped resource."""
-        with self._lock:
+        with self._reading():
             row = self._db.execute("SELECT wrapped FROM resources WHERE path = ?", (path,)).fetchone()
         if row is None:
             raise NotFound(f"resource {path} does not exist")
@@ -166,32 +159,38 @@ class Store:
 
     def audit_entries(self) -> list[Entry]:
         """The audit log, oldest entry first."""
-        with self._lock:
+        with self._reading():
             return list(audit.read(self._db))
 
     def verify_audit(self, expected_head: str | None = None) -> tuple[int, str]:
         """See `audit.verify`."""
-        with self._lock:
+        with self._reading():
             return audit.verify(self._db, expected_head)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """IMMEDIATE takes the write lock before anything is read, which makes compare-and-set of what is read sound."""
+        with self._reading():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One thread at a time; what SQLite raises becomes an error of ours, wherever it comes from."""
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield
-                    self._db.execute("COMMIT")
-                finally:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                raise Unavailable(f"the register's database: {error}") from error
+                yield
+            except schema.ERRORS as error:
+                raise schema.translated(error, self._path) from error
 
     def _forget_old_pages(self) -> None:
         """Empty the write-ahead log, which still holds the pages as they were before a secret was destroyed."""
-        with self._lock:
+        with self._reading():
             busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise Unavailable("the secret is destroyed in the database but not yet in its write-ahead log; repeat it")
@@ -200,62 +199,21 @@ class Store:
         row = self._db.execute(
             "SELECT record, wrapped_secret FROM volumes WHERE volume_id = ?", (volume_id,)
         ).fetchone()
-        return None if row is None else StoredVolume(record=_decode(row[0]), wrapped_secret=row[1])
+        return None if row is None else StoredVolume(record=_decode(volume_id, row[0]), wrapped_secret=row[1])
 
     def _note(self, event: Event) -> None:
         audit.append(self._db, event, int(self._clock()))
-
-
-def empty_database() -> bytes:
-    """The bytes of a database without content, for `init` alone: anywhere else a file without the tables is a damaged one.
-
-    Written as a whole file, it is never seen half made.
-    """
-    with closing(sqlite3.connect(":memory:")) as made:
-        made.executescript(f"{_SCHEMA}PRAGMA user_version = {_SCHEMA_VERSION};")
-        return made.serialize()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # To SQLite a file without bytes is an empty database, and opening it throws away the write-ahead log beside it.
-    if path.stat().st_size == 0:
-        raise _damaged(path, "the file is empty")
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    db = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        _check_schema(db, path)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        # Freed pages are overwritten with zeros: a shredded secret must not survive in the file.
-        db.execute("PRAGMA secure_delete = ON")
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _check_schema(db: sqlite3.Connection, path: Path) -> None:
-    """With an empty register in the place of the real one, guests could format volumes that hold data."""
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > _SCHEMA_VERSION:
-        raise Refused(f"{path} was written by a newer version of this program (schema {version})")
-    if version < _SCHEMA_VERSION:
-        raise _damaged(path, f"its schema version is {version}, not {_SCHEMA_VERSION}")
-    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
-    if missing := [name for name in _PARTS if name not in found]:
-        raise _damaged(path, f"it lacks {', '.join(missing)}")
-
-
-def _damaged(path: Path, found: str) -> Refused:
-    return Refused(
-        f"{path} is not what `sealed-local broker init` wrote: {found}. Restore the newest backup; with an empty register "
-        "in its place guests could format volumes that hold data"
-    )
 
 
 def _encode(record: VolumeRecord) -> str:
     return strict_json.encode(record).decode()
 
 
-def _decode(text: str) -> VolumeRecord:
-    return strict_json.decode(text, VolumeRecord, "stored record")
+def _decode(volume_id: object, text: object) -> VolumeRecord:
+    """A column of SQLite holds whatever was written into it, so its type is looked at, too."""
+    if not isinstance(text, str):
+        raise Tampered(f"the stored record of volume {volume_id} is not text")
+    try:
+        return strict_json.decode(text, VolumeRecord, "record")
+    except InvalidInput as error:
+        raise Tampered(f"the stored record of volume {volume_id} can't be read: {error}") from error

@@ -11,6 +11,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from csi.core.errors import InvalidInput, NotFound, Refused
+from csi.core.framing import framed
 from csi.core.secret import Secret
 
 MASTER_KEY_VARIABLE = "SEALED_LOCAL_BROKER_MASTER_KEY"
@@ -83,6 +84,4 @@ def decode_master_key(text: str, field: str) -> Secret:
 
 
 def _bound(purpose: tuple[str, ...]) -> bytes:
-    """Every part with its length, so that no two purposes give the same bytes."""
-    encoded = (part.encode() for part in ("sealed-local/vault/v1", *purpose))
-    return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
+    return framed(*(part.encode() for part in ("sealed-local/vault/v1", *purpose)))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import ForeignContent, InUse
 from csi.core.size import GIB, MIB, SECTOR_BYTES
 
@@ -83,13 +84,13 @@ def edges_blank(device: str) -> bool:
         return head == bytes(len(head)) and tail == bytes(len(tail))
 
 
-def number(path: str) -> tuple[int, int] | None:
-    """Major and minor number of the block device at a path, links not followed; None for anything else."""
+def number(path: str) -> DeviceNumber | None:
+    """Number of the block device at a path, links not followed; None for anything else."""
     try:
         status = os.lstat(path)
     except OSError:
         return None
-    return (os.major(status.st_rdev), os.minor(status.st_rdev)) if stat.S_ISBLK(status.st_mode) else None
+    return DeviceNumber.of_block_device(status)
 
 
 def resolved(path: str) -> str | None:
@@ -98,26 +99,26 @@ def resolved(path: str) -> str | None:
     return real if number(real) is not None else None
 
 
-def leads_to(path: str) -> tuple[int, int] | None:
-    """Major and minor number of the block device that a path leads to, links followed; None when there is none."""
+def leads_to(path: str) -> DeviceNumber | None:
+    """Number of the block device that a path leads to, links followed; None when there is none."""
     real = resolved(path)
     return number(real) if real is not None else None
 
 
-def mapped(name: str, sysfs: Path = Path("/sys")) -> tuple[int, int] | None:
-    """Major and minor number of the device-mapper device of that name, as the kernel says; None when it has none."""
+def mapped(name: str, sysfs: Path = Path("/sys")) -> DeviceNumber | None:
+    """Number of the device-mapper device of that name, as the kernel says; None when it has none."""
     for entry in sysfs.glob("block/dm-*/dm/name"):
         if _text(entry) == name:
             return _number_in(entry.parents[1] / "dev")
     return None
 
 
-def mapping_name(device: tuple[int, int], sysfs: Path = Path("/sys")) -> str | None:
+def mapping_name(device: DeviceNumber, sysfs: Path = Path("/sys")) -> str | None:
     """The device-mapper name of a device; None for one of another kind."""
-    return _text(sysfs / f"dev/block/{device[0]}:{device[1]}/dm/name")
+    return _text(sysfs / f"dev/block/{device}/dm/name")
 
 
-def has_loop(device: tuple[int, int], sysfs: Path = Path("/sys")) -> bool:
+def has_loop(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:
     """Whether a loop device lies on this device."""
     files = (_text(entry) for entry in sysfs.glob("block/loop*/loop/backing_file"))
     return any(leads_to(file) == device for file in files if file)
@@ -131,9 +132,9 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _number_in(path: Path) -> tuple[int, int] | None:
-    major, _, minor = (_text(path) or "").partition(":")
-    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+def _number_in(path: Path) -> DeviceNumber | None:
+    text = _text(path)
+    return DeviceNumber.parse(text) if text is not None else None
 
 
 def _slices(offset: int, length: int) -> Iterator[tuple[int, int]]:

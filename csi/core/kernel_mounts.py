@@ -2,6 +2,7 @@
 
 import re
 
+from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -17,11 +18,10 @@ def _line(line: str) -> Mount:
     left, _, right = line.partition(" - ")
     fields = left.split(" ")
     fstype, source, super_options = right.split(" ", 2)
-    major, _, minor = fields[2].partition(":")
     return Mount(
         target=_plain(fields[4]),
         root=_plain(fields[3]),
-        device=(int(major), int(minor)),
+        device=DeviceNumber.parse(fields[2]),
         fstype=fstype,
         source=_plain(source),
         options=frozenset(fields[5].split(",")),

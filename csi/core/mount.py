@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from csi.core.device_number import DeviceNumber
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
@@ -9,8 +11,8 @@ class Mount:
 
     target: str
     root: str
-    device: tuple[int, int]
-    """Major and minor number. A block device bound onto a file shows devtmpfs's here, and its own path in `root`."""
+    device: DeviceNumber
+    """A block device bound onto a file shows devtmpfs's here, and its own path in `root`."""
     fstype: str
     source: str
     options: frozenset[str]

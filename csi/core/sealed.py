@@ -5,6 +5,7 @@ not here: the node plugin uses this module to size an LV, and it holds no keys.
 """
 
 from enum import StrEnum
+from typing import assert_never
 
 from csi.core.size import KIB, MIB, round_up
 
@@ -53,14 +54,22 @@ def device_bytes(usable_bytes: int, profile: Profile) -> int:
 
     Only the format's own room is counted; rounding to LVM extents comes on top.
     """
-    if profile is Profile.NONE:
-        return usable_bytes
-    return PAYLOAD_OFFSET + round_up(usable_bytes, PAYLOAD_BLOCK_BYTES)
+    match profile:
+        case Profile.NONE:
+            return usable_bytes
+        case Profile.XTS:
+            return PAYLOAD_OFFSET + round_up(usable_bytes, PAYLOAD_BLOCK_BYTES)
+        case _:
+            assert_never(profile)
 
 
 def usable_bytes(device_size_bytes: int, profile: Profile) -> int:
     """What the guest can use of a device of that size in bytes; never negative. The inverse of `device_bytes`."""
-    if profile is Profile.NONE:
-        return device_size_bytes
-    payload = max(0, device_size_bytes - PAYLOAD_OFFSET)
-    return payload - payload % PAYLOAD_BLOCK_BYTES
+    match profile:
+        case Profile.NONE:
+            return device_size_bytes
+        case Profile.XTS:
+            payload = max(0, device_size_bytes - PAYLOAD_OFFSET)
+            return payload - payload % PAYLOAD_BLOCK_BYTES
+        case _:
+            assert_never(profile)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from csi.core.errors import Blanked, ForeignContent, Refused, RolledBack, Tampered
-from csi.core.sealed import PAYLOAD_OFFSET, Profile, usable_bytes
+from csi.core.sealed import PAYLOAD_OFFSET, usable_bytes
 from csi.core.size import human
 from csi.guest.seal.state_record import RecordKind, Slot, SlotState, StateRecord
 from csi.kbs.register import VolumeRecord, VolumeState
@@ -69,7 +69,7 @@ def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Format 
             f"volume {record.volume_id} was never formatted, and this guest's policy or access mode does not allow to do it"
         )
     _require_ours_to_format(record, disk)
-    payload = usable_bytes(disk.device_bytes, Profile.XTS)
+    payload = usable_bytes(disk.device_bytes, record.profile)
     if payload <= 0:
         raise Refused(
             f"the device has {human(disk.device_bytes)}; a sealed volume needs more than {human(PAYLOAD_OFFSET)}"

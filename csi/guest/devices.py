@@ -4,13 +4,13 @@ A device's name proves nothing; who it is, its authenticated records say. Kernel
 stands behind them, because a netlink queue may overflow and a guest may have no udev daemon.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Final
 
 import pyudev
 
+from csi.core.device_number import DeviceNumber
 from csi.core.disks import resolved
 from csi.core.errors import NotFound
 
@@ -30,12 +30,11 @@ def disks() -> tuple[str, ...]:
     )
 
 
-def node_of(number: str) -> str | None:
-    """The device node of `MAJOR:MINOR`; None when there is none."""
-    major, _, minor = number.partition(":")
+def node_of(number: DeviceNumber) -> str | None:
+    """The node of a device; None when there is none."""
     try:
-        found = pyudev.Devices.from_device_number(pyudev.Context(), "block", os.makedev(int(major), int(minor)))
-    except (ValueError, pyudev.DeviceNotFoundError):
+        found = pyudev.Devices.from_device_number(pyudev.Context(), "block", number.combined)
+    except pyudev.DeviceNotFoundError:
         return None
     return str(found.device_node) if found.device_node is not None else None
 
@@ -54,7 +53,7 @@ def appearing(seconds: float) -> Iterator[tuple[str, ...]]:
 
 
 def wait_for(device: str, seconds: float) -> str:
-    """Wait until a path leads to a block device; answers that device, links resolved.
+    """Wait until a path leads to a block device; returns that device, links resolved.
 
     Raises `NotFound` naming the path and the disks that there are.
     """

@@ -1,51 +1,52 @@
 """Which disk of this guest is a volume: the one whose records verify. A blank disk is nobody's, so it is never guessed."""
 
-from csi.core.command import Runner
 from csi.core.errors import NotFound, Refused, SealedLocalError
-from csi.guest import devices
-from csi.guest.seal import device_mapper, sealed_device, state_record
-from csi.guest.seal.keys import VolumeKeys
+from csi.guest.machine import Machine
+from csi.guest.released import Released
+from csi.guest.seal import state_record
+from csi.guest.seal.mapping import mapping_name
 from csi.guest.seal.state_record import StateRecord
-from csi.kbs.register import VolumeRecord, VolumeState
+from csi.kbs.register import VolumeState
 
 
-def mapped_device(runner: Runner, volume_id: str) -> str | None:
+def mapped_device(machine: Machine, volume_id: str) -> str | None:
     """The device below a mapping that an earlier call made for this volume; None when there is none."""
-    mapping = device_mapper.find(runner, device_mapper.mapping_name(volume_id))
-    return devices.node_of(mapping.below) if mapping is not None and mapping.below is not None else None
+    mapping = machine.mapping(mapping_name(volume_id))
+    return machine.node_of(mapping.below) if mapping is not None and mapping.below is not None else None
 
 
-def volume_device(record: VolumeRecord, keys: VolumeKeys, seconds: float) -> str:
+def volume_device(machine: Machine, released: Released, seconds: float) -> str:
     """The device of a volume, waited for.
 
     Raises `NotFound` when no disk shows the volume, `Refused` when it was never formatted: then nothing tells its disk from
     another blank one, and the wrong one would be formatted.
     """
     present: tuple[str, ...] = ()
-    for present in devices.appearing(seconds):
+    is_new = released.record.state is not VolumeState.ACTIVE
+    for present in machine.disks_appearing(seconds):
         # An old copy may be plugged in, too; which of the two is meant, the generation says.
-        shown = {device: _generation(device, keys, record.volume_id) for device in present}
+        shown = {device: _generation(machine, device, released) for device in present}
         newest = max(present, key=lambda device: shown[device], default=None)
         if newest is not None and shown[newest] >= 0:
             return newest
-        if record.state is not VolumeState.ACTIVE:
+        if is_new:
             break
     names = ", ".join(present) or "none"
-    if record.state is not VolumeState.ACTIVE:
+    if is_new:
         raise Refused(
-            f"volume {record.volume_id} is new, so no disk can be known by its records; say which is its disk by --device. "
-            f"Disks now: {names}"
+            f"volume {released.volume_id} is new, so no disk can be known by its records; say which is its disk by "
+            f"--device. Disks now: {names}"
         )
     raise NotFound(
-        f"no disk of this guest shows volume {record.volume_id} (disks: {names}). Was it plugged in? Name its disk by "
+        f"no disk of this guest shows volume {released.volume_id} (disks: {names}). Was it plugged in? Name its disk by "
         "--device to learn what is wrong with it"
     )
 
 
-def _generation(device: str, keys: VolumeKeys, volume_id: str) -> int:
+def _generation(machine: Machine, device: str, released: Released) -> int:
     """The newest generation of a verified record on the device; -1 for a disk that shows none or can't be read."""
     try:
-        slots = [state_record.decode(slot, keys, volume_id) for slot in sealed_device.read_slots(device)]
+        slots = [state_record.decode(slot, released.keys, released.volume_id) for slot in machine.read_slots(device)]
     except (SealedLocalError, OSError):
         return -1
     return max((slot.generation for slot in slots if isinstance(slot, StateRecord)), default=-1)

@@ -8,12 +8,12 @@ import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 
 import msgspec
 
 from csi.core.errors import InvalidInput
-from csi.core.sealed import RESERVED_PROFILES, Profile
+from csi.core.sealed import Profile
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
 
@@ -144,7 +144,7 @@ def _toml(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
-        raise InvalidInput(source, f"is no valid TOML: {error}") from error
+        raise InvalidInput(source, f"is not valid TOML: {error}") from error
 
 
 def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPolicy:
@@ -172,29 +172,44 @@ def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPol
 def _volume(raw: _Volume, place: str) -> VolumePolicy:
     if bool(raw.id) == bool(raw.id_pattern):
         raise InvalidInput(f"{place}.id", "give exactly one of id and id_pattern")
-    if raw.profile in RESERVED_PROFILES or raw.profile not in (Profile.XTS,):
+    profile = _profile(raw.profile)
+    if profile is None:
         raise InvalidInput(f"{place}.profile", f"{raw.profile!r} can't be opened by this version; use 'xts'")
     if raw.fstype not in _FSTYPES:
         raise InvalidInput(f"{place}.fstype", f"{raw.fstype!r} is not offered; use {' or '.join(_FSTYPES)}")
     mount = PurePosixPath(raw.mount)
     plain = raw.mount.isprintable() and not raw.mount.startswith("//")
     if not plain or not mount.is_absolute() or ".." in mount.parts or mount == PurePosixPath("/"):
-        raise InvalidInput(f"{place}.mount", f"{raw.mount!r} is no plain absolute path below /")
+        raise InvalidInput(f"{place}.mount", f"{raw.mount!r} is not a plain absolute path below /")
     for option in raw.options:
         if option not in _OPTIONS:
             raise InvalidInput(f"{place}.options", f"{option!r} is not allowed; known: {', '.join(sorted(_OPTIONS))}")
     try:
         pattern = re.compile(raw.id_pattern or re.escape(raw.id))
     except (re.error, OverflowError, RecursionError) as error:
-        raise InvalidInput(f"{place}.id_pattern", f"is no usable regular expression: {error}") from error
+        raise InvalidInput(f"{place}.id_pattern", f"is not a usable regular expression: {error}") from error
     return VolumePolicy(
         name=raw.name,
         id=raw.id or None,
         id_pattern=pattern,
         mount=str(mount),
-        profile=Profile(raw.profile),
+        profile=profile,
         fstype=raw.fstype,
         access=raw.access,
         format=raw.format,
         options=tuple(raw.options),
     )
+
+
+def _profile(name: str) -> Profile | None:
+    """The profile of that name; None for one that a guest can't open."""
+    if name not in set(Profile):
+        return None
+    profile = Profile(name)
+    match profile:
+        case Profile.XTS:
+            return profile
+        case Profile.NONE:
+            return None
+        case _:
+            assert_never(profile)

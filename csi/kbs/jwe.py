@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from csi.core.errors import InvalidInput
+from csi.core.framing import framed
 from csi.core.secret import Secret
 from csi.kbs import base64url, jwk, strict_json
 from csi.kbs.jwk import ECDH_ES_A256KW, EcJwk, Jwk, RsaJwk
@@ -88,8 +89,8 @@ def decrypt(key: ec.EllipticCurvePrivateKey, data: bytes) -> Secret:
 
 def key_encryption_key(shared: bytes) -> bytes:
     """The AES-256 key wrapping key of an ECDH result (RFC 7518 section 4.6.2, empty party information)."""
-    algorithm = ECDH_ES_A256KW.encode("ascii")
-    info = len(algorithm).to_bytes(4, "big") + algorithm + bytes(8) + (_KEY_BYTES * 8).to_bytes(4, "big")
+    no_party = b""
+    info = framed(ECDH_ES_A256KW.encode("ascii"), no_party, no_party) + (_KEY_BYTES * 8).to_bytes(4, "big")
     return ConcatKDFHash(hashes.SHA256(), _KEY_BYTES, info).derive(shared)
 
 

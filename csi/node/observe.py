@@ -4,6 +4,7 @@ import os
 import stat
 
 from csi.core import disks, mounts
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 from csi.core.mount import Mount
 from csi.node.kata.record import Record
@@ -42,7 +43,7 @@ def node_is_right(lv: LogicalVolume) -> bool:
     return lv.device is not None and disks.leads_to(lv.path) == lv.device
 
 
-def is_volume(device: tuple[int, int] | None, volume_id: str) -> bool:
+def is_volume(device: DeviceNumber | None, volume_id: str) -> bool:
     """Whether a device is the volume's, by the kernel's own name of it."""
     name = disks.mapping_name(device) if device is not None else None
     found = dm_name.decode(name) if name is not None else None
@@ -91,7 +92,7 @@ def _records(registry: KataRegistry, lv: LogicalVolume) -> dict[str, Record]:
     }
 
 
-def _shows(mount: Mount, device: tuple[int, int]) -> bool:
+def _shows(mount: Mount, device: DeviceNumber) -> bool:
     return mount.root != "/" and disks.number(mount.target) == device
 
 

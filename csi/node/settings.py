@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
+from csi.core import options
 from csi.core.errors import InvalidInput
+from csi.core.options import Given, Option
 from csi.node import config as node_config
 from csi.node.config import NodeConfig
 from csi.node.kata.registry import DEFAULT_ROOT
@@ -43,6 +45,118 @@ Configuration file (YAML), all keys optional:
 The driver uses no volume group that this file doesn't name. See docs/node.md."""
 
 
+def _node_id(text: str, field: str) -> str:
+    if not text:
+        raise InvalidInput(field, "is required; give the Kubernetes node's name")
+    if len(text.encode()) > _NODE_ID_LIMIT:
+        raise InvalidInput(field, f"is longer than {_NODE_ID_LIMIT} bytes")
+    return text
+
+
+def _driver_name(text: str, field: str) -> str:
+    if _DRIVER_NAME.fullmatch(text) is None:
+        raise InvalidInput(field, f"{text!r} is not a domain-style name of at most 63 characters")
+    return text
+
+
+def _label(text: str, field: str) -> str:
+    if len(text) > _TOPOLOGY_LIMIT or _LABEL.fullmatch(text) is None:
+        raise InvalidInput(field, f"{text!r} is not a label value of at most 63 characters; give a shorter one")
+    return text
+
+
+def _endpoint(text: str, field: str) -> str:
+    # A blank at the end of a manifest's line would be part of the socket's name, and nobody would find it.
+    if not text.isprintable() or text != text.strip():
+        raise InvalidInput(field, f"{text!r} begins or ends with a blank, or holds a control character; take it out")
+    return text
+
+
+def _folder(text: str, field: str) -> Path:
+    return Path(options.absolute_path(text, field))
+
+
+def _words(text: str, _: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ENDPOINT: Final = Option(
+    name="endpoint",
+    check=_endpoint,
+    default="unix:///csi/csi.sock",
+    also="CSI_ENDPOINT",
+    help="the CSI socket. Unix sockets only; its directory must exist",
+)
+NODE_ID: Final = Option(name="node-id", check=_node_id, help="the Kubernetes node's name, at most 128 bytes")
+CONFIG: Final = Option(
+    name="config",
+    check=options.any_text,
+    default="/etc/sealed-local/node.yaml",
+    help="configuration file. A missing file is an error only when the option is given",
+)
+DRIVER_NAME: Final = Option(
+    name="driver-name",
+    check=_driver_name,
+    default="sealed-local.csi",
+    help="CSI driver name: lower-case letters, digits, dots and dashes, at most 63 characters",
+)
+TOPOLOGY_KEY: Final = Option(
+    name="topology-key", check=options.any_text, default="topology.{driver-name}/node", help="topology key of this node"
+)
+TOPOLOGY_VALUE: Final = Option(
+    name="topology-value",
+    check=_label,
+    default="{node-id}",
+    help="topology value of this node: a Kubernetes label value of at most 63 characters. Must be given when the node id is"
+    " not such a value",
+)
+KUBELET_DIR: Final = Option(
+    name="kubelet-dir",
+    check=options.absolute_path,
+    default="/var/lib/kubelet",
+    help="the only directory below which it mounts",
+)
+KATA_REGISTRY: Final = Option(
+    name="kata-registry", check=_folder, default=str(DEFAULT_ROOT), help="Kata's registry of direct volumes"
+)
+STATE_DIR: Final = Option(
+    name="state-dir",
+    check=_folder,
+    default="/run/sealed-local",
+    help="where the two lock files lie. Made if it is missing; nothing in it is needed after a reboot",
+)
+METRICS_ADDRESS: Final = Option(
+    name="metrics-address",
+    check=options.any_text,
+    default="127.0.0.1:9808",
+    help="HOST:PORT of /metrics and /healthz, IPv4 or a name. Empty: off. In a pod write 0.0.0.0:9808",
+)
+MAX_VOLUMES: Final = Option(
+    name="max-volumes",
+    check=options.whole_number,
+    default="0",
+    help="volumes that Kubernetes may put on this node; 0: no limit",
+)
+LVM_PREFIX: Final = Option(
+    name="lvm-prefix",
+    check=_words,
+    default="",
+    help="words before every command that it runs (lvm, mkfs, mount, ...), e.g. 'nsenter -t 1 -m --' to use the host's",
+)
+LOG_LEVEL: Final = Option(
+    name="log-level",
+    check=options.one_of("debug", "info", "warning", "error"),
+    default="info",
+    help="debug, info, warning or error. debug logs every command",
+)
+
+OPTIONS: Final[tuple[Option[Any], ...]] = (
+    ENDPOINT, NODE_ID, CONFIG, DRIVER_NAME, TOPOLOGY_KEY, TOPOLOGY_VALUE, KUBELET_DIR, KATA_REGISTRY, STATE_DIR,
+    METRICS_ADDRESS, MAX_VOLUMES, LVM_PREFIX, LOG_LEVEL,
+)  # fmt: skip
+"""Every option, in the order in which help and documentation show them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the node plugin runs with."""
@@ -70,96 +184,38 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--endpoint", help="CSI socket; also CSI_ENDPOINT (default: unix:///csi/csi.sock)")
-    made.add_argument("--node-id", help="this node's name, at most 128 bytes (required)")
-    made.add_argument("--config", help="configuration file (default: /etc/sealed-local/node.yaml if it is there)")
-    made.add_argument("--driver-name", help="CSI driver name (default: sealed-local.csi)")
-    made.add_argument("--topology-key", help="topology key of this node (default: topology.DRIVER-NAME/node)")
-    made.add_argument("--topology-value", help="topology value of this node (default: the node id)")
-    made.add_argument("--kubelet-dir", help="the only directory below which it mounts (default: /var/lib/kubelet)")
-    made.add_argument("--kata-registry", help=f"Kata's registry of direct volumes (default: {DEFAULT_ROOT})")
-    made.add_argument("--state-dir", help="where the lock file lies; empty after a reboot (default: /run/sealed-local)")
-    made.add_argument(
-        "--metrics-address", help="HOST:PORT of /metrics and /healthz; empty: off (default: 127.0.0.1:9808)"
-    )
-    made.add_argument("--max-volumes", help="volumes that Kubernetes may put on this node; 0: no limit (default: 0)")
-    made.add_argument(
-        "--lvm-prefix",
-        help="words before every command that is run (lvm, mkfs, mount, ...), e.g. 'nsenter -t 1 -m --' to use the host's",
-    )
-    made.add_argument("--log-level", help="debug, info, warning or error (default: info)")
+    options.declare(made, OPTIONS)
     return made
 
 
 def load(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """The checked settings. Raises `InvalidInput` naming the option, the variable or the place in the file."""
-    given = vars(parser().parse_args(arguments))
-
-    def option(name: str, default: str = "") -> str:
-        value = given[name] if given[name] is not None else environment.get(f"SEALED_LOCAL_{name.upper()}")
-        return default if value is None else str(value)
-
-    node_id = _limited(option("node_id"), "--node-id", _NODE_ID_LIMIT)
-    driver = option("driver_name", "sealed-local.csi")
-    if _DRIVER_NAME.fullmatch(driver) is None:
-        raise InvalidInput("--driver-name", f"{driver!r} is no domain-style name of at most 63 characters")
-    value = option("topology_value", node_id)
-    if len(value) > _TOPOLOGY_LIMIT or _LABEL.fullmatch(value) is None:
-        raise InvalidInput(
-            "--topology-value", f"{value!r} is no label value of at most 63 characters; give a shorter one"
-        )
+    """The checked settings. Raises `InvalidInput` naming the option or the place in the file."""
+    given = options.read(OPTIONS, parser().parse_args(arguments), environment)
     return Settings(
-        endpoint=option("endpoint", environment.get("CSI_ENDPOINT", "unix:///csi/csi.sock")),
-        node_id=node_id,
-        driver_name=driver,
-        topology_key=option("topology_key", f"topology.{driver}/node"),
-        topology_value=value,
-        kubelet_dir=_absolute(option("kubelet_dir", "/var/lib/kubelet"), "--kubelet-dir"),
-        registry_root=Path(_absolute(option("kata_registry", str(DEFAULT_ROOT)), "--kata-registry")),
-        state_dir=Path(_absolute(option("state_dir", "/run/sealed-local"), "--state-dir")),
-        metrics_address=option("metrics_address", "127.0.0.1:9808"),
-        max_volumes=_number(option("max_volumes", "0"), "--max-volumes"),
-        log_level=_level(option("log_level", "info")),
-        lvm_prefix=tuple(option("lvm_prefix").split()),
-        config=_read_config(option("config")),
+        endpoint=given[ENDPOINT],
+        node_id=given[NODE_ID],
+        driver_name=given[DRIVER_NAME],
+        topology_key=given[TOPOLOGY_KEY],
+        topology_value=given[TOPOLOGY_VALUE],
+        kubelet_dir=given[KUBELET_DIR],
+        registry_root=given[KATA_REGISTRY],
+        state_dir=given[STATE_DIR],
+        metrics_address=given[METRICS_ADDRESS],
+        max_volumes=given[MAX_VOLUMES],
+        log_level=given[LOG_LEVEL],
+        lvm_prefix=given[LVM_PREFIX],
+        config=_read_config(given),
     )
 
 
-def _read_config(given: str) -> NodeConfig:
-    path = Path(given or "/etc/sealed-local/node.yaml")
+def _read_config(given: Given) -> NodeConfig:
+    path = Path(given[CONFIG])
     try:
         return node_config.parse(path.read_text(), str(path))
     except FileNotFoundError:
-        if not given:
+        if CONFIG not in given:
             return NodeConfig()
-        raise InvalidInput("--config", f"{path} does not exist") from None
+        raise InvalidInput(CONFIG.flag, f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise InvalidInput("--config", f"{path} can't be read: {reason}") from error
-
-
-def _limited(value: str, option: str, limit: int) -> str:
-    if not value:
-        raise InvalidInput(option, "is required; give the Kubernetes node's name")
-    if len(value.encode()) > limit:
-        raise InvalidInput(option, f"is longer than {limit} bytes")
-    return value
-
-
-def _absolute(value: str, option: str) -> PurePosixPath:
-    path = PurePosixPath(value)
-    if not path.is_absolute() or ".." in path.parts:
-        raise InvalidInput(option, f"{value!r} is no plain absolute path")
-    return path
-
-
-def _number(value: str, option: str) -> int:
-    if not value.isascii() or not value.isdigit():
-        raise InvalidInput(option, f"{value!r} is no number")
-    return int(value)
-
-
-def _level(value: str) -> str:
-    if value not in ("debug", "info", "warning", "error"):
-        raise InvalidInput("--log-level", f"{value!r} is none of debug, info, warning, error")
-    return value
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InvalidInput(CONFIG.flag, f"{path} can't be read: {reason}") from error

@@ -7,6 +7,7 @@ keeps LVs with their tags and content. Content is one word a volume: what it is 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import ForeignContent, InUse, Refused
 from csi.core.mount import Mount
 from csi.node.kata.record import Record
@@ -124,7 +125,7 @@ class Node:
         lv = self.lvs[name]
         if lv.device is None:
             self._minor += 1
-            self.lvs[name] = replace(lv, activation=Activation.ACTIVE, device=(254, self._minor))
+            self.lvs[name] = replace(lv, activation=Activation.ACTIVE, device=DeviceNumber(254, self._minor))
 
     def named(self, device: str) -> str:
         """The LV of a device path, which must be active."""
@@ -133,7 +134,7 @@ class Node:
             raise Refused(f"{device} is not active")
         return name
 
-    def mount(self, target: str, device: tuple[int, int], fstype: str, source: str, *, read_only: bool) -> None:
+    def mount(self, target: str, device: DeviceNumber, fstype: str, source: str, *, read_only: bool) -> None:
         """Add a mount on top."""
         options = frozenset({"ro" if read_only else "rw"})
         self.mounts.append(
@@ -234,7 +235,7 @@ def _set_read_only(node: Node, step: steps.SetReadOnly) -> None:
 def _tombstone(node: Node, step: steps.MountTombstone) -> None:
     node.directories.add(step.target)
     node.moment()
-    node.mount(step.target, (0, 99), "tmpfs", TOMBSTONE_SOURCE, read_only=True)
+    node.mount(step.target, DeviceNumber(0, 99), "tmpfs", TOMBSTONE_SOURCE, read_only=True)
 
 
 def _write_record(node: Node, step: steps.WriteRecord) -> None:

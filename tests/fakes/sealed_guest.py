@@ -1,9 +1,9 @@
 """A guest's machine in memory: one disk, device-mapper, cryptsetup, a filesystem, and a register by the real rules.
 
-Everything is 128 times smaller than on a real disk, and the format's own code runs unchanged over it: `Machine.installed`
-puts the small sizes and the model in place of the machine. Each effect calls `tick` before it begins, between its parts
-and after its end, so a test can end the guest at any of these points, and then decide what a power cut leaves of the writes
-that were not flushed.
+It is a `csi.guest.machine.Machine`. Everything is 128 times smaller than on a real disk, and the format's own code runs
+unchanged over it: `small_format` puts the small sizes in place of the real ones. Each effect calls `tick` before it begins,
+between its parts and after its end, so a test can end the guest at any of these points, and then decide what a power cut
+leaves of the writes that were not flushed.
 """
 
 import base64
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -20,20 +20,23 @@ from typing import Any
 import pytest
 
 from csi.broker import rules as register
-from csi.core import filesystems, mounts, sealed
-from csi.core.command import LocalRunner
+from csi.core import sealed
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, Tampered, ToolFailed
 from csi.core.mount import Mount
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest import decide as plan
 from csi.guest import policy as guest_policy
-from csi.guest import unlock
+from csi.guest import released, session, unlock
+from csi.guest.close import close
+from csi.guest.opened import Opened
 from csi.guest.policy import FormatRule, GuestAccess, VolumePolicy
-from csi.guest.seal import cryptsetup, device_mapper, dm_table, luks_header, sealed_device
-from csi.guest.seal.device_mapper import Mapping
-from csi.guest.seal.sealed_device import Head
-from csi.guest.unlock import Opened, Unlocker
+from csi.guest.seal import dm_table, luks_header
+from csi.guest.seal import head as device_head
+from csi.guest.seal.head import Head
+from csi.guest.seal.mapping import Mapping
+from csi.guest.session import Session
 from csi.kbs.register import VolumeRecord, VolumeState
 
 UNIT = 8 * 1024
@@ -43,7 +46,7 @@ RECORD_OFFSETS = (32 * UNIT, 33 * UNIT)
 PAYLOAD_OFFSET = 34 * UNIT
 PAYLOAD_BYTES = 32 * 1024
 DEVICE = "/dev/sdb"
-NUMBER = (8, 16)
+NUMBER = DeviceNumber(8, 16)
 VOLUME = "pvc-1"
 SECRET = Secret(bytes(range(32)))
 NOW = 1_700_000_000
@@ -168,7 +171,7 @@ class Machine:
 
     # What a test does
 
-    def guest(self, **changes: Any) -> Unlocker:
+    def open(self, **changes: Any) -> Opened:
         rule = VolumePolicy(
             name="data",
             id=VOLUME,
@@ -180,19 +183,21 @@ class Machine:
             format=FormatRule.ONCE,
             options=(),
         )
-        return Unlocker(
+        register = ModelRegister(self)
+        got = released.ask(register, VOLUME, rule.profile)
+        session = Session(
             volume_id=VOLUME,
+            keys=got.keys,
             rule=replace(rule, **changes),
             device=DEVICE,
-            register=ModelRegister(self),
-            runner=LocalRunner(),
+            register=register,
+            machine=self,
+            progress=lambda _: None,
         )
-
-    def open(self, **changes: Any) -> Opened:
-        return self.guest(**changes).unlock()
+        return unlock.unlock(session, got.record)
 
     def close(self) -> bool:
-        return unlock.close(LocalRunner(), VOLUME)
+        return close(self, VOLUME)
 
     def write_file(self, data: bytes) -> None:
         """A workload's file, flushed."""
@@ -207,32 +212,27 @@ class Machine:
 
     def _mounted_volume(self) -> Live:
         (mount,) = [mount for mount in self.mounted if mount.target == self.mount_point]
-        return next(live for live in self.live.values() if (253, live.number) == mount.device)
+        return next(live for live in self.live.values() if DeviceNumber(253, live.number) == mount.device)
 
-    # The machine, in memory
+    # `csi.guest.machine.Machine`, in memory
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator["Machine"]:
-        """Put this machine in place of the real one."""
-        with pytest.MonkeyPatch.context() as patch:
-            _shrink(patch)
-            for module, names in (
-                (sealed_device, ("read_head", "read_slots", "write", "number_of")),
-                (cryptsetup, ("luks_format", "open_volume", "close_volume")),
-                (device_mapper, ("find", "ensure_node", "is_read_only")),
-                (mounts, ("listed", "mount", "unmount")),
-            ):
-                for name in names:
-                    patch.setattr(module, name, getattr(self, f"_{name}"))
-            patch.setattr(filesystems, "make", self._make)
-            patch.setattr(filesystems, "check", lambda *_: self.effect())
-            patch.setattr(unlock, "_flush", self._flush)
-            yield self
+    def disks_appearing(self, seconds: float) -> Iterator[tuple[str, ...]]:
+        yield (DEVICE,)
 
-    def _read_head(self, device: str) -> Head:
+    def wait_for(self, device: str, seconds: float) -> str:
+        return device
+
+    def node_of(self, number: DeviceNumber) -> str | None:
+        return DEVICE if number == NUMBER else None
+
+    def number_of(self, device: str) -> DeviceNumber:
+        assert device == DEVICE
+        return NUMBER
+
+    def read_head(self, device: str) -> Head:
         self.tick()
         assert device == DEVICE
-        if any(f" {NUMBER[0]}:{NUMBER[1]} " in live.table for live in self.live.values()):
+        if any(f" {NUMBER} " in live.table for live in self.live.values()):
             raise InUse(f"{device} is in use; close what uses it first")
         size, content = len(self.disk.content), bytes(self.disk.content)
         if size <= PAYLOAD_OFFSET:
@@ -240,17 +240,14 @@ class Machine:
         region, tail = memoryview(content[:PAYLOAD_OFFSET]), memoryview(content[size - UNIT :])
         return Head(device=device, number=NUMBER, device_bytes=size, region=region, tail=tail)
 
-    def _read_slots(self, device: str, number: tuple[int, int] | None) -> tuple[bytes, bytes]:
+    def read_slots(self, device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
         self.tick()
-        assert (device, number) == (DEVICE, NUMBER), "the path is read without asking whether it is still that device"
+        assert device == DEVICE
+        assert number == NUMBER or not self.live, "the path is read without asking whether it is still that device"
         first, second = (bytes(self.disk.content[offset : offset + 4096]) for offset in RECORD_OFFSETS)
         return first, second
 
-    def _number_of(self, device: str) -> tuple[int, int]:
-        assert device == DEVICE
-        return NUMBER
-
-    def _write(self, device: str, offset: int, content: bytes | memoryview, number: tuple[int, int] | None) -> None:
+    def write(self, device: str, offset: int, content: bytes | memoryview, number: DeviceNumber) -> None:
         assert (device, number) == (DEVICE, NUMBER), (
             "the path is written without asking whether it is still that device"
         )
@@ -258,23 +255,30 @@ class Machine:
         assert offset + len(data) <= PAYLOAD_OFFSET
         self.effect(lambda: self.disk.write(offset, data), self.disk.flush)
 
-    def _luks_format(self, _: object, *, header: int, device: str, passphrase: Secret, luks_uuid: str) -> None:
+    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
         assert device == DEVICE
         self._note_making()
-        content = luks_copy(luks_uuid, passphrase, volume_key=os.urandom(64))
-        self.effect(lambda: _pwrite(header, content))
+        self.effect()
+        return luks_copy(luks_uuid, passphrase, volume_key=os.urandom(64))
 
-    def _open_volume(
-        self, _: object, *, header: int, device: str, name: str, passphrase: Secret, read_only: bool
+    def map_volume(
+        self,
+        profile: Profile,
+        header: bytes | memoryview,
+        *,
+        device: str,
+        name: str,
+        passphrase: Secret,
+        read_only: bool,
     ) -> None:
         assert device == DEVICE
-        content = os.pread(header, HEADER_BYTES, 0)
+        content = bytes(header)
         if content[_KEYS_AT : _KEYS_AT + 32] != hashlib.sha256(passphrase.reveal()).digest():
             raise Tampered("the volume's key does not open its own header; nothing was changed")
         uuid = content[168:208].rstrip(b"\0").decode()
         sectors = (len(self.disk.content) - PAYLOAD_OFFSET) // 4096 * 8
         table = (
-            f"0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {NUMBER[0]}:{NUMBER[1]} "
+            f"0 {sectors} crypt aes-xts-plain64 :64:logon:cryptsetup:{uuid}-d0 0 {NUMBER} "
             f"{PAYLOAD_OFFSET // 512} 3 no_read_workqueue no_write_workqueue sector_size:4096"
         )
         key = content[_KEYS_AT + 32 : _KEYS_AT + 96]
@@ -286,28 +290,25 @@ class Machine:
 
         self.effect(map_it)
 
-    def _close_volume(self, _: object, name: str) -> None:
+    def unmap_volume(self, name: str) -> None:
         def unmap() -> None:
             self._write_back(self.live[name])
             del self.live[name]
 
         self.effect(unmap)
 
-    def _find(self, _: object, name: str) -> Mapping | None:
+    def mapping(self, name: str) -> Mapping | None:
         self.tick()
         live = self.live.get(name)
-        if live is None:
-            return None
-        device = (253, live.number)
-        return Mapping(name=name, table=live.table, device=device)
+        return None if live is None else Mapping(name=name, table=live.table, device=DeviceNumber(253, live.number))
 
-    def _is_read_only(self, mapping: Mapping) -> bool:
+    def is_read_only(self, mapping: Mapping) -> bool:
         return self.live[mapping.name].read_only
 
-    def _ensure_node(self, *_: object) -> None:
+    def ensure_node(self, mapping: Mapping) -> None:
         self.effect()
 
-    def _make(self, _: object, device: str, filesystem: object, extra: object = ()) -> None:
+    def make_filesystem(self, device: str, fstype: str) -> None:
         self._note_making()
         live = self._live_at(device)
         label = _veil(b"a filesystem".ljust(_DATA_AT, b"\0"), live.key)
@@ -317,41 +318,49 @@ class Machine:
             lambda: live.cached.append((PAYLOAD_OFFSET + _DATA_AT, empty)),
         )
 
-    def _flush(self, device: str) -> None:
+    def check_filesystem(self, device: str, fstype: str) -> None:
+        self.effect()
+
+    def flush(self, device: str) -> None:
         live = self._live_at(device)
         self.effect(lambda: self._write_back(live), self.disk.flush)
 
-    def _write_back(self, live: Live) -> None:
-        for offset, data in live.cached:
-            self.disk.write(offset, data)
-        live.cached.clear()
+    def real_path(self, path: str) -> str:
+        return os.path.realpath(path)
 
-    def _listed(self) -> tuple[Mount, ...]:
+    def mounts(self) -> tuple[Mount, ...]:
         if self.dead:
             raise Died
         return tuple(self.mounted)
 
-    def _mount(self, _: object, source: str, target: str, *, fstype: str | None = None, options: Any = ()) -> None:
-        live, given = self._live_at(source), frozenset(options)
+    def mount(self, device: str, target: str, *, fstype: str, options: Iterable[str]) -> None:
+        live, given = self._live_at(device), frozenset(options)
         assert {"nosuid", "nodev"} <= given
         if self._clear(live, PAYLOAD_OFFSET, _DATA_AT) != b"a filesystem":
             raise ToolFailed("mount: wrong fs type")
         mount = Mount(
             target=target,
             root="/",
-            device=(253, live.number),
-            fstype=str(fstype),
-            source=source,
+            device=DeviceNumber(253, live.number),
+            fstype=fstype,
+            source=device,
             options=given,
             super_options=frozenset({"ro" if live.read_only else "rw"}),
         )
         self.effect(lambda: self.mounted.append(mount))
 
-    def _unmount(self, _: object, target: str) -> None:
+    def unmount(self, target: str) -> None:
         def unmount() -> None:
             self.mounted[:] = [mount for mount in self.mounted if mount.target != target]
 
         self.effect(unmount)
+
+    # Its inside
+
+    def _write_back(self, live: Live) -> None:
+        for offset, data in live.cached:
+            self.disk.write(offset, data)
+        live.cached.clear()
 
     def _clear(self, live: Live, offset: int, length: int) -> bytes:
         """What the mapping shows, its page cache included, without the zeroes at the end."""
@@ -434,7 +443,7 @@ def luks_copy(uuid: str, passphrase: Secret, volume_key: bytes) -> bytes:
     def random32() -> str:
         return base64.b64encode(os.urandom(32)).decode()
 
-    document = json.loads(json.dumps(luks_header._PROFILE))
+    document = json.loads(json.dumps(luks_header._XTS))
     document["keyslots"]["0"]["kdf"]["salt"] = random32()
     document["digests"]["0"] |= {"salt": random32(), "digest": random32()}
     area = json.dumps(document).encode().ljust(12288, b"\0")
@@ -452,27 +461,25 @@ def _binary(uuid: str, magic: bytes, offset: int, area: bytes) -> bytes:
     return copy[:448] + hashlib.sha256(copy).digest() + copy[480:]
 
 
-def _shrink(patch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def small_format() -> Iterator[None]:
+    """The format's places in the sizes of this module."""
     sizes = {
         "HEADER_BYTES": HEADER_BYTES,
         "HEADER_B_OFFSET": HEADER_BYTES,
         "STATE_RECORD_OFFSETS": RECORD_OFFSETS,
         "PAYLOAD_OFFSET": PAYLOAD_OFFSET,
         "MIB": UNIT,
-        "_TAIL_BYTES": UNIT,
     }
-    for module in (sealed, sealed_device, unlock, plan, dm_table, luks_header):
-        for name, value in sizes.items():
-            if hasattr(module, name):
-                patch.setattr(module, name, value)
-    patch.setattr(unlock, "_HEADER_OFFSETS", {plan.HeaderCopy.A: 0, plan.HeaderCopy.B: HEADER_BYTES})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (sealed, device_head, session, unlock, plan, dm_table, luks_header):
+            for name, value in sizes.items():
+                if hasattr(module, name):
+                    patch.setattr(module, name, value)
+        yield
 
 
 def _veil(data: bytes, key: bytes) -> bytes:
     """A cipher that is its own inverse; good enough to notice another key."""
     stream = hashlib.shake_256(key).digest(len(data))
     return (int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")).to_bytes(len(data), "big")
-
-
-def _pwrite(descriptor: int, content: bytes) -> None:
-    assert os.pwrite(descriptor, content, 0) == len(content)

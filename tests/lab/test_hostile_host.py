@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from csi.guest.seal.device_mapper import mapping_name
+from csi.guest.seal.mapping import mapping_name
 from lab.driver import MIB, Driver, mount_capability
 from lab.node import Node, Result
 from lab.sealed import Broker, Guest, init_data

@@ -6,7 +6,6 @@ formatted again. A host that puts an older disk back is refused, and nothing is 
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from csi.broker import rules as register
-from csi.core import mounts
 from csi.core.errors import (
     Blanked,
     Busy,
@@ -31,7 +29,8 @@ from csi.core.errors import (
 )
 from csi.core.sealed import Profile
 from csi.guest.policy import FormatRule, GuestAccess
-from csi.guest.seal import cryptsetup, device_mapper, keys, state_record
+from csi.guest.seal import keys, state_record
+from csi.guest.seal.mapping import Mapping, mapping_name
 from csi.guest.seal.state_record import StateRecord
 from csi.kbs.register import VolumeRecord, VolumeState
 from tests.fakes.sealed_guest import (
@@ -45,15 +44,21 @@ from tests.fakes.sealed_guest import (
     Fate,
     Machine,
     ModelRegister,
+    small_format,
 )
 
 ENOUGH = 200
 
 
+@pytest.fixture(autouse=True)
+def small() -> Iterator[None]:
+    with small_format():
+        yield
+
+
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    with Machine(str(tmp_path)).installed() as made:
-        yield made
+def machine(tmp_path: Path) -> Machine:
+    return Machine(str(tmp_path))
 
 
 def formatted(machine: Machine, *files: bytes) -> Machine:
@@ -66,7 +71,7 @@ def formatted(machine: Machine, *files: bytes) -> Machine:
 
 
 def live_until(machine: Machine, ticks: int | None, act: Callable[[Machine], object], fate: Fate) -> bool:
-    """Let a guest act for so many ticks; answers whether it got through."""
+    """Let a guest act for so many ticks; returns whether it got through."""
     machine.fuse = ticks
     try:
         act(machine)
@@ -80,13 +85,13 @@ def live_until(machine: Machine, ticks: int | None, act: Callable[[Machine], obj
 def every_death(tmp_path: Path, prepare: Callable[[Machine], object], fate: Fate) -> Iterator[Machine]:
     """Machines whose guest died after 0, 1, 2, ... ticks of an `open`, up to the one that got through."""
     for ticks in range(ENOUGH):
-        with Machine(str(tmp_path)).installed() as machine:
-            prepare(machine)
-            through = live_until(machine, ticks, Machine.open, fate)
-            yield machine
-            if through:
-                assert ticks > 10, "the guest had no effect at all"
-                return
+        machine = Machine(str(tmp_path))
+        prepare(machine)
+        through = live_until(machine, ticks, Machine.open, fate)
+        yield machine
+        if through:
+            assert ticks > 10, "the guest had no effect at all"
+            return
     raise AssertionError("the guest never got through")
 
 
@@ -156,16 +161,16 @@ def test_a_guest_killed_while_it_mends_a_header_copy_leaves_the_other_one_whole(
 
 def test_a_guest_killed_at_any_point_of_a_close_has_closed_or_can_be_closed_again(tmp_path: Path) -> None:
     for ticks in range(ENOUGH):
-        with Machine(str(tmp_path)).installed() as machine:
-            machine.open()
-            machine.write_file(b"one")
-            through = live_until(machine, ticks, Machine.close, Fate.KILLED)
-            machine.close()
-            assert (machine.mounted, machine.live) == ([], {})
-            machine.open()
-            assert machine.read_file() == b"one"
-            if through:
-                return
+        machine = Machine(str(tmp_path))
+        machine.open()
+        machine.write_file(b"one")
+        through = live_until(machine, ticks, Machine.close, Fate.KILLED)
+        machine.close()
+        assert (machine.mounted, machine.live) == ([], {})
+        machine.open()
+        assert machine.read_file() == b"one"
+        if through:
+            return
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -173,24 +178,24 @@ def test_a_guest_killed_at_any_point_of_a_close_has_closed_or_can_be_closed_agai
 def test_however_many_guests_die_the_last_one_has_every_session_and_older_disks_are_refused(
     tmp_path: Path, deaths: list[tuple[int, Fate]], files: int
 ) -> None:
-    with Machine(str(tmp_path)).installed() as machine:
-        expected = b""
-        for number in range(files):
-            expected = f"session {number}".encode()
-            formatted(machine, expected)
-        for ticks, fate in deaths:
-            if live_until(machine, ticks, Machine.open, fate):
-                assert machine.read_file() == expected
-                expected = f"after {ticks} ticks".encode()
-                machine.write_file(expected)
-                machine.end(fate)
-        machine.open()
-        assert (machine.read_file(), machine.made_on_active) == (expected, 0)
-        machine.close()
-        machine.open()
-        machine.close()
-        for image in set(machine.disk.seen[: machine.safe_from]):
-            refused(machine, image, RolledBack, Tampered, Blanked)
+    machine = Machine(str(tmp_path))
+    expected = b""
+    for number in range(files):
+        expected = f"session {number}".encode()
+        formatted(machine, expected)
+    for ticks, fate in deaths:
+        if live_until(machine, ticks, Machine.open, fate):
+            assert machine.read_file() == expected
+            expected = f"after {ticks} ticks".encode()
+            machine.write_file(expected)
+            machine.end(fate)
+    machine.open()
+    assert (machine.read_file(), machine.made_on_active) == (expected, 0)
+    machine.close()
+    machine.open()
+    machine.close()
+    for image in set(machine.disk.seen[: machine.safe_from]):
+        refused(machine, image, RolledBack, Tampered, Blanked)
 
 
 # Hostile hosts
@@ -263,19 +268,19 @@ def test_disks_of_guests_that_died_in_an_open_never_pass_for_what_was_committed_
     value=st.integers(1, 255),
 )
 def test_a_changed_head_opens_with_the_right_data_or_not_at_all(tmp_path: Path, places: list[int], value: int) -> None:
-    with Machine(str(tmp_path)).installed() as machine:
-        formatted(machine, b"one", b"two")
-        image = bytearray(machine.disk.content)
-        for place in places:
-            image[place] ^= value
-        machine.disk.show(bytes(image))
-        try:
-            machine.open()
-        except Untrusted:
-            assert bytes(machine.disk.content) == bytes(image)
-        else:
-            assert machine.read_file() == b"two"
-        assert machine.made_on_active == 0
+    machine = Machine(str(tmp_path))
+    formatted(machine, b"one", b"two")
+    image = bytearray(machine.disk.content)
+    for place in places:
+        image[place] ^= value
+    machine.disk.show(bytes(image))
+    try:
+        machine.open()
+    except Untrusted:
+        assert bytes(machine.disk.content) == bytes(image)
+    else:
+        assert machine.read_file() == b"two"
+    assert machine.made_on_active == 0
 
 
 def test_a_blanked_disk_is_never_formatted_again(machine: Machine) -> None:
@@ -288,22 +293,22 @@ def test_a_mapping_with_another_table_is_closed_and_nothing_is_written(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     formatted(machine, b"one")
-    image, find = bytes(machine.disk.content), device_mapper.find
+    image, mapping = bytes(machine.disk.content), machine.mapping
 
-    def lie(runner: object, name: str) -> object:
+    def lie(name: str) -> Mapping | None:
         live = machine.live.get(name)
         if live is not None:
             live.table = live.table.replace("aes-xts-plain64", "cipher_null-ecb")
-        return find(runner, name)  # type: ignore[arg-type]
+        return mapping(name)
 
-    monkeypatch.setattr(device_mapper, "find", lie)
+    monkeypatch.setattr(machine, "mapping", lie)
     assert "cipher_null-ecb" in refused(machine, image, LiveMismatch)
 
 
 def test_a_live_mapping_of_another_device_under_the_volumes_name_is_not_used(machine: Machine) -> None:
     formatted(machine, b"one")
     machine.open()
-    live = machine.live[device_mapper.mapping_name(VOLUME)]
+    live = machine.live[mapping_name(VOLUME)]
     live.table = live.table.replace("8:16", "8:32")
     with pytest.raises(LiveMismatch):
         machine.open()
@@ -435,7 +440,7 @@ def test_a_mapping_that_is_writable_where_the_policy_says_read_only_is_not_used(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     formatted(machine, b"one")
-    monkeypatch.setattr(device_mapper, "is_read_only", lambda _: False)
+    monkeypatch.setattr(machine, "is_read_only", lambda _: False)
     with pytest.raises(LiveMismatch, match="is writable, and the policy says read-only"):
         machine.open(access=GuestAccess.READ_ONLY)
     assert (machine.live, machine.mounted) == ({}, [])
@@ -448,7 +453,7 @@ def test_a_journal_that_a_read_only_guest_can_not_replay_is_told_with_the_way_ou
         raise CommandError(["mount"], 32, "", "mount: write access unavailable, cannot proceed")
 
     formatted(machine, b"one")
-    monkeypatch.setattr(mounts, "mount", fail)
+    monkeypatch.setattr(machine, "mount", fail)
     with pytest.raises(Refused, match=r"write access unavailable.*open it once by a policy that says rw"):
         machine.open(access=GuestAccess.READ_ONLY)
     with pytest.raises(CommandError):
@@ -459,10 +464,8 @@ def test_a_journal_that_a_read_only_guest_can_not_replay_is_told_with_the_way_ou
 def test_a_header_that_the_allow_list_refuses_is_never_committed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_another(_: object, *, header: int, **__: object) -> None:
-        os.pwrite(header, b"LUKS, but not as we make it", 0)
-
-    monkeypatch.setattr(cryptsetup, "luks_format", write_another)
+    another = b"LUKS, but not as we make it".ljust(HEADER_BYTES, b"\0")
+    monkeypatch.setattr(machine, "make_header", lambda *_, **__: another)
     with pytest.raises(Tampered):
         machine.open()
     assert machine.record is not None

@@ -18,6 +18,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.parser import text_string_to_metric_families
 
 from csi.broker.app import Admin
 from csi.core.errors import NotReleased
@@ -353,7 +355,22 @@ def test_nobody_administers_without_a_token_file() -> None:
 def test_health_and_metrics_need_no_session(broker: RunningBroker) -> None:
     with httpx2.Client(base_url=broker.url, verify=ssl.create_default_context(cadata=ca(broker))) as http:
         assert http.get("/healthz").text == "ok\n"
-        assert 'sealed_local_broker_requests_total{request="auth",status="200"}' in http.get("/metrics").text
+        http.post("/kbs/v0/auth")
+        assert 'sealed_local_broker_requests_total{request="auth",status="401"}' in http.get("/metrics").text
+
+
+def test_the_metrics_page_is_read_by_the_librarys_own_parser(broker: RunningBroker, client: RustShapedClient) -> None:
+    client.handshake()
+    answer = client.http.get(broker.url + "/metrics")
+    assert answer.headers["Content-Type"] == CONTENT_TYPE_PLAIN_0_0_4
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    requests = families["sealed_local_broker_requests"]
+    assert (requests.type, requests.documentation) == ("counter", "Requests answered.")
+    counted = {
+        tuple(sample.labels.values()): sample.value for sample in requests.samples if sample.name.endswith("_total")
+    }
+    assert counted["auth", "200"] >= 1
+    assert counted["attest", "200"] >= 1
 
 
 def test_old_tls_is_refused(broker: RunningBroker) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from csi.core.command import LocalRunner
 from csi.core.errors import CommandError, Tampered
-from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, PAYLOAD_OFFSET
+from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, PAYLOAD_OFFSET, Profile
 from csi.core.secret import Secret
 from csi.guest.seal import cryptsetup, luks_header, memfd
 from tests.unit.test_luks_header import DOCUMENT, reseal, text_of, with_area
@@ -51,7 +51,7 @@ def header(device: Path) -> bytes:
     """What the guest makes at the first format."""
     with memfd.writable(HEADER_BYTES) as descriptor:
         cryptsetup.luks_format(
-            LocalRunner(), header=descriptor, device=str(device), passphrase=PASSPHRASE, luks_uuid=UUID
+            LocalRunner(), Profile.XTS, header=descriptor, device=str(device), passphrase=PASSPHRASE, luks_uuid=UUID
         )
         return os.pread(descriptor, HEADER_BYTES + 1, 0)
 
@@ -67,7 +67,7 @@ def try_key(path: str, *header: int, key: Secret = PASSPHRASE) -> None:
 
 
 def test_the_header_of_a_format_is_accepted(header: bytes) -> None:
-    luks_header.check(header, uuid=UUID)
+    luks_header.check(header, Profile.XTS, uuid=UUID)
 
 
 def test_a_format_writes_nothing_to_the_device(header: bytes, device: Path) -> None:
@@ -133,7 +133,7 @@ def test_stock_cryptsetup_opens_the_assembled_device(header: bytes, tmp_path: Pa
     try_key(str(disk))
     content = disk.read_bytes()
     for offset in (HEADER_A_OFFSET, HEADER_B_OFFSET):
-        luks_header.check(content[offset : offset + HEADER_BYTES], uuid=UUID)
+        luks_header.check(content[offset : offset + HEADER_BYTES], Profile.XTS, uuid=UUID)
 
 
 def test_the_real_header_with_a_null_segment_is_refused(header: bytes) -> None:
@@ -142,4 +142,4 @@ def test_the_real_header_with_a_null_segment_is_refused(header: bytes) -> None:
     crafted = before + b'"segments":{' + segments.replace(b"aes-xts-plain64", b"cipher_null-ecb", 1)
     assert reseal(header, header[32768:]) == header
     with pytest.raises(Tampered, match="encryption"):
-        luks_header.check(with_area(header, crafted, rest=header[32768:]), uuid=UUID)
+        luks_header.check(with_area(header, crafted, rest=header[32768:]), Profile.XTS, uuid=UUID)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import threading
 from pathlib import Path
 
@@ -195,6 +196,60 @@ def test_volumes_are_listed_and_shown(root: Path, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["state"] == "allocated"
     assert main(["volume", "show", "--dir", str(root), "pvc-2"]) == 1
     assert "pvc-2 is not in the register" in capsys.readouterr().err
+
+
+def test_no_damage_ends_in_a_traceback(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = BrokerDirectory(root).open_store()
+    for number in range(30):
+        store.allocate(register.allocate(f"pvc-{number}", Profile.XTS), b"w" * 60, EVENT)
+    store.close()
+    path, dice, refused = root / "broker.sqlite", random.Random(9), 0
+    whole = path.read_bytes()
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(dice.choice((1, 8, 64))):
+            damaged[dice.randrange(len(damaged))] = dice.randrange(256)
+        path.write_bytes(damaged)
+        for leftover in ("-wal", "-shm"):
+            path.with_name(path.name + leftover).unlink(missing_ok=True)
+        statuses = [
+            main([*verb, "--dir", str(root)]) for verb in (["audit", "--verify"], ["audit"], ["volume", "list"])
+        ]
+        refused += statuses[0]
+    assert refused > 100
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["x'ff'", "CAST(x'ff' AS TEXT)", "12", "'[1]'"])
+@pytest.mark.parametrize("column", ["record", "volume_id"])
+def test_a_stored_record_of_any_type_is_explained(
+    root: Path, column: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = BrokerDirectory(root).open_store()
+    store.allocate(register.allocate("pvc-1", Profile.XTS), b"w", EVENT)
+    store._db.execute(f"UPDATE volumes SET {column} = {value}")  # noqa: S608
+    store.close()
+    for verb in (
+        ["volume", "list"],
+        ["volume", "list", "--json"],
+        ["volume", "show", "pvc-1"],
+        ["volume", "retire", "pvc-1"],
+    ):
+        assert main([*verb[:2], "--dir", str(root), *verb[2:]]) in (0, 1)
+
+
+def test_a_damaged_register_is_not_served(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = BrokerDirectory(root).open_store()
+    for number in range(400):
+        store.note(Event(actor="a", action="b", subject=str(number), detail="x" * 100))
+    store.close()
+    path = root / "broker.sqlite"
+    damaged = bytearray(path.read_bytes())
+    # In the middle of the audit log, which a start does not read otherwise.
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 4096] = bytes(4096)
+    path.write_bytes(damaged)
+    assert main(["serve", str(root), "--listen", "127.0.0.1:0"]) == 1
+    assert "broker restore" in capsys.readouterr().err
 
 
 def test_the_directory_stands_by_itself_or_after_its_option(

@@ -1,6 +1,7 @@
 """The store loses nothing that it has answered, destroys what it says it destroyed, and its audit log shows tampering."""
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 from csi.broker import rules as register
 from csi.broker.audit import GENESIS, Event, Ration
-from csi.broker.store import Store, empty_database
+from csi.broker.schema import LADDER, connect, empty_database
+from csi.broker.store import Store
 from csi.core.errors import NotFound, Refused, Tampered, Unavailable
 from csi.core.sealed import Profile
 from csi.kbs.register import VolumeRecord, VolumeState
@@ -154,7 +156,7 @@ def database(path: Path, *statements: str) -> bytes:
     ("statements", "found"),
     [
         (["CREATE TABLE other (x)"], "schema version is 0"),
-        (["PRAGMA user_version = 1"], "lacks volumes, resources, key_check, audit"),
+        (["PRAGMA user_version = 1"], "lacks volumes, resources, key_check, epoch, audit"),
         (["CREATE TABLE volumes (x)", "PRAGMA user_version = 1"], "lacks resources"),
     ],
 )
@@ -173,6 +175,39 @@ def test_a_database_that_lacks_a_part_is_refused(store: Store, tmp_path: Path, p
     store.close()
     with pytest.raises(Refused, match=f"lacks .*{part.split()[1]}"):
         Store(tmp_path / "broker.sqlite")
+
+
+def test_a_newer_program_brings_an_older_database_up_the_ladder(store: Store, tmp_path: Path) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    epoch = store.epoch()
+    store.close()
+    path = tmp_path / "broker.sqlite"
+    newer = (*LADDER, "CREATE TABLE more (x); INSERT INTO more SELECT volume_id FROM volumes;")
+    for _ in range(2):
+        with closing(connect(path, newer)) as db:
+            assert db.execute("SELECT x FROM more").fetchall() == [("pvc-1",)]
+            assert db.execute("SELECT id FROM epoch").fetchone() == (epoch,)
+    with pytest.raises(Refused, match=r"newer version of this program \(schema 2\)"):
+        Store(path)
+
+
+def test_a_rung_that_breaks_leaves_the_database_as_it_was(store: Store, tmp_path: Path) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    store.close()
+    path = tmp_path / "broker.sqlite"
+    with pytest.raises(Refused, match="no such table"):
+        connect(path, (*LADDER, "CREATE TABLE more (x); DROP TABLE volumes; INSERT INTO nowhere VALUES (1);"))
+    assert Store(path).volume("pvc-1") == ALLOCATED
+
+
+def test_each_new_register_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+    epochs = set()
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(empty_database())
+        epochs.add(Store(tmp_path / name).epoch())
+        assert Store(tmp_path / name).epoch() in epochs
+    assert len(epochs) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", epoch) for epoch in epochs)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 50, 100, 512, 4096, 5000, -4096])

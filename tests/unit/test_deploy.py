@@ -96,7 +96,7 @@ VARIANTS: dict[str, Object] = {
 }
 
 
-# helm and the checker, each built once below .cache
+# helm and the checker, each built once, in the cache
 
 
 @pytest.fixture(scope="session")
@@ -697,7 +697,7 @@ def test_the_network_of_the_node_plugin_is_its_metrics_page_and_the_api_server(r
 
 def test_the_broker_takes_its_command_lines(render: Render) -> None:
     pod = pod_of(the(render(BROKER), "StatefulSet"))
-    parser = broker_main._parser()
+    parser = broker_main.parser()
     made = parser.parse_args(container(pod, "init")["args"])
     served = parser.parse_args(container(pod, "broker")["args"])
     assert made.positional_dir == served.positional_dir

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from csi.core import disks
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused, ToolFailed
 from csi.node.lvm import command as lvm_module
 from csi.node.lvm.command import Lvm
@@ -28,25 +29,23 @@ def sysfs(folder: Path, mapped: dict[str, str], loops: dict[str, str] | None = N
 
 def test_a_mapping_is_found_by_its_whole_name(tmp_path: Path) -> None:
     made = sysfs(tmp_path, {"vg0-pvc--1": "254:3", "vg0-pvc--10": "254:4"})
-    assert disks.mapped("vg0-pvc--1", made) == (254, 3)
+    assert disks.mapped("vg0-pvc--1", made) == DeviceNumber(254, 3)
     assert disks.mapped("vg0-pvc", made) is None
-    assert disks.mapping_name((254, 4), made) == "vg0-pvc--10"
-    assert disks.mapping_name((8, 0), made) is None
+    assert disks.mapping_name(DeviceNumber(254, 4), made) == "vg0-pvc--10"
+    assert disks.mapping_name(DeviceNumber(8, 0), made) is None
 
 
 def test_a_loop_device_is_known_by_what_it_lies_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = sysfs(tmp_path, {}, {"loop7": "/k/volumeDevices/pvc-1", "loop8": "/absent"})
-    monkeypatch.setattr(disks, "leads_to", {"/k/volumeDevices/pvc-1": (254, 3)}.get)
-    assert disks.has_loop((254, 3), made)
-    assert not disks.has_loop((254, 4), made)
+    monkeypatch.setattr(disks, "leads_to", {"/k/volumeDevices/pvc-1": DeviceNumber(254, 3)}.get)
+    assert disks.has_loop(DeviceNumber(254, 3), made)
+    assert not disks.has_loop(DeviceNumber(254, 4), made)
 
 
 class Kernel:
     """LVM and /dev as one activation meets them: what a path leads to, before and after `vgmknodes`."""
 
-    def __init__(
-        self, patch: pytest.MonkeyPatch, device: tuple[int, int] | None, *leads: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, device: DeviceNumber | None, *leads: DeviceNumber | None) -> None:
         self.commands: list[str] = []
         self._leads = list(leads)
         patch.setattr(lvm_module.disks, "mapped", lambda name: device if name == "vg0-pvc--1" else None)
@@ -62,7 +61,7 @@ class Kernel:
         return self.commands
 
 
-RIGHT, WRONG = (254, 3), (254, 9)
+RIGHT, WRONG = DeviceNumber(254, 3), DeviceNumber(254, 9)
 
 
 def test_activation_is_done_when_the_path_leads_to_the_volumes_own_device(
@@ -73,7 +72,7 @@ def test_activation_is_done_when_the_path_leads_to_the_volumes_own_device(
 
 @pytest.mark.parametrize("before", [None, WRONG])
 def test_a_lost_or_stale_path_is_set_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: tuple[int, int] | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: DeviceNumber | None
 ) -> None:
     assert Kernel(monkeypatch, RIGHT, before, RIGHT).activate(tmp_path) == ["lvchange", "vgmknodes"]
 

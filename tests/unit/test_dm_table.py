@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from csi.core import disks
 from csi.core.command import Result
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import CommandError, InUse, LiveMismatch
+from csi.core.sealed import Profile
 from csi.guest.seal import cryptsetup, device_mapper, dm_table, memfd
-from csi.guest.seal.device_mapper import Mapping
+from csi.guest.seal.mapping import Mapping, mapping_name
 
 FORMAT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "sealed-format.md"
 UUID = "d99be8e2-91c8-4102-9e3c-bbd2cfd08df0"
@@ -29,7 +31,7 @@ def test_the_line_is_the_one_that_the_format_publishes() -> None:
     (published,) = re.findall(r"^0 SECTORS crypt .+$", FORMAT_PAGE.read_text(), re.MULTILINE)
     for word, value in (("SECTORS", "131072"), ("UUID", UUID), ("MAJOR:MINOR", "8:16")):
         published = published.replace(word, value)
-    made = dm_table.expected(uuid=UUID, payload_bytes=64 * 1024 * 1024, device=(8, 16))
+    made = dm_table.expected(Profile.XTS, uuid=UUID, payload_bytes=64 * 1024 * 1024, device=DeviceNumber(8, 16))
     assert made == LINE == published
 
 
@@ -95,20 +97,20 @@ class Dmsetup:
 
 
 def mapping(table: str) -> Mapping:
-    return Mapping(name="sealed-1", table=table, device=(253, 1))
+    return Mapping(name="sealed-1", table=table, device=DeviceNumber(253, 1))
 
 
 def test_the_mapping_of_a_volume_has_the_published_name() -> None:
-    assert device_mapper.mapping_name("pvc-1") == "sealed-f2868e1aa7cab669517cd9f5ab1b7957"
-    assert len(device_mapper.mapping_name("ä" * 1000)) == len("sealed-") + 32
+    assert mapping_name("pvc-1") == "sealed-f2868e1aa7cab669517cd9f5ab1b7957"
+    assert len(mapping_name("ä" * 1000)) == len("sealed-") + 32
 
 
 def test_a_mapping_is_found_by_the_kernels_name_of_it_and_asked_for_its_whole_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(disks, "mapped", {"sealed-1": (253, 2)}.get)
+    monkeypatch.setattr(disks, "mapped", {"sealed-1": DeviceNumber(253, 2)}.get)
     dmsetup = Dmsetup()
-    assert device_mapper.find(dmsetup, "sealed-1") == Mapping(name="sealed-1", table=LINE, device=(253, 2))
+    assert device_mapper.find(dmsetup, "sealed-1") == Mapping(name="sealed-1", table=LINE, device=DeviceNumber(253, 2))
     assert dmsetup.asked == [["dmsetup", "table", "sealed-1"]]
     assert device_mapper.find(dmsetup, "sealed-11") is None
 
@@ -129,14 +131,14 @@ def test_a_mapping_that_somebody_holds_is_told_so_and_not_as_a_failed_tool(
 @pytest.mark.parametrize(
     ("table", "below"),
     [
-        (LINE, "8:16"),
+        (LINE, DeviceNumber(8, 16)),
         ("0 131072 linear 8:16 69632", None),
         (f"{LINE}\n{LINE}", None),
         ("0 8 crypt", None),
         ("", None),
     ],
 )
-def test_only_one_crypt_line_says_what_lies_below(table: str, below: str | None) -> None:
+def test_only_one_crypt_line_says_what_lies_below(table: str, below: DeviceNumber | None) -> None:
     assert mapping(table).below == below
 
 

@@ -1,18 +1,21 @@
 """A disk is the volume's by its records alone; a blank one is nobody's, whatever the register says."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from csi.core.command import LocalRunner
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, NotFound, Refused, Tampered
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
-from csi.guest import devices, find
-from csi.guest.seal import device_mapper, keys, sealed_device, state_record
-from csi.guest.seal.device_mapper import Mapping
+from csi.guest import find
+from csi.guest.released import Released
+from csi.guest.seal import keys, state_record
+from csi.guest.seal.mapping import Mapping, mapping_name
 from csi.guest.seal.state_record import RecordKind, StateRecord
 from csi.kbs.register import FormatGrant, VolumeRecord, VolumeState
 
@@ -41,7 +44,7 @@ class Disks:
     seen: int = 0
     read: list[str] = field(default_factory=list)
 
-    def appearing(self, seconds: float) -> Iterator[tuple[str, ...]]:
+    def disks_appearing(self, seconds: float) -> Iterator[tuple[str, ...]]:
         for _ in range(int(seconds) + 1):
             yield tuple(sorted(self.looks[min(self.seen, len(self.looks) - 1)]))
             self.seen += 1
@@ -54,65 +57,53 @@ class Disks:
         return shown
 
 
-Plug = Callable[..., Disks]
+def plug(*looks: dict[str, tuple[bytes, bytes] | Exception]) -> Disks:
+    return Disks(list(looks))
 
 
-@pytest.fixture
-def plug(monkeypatch: pytest.MonkeyPatch) -> Plug:
-    def make(*looks: dict[str, tuple[bytes, bytes] | Exception]) -> Disks:
-        disks = Disks(list(looks))
-        monkeypatch.setattr(devices, "appearing", disks.appearing)
-        monkeypatch.setattr(sealed_device, "read_slots", disks.read_slots)
-        return disks
-
-    return make
-
-
-def search(wanted: VolumeRecord, seconds: float = 3) -> str:
-    return find.volume_device(wanted, keys_of("pvc-1"), seconds)
+def search(disks: Any, wanted: VolumeRecord, seconds: float = 3) -> str:
+    return find.volume_device(disks, Released(record=wanted, keys=keys_of("pvc-1")), seconds)
 
 
 @pytest.mark.parametrize("slot", [0, 1])
 @pytest.mark.parametrize("other", [BLANK, b"\xff" * 4096], ids=["blank", "torn"])
-def test_a_disk_with_one_record_that_verifies_is_the_volume(plug: Plug, slot: int, other: bytes) -> None:
+def test_a_disk_with_one_record_that_verifies_is_the_volume(slot: int, other: bytes) -> None:
     slots = (record(), other) if slot == 0 else (other, record())
-    plug({"/dev/sda": (BLANK, BLANK), "/dev/sdb": slots, "/dev/sdc": (record("pvc-2"), BLANK)})
-    assert search(ACTIVE) == "/dev/sdb"
+    disks = plug({"/dev/sda": (BLANK, BLANK), "/dev/sdb": slots, "/dev/sdc": (record("pvc-2"), BLANK)})
+    assert search(disks, ACTIVE) == "/dev/sdb"
 
 
-def test_a_format_that_had_begun_is_found_by_its_intent(plug: Plug) -> None:
-    plug({"/dev/sda": (BLANK, BLANK), "/dev/sdb": (record(kind=RecordKind.INTENT, generation=0), BLANK)})
-    assert search(FORMATTING) == "/dev/sdb"
+def test_a_format_that_had_begun_is_found_by_its_intent() -> None:
+    disks = plug({"/dev/sda": (BLANK, BLANK), "/dev/sdb": (record(kind=RecordKind.INTENT, generation=0), BLANK)})
+    assert search(disks, FORMATTING) == "/dev/sdb"
 
 
 @pytest.mark.parametrize("wanted", [ALLOCATED, FORMATTING], ids=lambda record: record.state)
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_a_new_volume_never_gets_a_blank_disk_not_even_the_only_one(
-    plug: Plug, wanted: VolumeRecord, count: int
-) -> None:
+def test_a_new_volume_never_gets_a_blank_disk_not_even_the_only_one(wanted: VolumeRecord, count: int) -> None:
     disks = plug({f"/dev/sd{letter}": (BLANK, BLANK) for letter in "abc"[:count]})
     with pytest.raises(Refused, match=r"say which is its disk by --device\. Disks now: ") as caught:
-        search(wanted, seconds=1000)
+        search(disks, wanted, seconds=1000)
     assert type(caught.value) is Refused
     assert disks.seen == 0, "nothing that appears later could be known either, so nothing is waited for"
 
 
-def test_a_blank_disk_is_not_taken_for_a_volume_that_was_formatted(plug: Plug) -> None:
-    plug({"/dev/sda": (BLANK, BLANK)})
+def test_a_blank_disk_is_not_taken_for_a_volume_that_was_formatted() -> None:
+    disks = plug({"/dev/sda": (BLANK, BLANK)})
     with pytest.raises(NotFound, match=r"no disk of this guest shows volume pvc-1 .disks: /dev/sda."):
-        search(ACTIVE)
+        search(disks, ACTIVE)
 
 
-def test_a_disk_that_is_plugged_in_later_is_waited_for(plug: Plug) -> None:
+def test_a_disk_that_is_plugged_in_later_is_waited_for() -> None:
     disks = plug({}, {"/dev/sda": (BLANK, BLANK)}, {"/dev/sda": (BLANK, BLANK), "/dev/sdb": (BLANK, record())})
-    assert search(ACTIVE) == "/dev/sdb"
+    assert search(disks, ACTIVE) == "/dev/sdb"
     assert disks.seen == 2
 
 
-def test_without_any_disk_the_answer_says_so_when_time_is_up(plug: Plug) -> None:
+def test_without_any_disk_the_answer_says_so_when_time_is_up() -> None:
     disks = plug({})
     with pytest.raises(NotFound, match=r"disks: none.*Name its disk by --device to learn"):
-        search(ACTIVE, seconds=5)
+        search(disks, ACTIVE, seconds=5)
     assert disks.seen == 6
 
 
@@ -120,21 +111,19 @@ def test_without_any_disk_the_answer_says_so_when_time_is_up(plug: Plug) -> None
     "problem",
     [
         InUse("mounted"),
-        Refused("no block device"),
+        Refused("not a block device"),
         Tampered("34 MiB are more than this disk has"),
         NotFound("unplugged meanwhile"),
         OSError(5, "Input/output error"),
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_disk_that_can_not_be_read_does_not_hide_the_right_one(plug: Plug, problem: Exception) -> None:
-    plug({"/dev/sda": problem, "/dev/sdb": (record(), BLANK)})
-    assert search(ACTIVE) == "/dev/sdb"
+def test_a_disk_that_can_not_be_read_does_not_hide_the_right_one(problem: Exception) -> None:
+    disks = plug({"/dev/sda": problem, "/dev/sdb": (record(), BLANK)})
+    assert search(disks, ACTIVE) == "/dev/sdb"
 
 
-def test_a_record_of_a_newer_format_on_one_disk_does_not_hide_the_right_one(
-    plug: Plug, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_of_a_newer_format_on_one_disk_does_not_hide_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     newer, decode = record("pvc-2"), state_record.decode
 
     def strict(raw: bytes, *more: object) -> object:
@@ -143,16 +132,15 @@ def test_a_record_of_a_newer_format_on_one_disk_does_not_hide_the_right_one(
         return decode(raw, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(state_record, "decode", strict)
-    plug({"/dev/sda": (newer, BLANK), "/dev/sdb": (record(), BLANK)})
-    assert search(ACTIVE) == "/dev/sdb"
+    disks = plug({"/dev/sda": (newer, BLANK), "/dev/sdb": (record(), BLANK)})
+    assert search(disks, ACTIVE) == "/dev/sdb"
 
 
-def test_no_answer_depends_on_the_order_in_which_blank_disks_and_the_right_one_are_named(plug: Plug) -> None:
+def test_no_answer_depends_on_the_order_in_which_blank_disks_and_the_right_one_are_named() -> None:
     shown = {"blank": (BLANK, BLANK), "right": (record(), BLANK), "other": (record("pvc-2"), BLANK)}
     for order in itertools.permutations(shown):
         disks = {f"/dev/sd{letter}": shown[kind] for letter, kind in zip("abc", order, strict=True)}
-        plug(disks)
-        assert disks[search(ACTIVE)] == shown["right"]
+        assert disks[search(plug(disks), ACTIVE)] == shown["right"]
 
 
 # A mapping that an earlier call made
@@ -164,23 +152,20 @@ def test_no_answer_depends_on_the_order_in_which_blank_disks_and_the_right_one_a
         ("0 8 crypt aes-xts-plain64 :64:logon:x 0 8:16 69632", "/dev/sdb"),
         ("0 8 crypt aes-xts-plain64 :64:logon:x 0 8:32 69632", None),
         ("0 8 linear 8:16 0", None),
+        ("0 8 crypt aes-xts-plain64 :64:logon:x 0 /dev/sdb 69632", None),
     ],
-    ids=["mapped", "its disk is gone", "another kind of mapping"],
+    ids=["mapped", "its disk is gone", "another kind of mapping", "not a number"],
 )
-def test_the_device_below_a_mapping_is_known_without_searching(
-    monkeypatch: pytest.MonkeyPatch, table: str, device: str | None
-) -> None:
-    name = device_mapper.mapping_name("pvc-1")
-    mapping = Mapping(name=name, table=table, device=(253, 0))
-    monkeypatch.setattr(device_mapper, "find", lambda _, asked: mapping if asked == name else None)
-    monkeypatch.setattr(devices, "node_of", {"8:16": "/dev/sdb"}.get)
-    assert find.mapped_device(LocalRunner(), "pvc-1") == device
-    assert find.mapped_device(LocalRunner(), "pvc-2") is None
+def test_the_device_below_a_mapping_is_known_without_searching(table: str, device: str | None) -> None:
+    name = mapping_name("pvc-1")
+    mapped = {name: Mapping(name=name, table=table, device=DeviceNumber(253, 0))}
+    machine: Any = SimpleNamespace(mapping=mapped.get, node_of={DeviceNumber(8, 16): "/dev/sdb"}.get)
+    assert find.mapped_device(machine, "pvc-1") == device
+    assert find.mapped_device(machine, "pvc-2") is None
 
 
-def test_of_two_disks_that_show_the_volume_the_newer_one_is_it(plug: Plug) -> None:
+def test_of_two_disks_that_show_the_volume_the_newer_one_is_it() -> None:
     old, new = (record(generation=2), BLANK), (record(generation=2), record(generation=3))
     for disks in ({"/dev/sda": old, "/dev/sdb": new}, {"/dev/sda": new, "/dev/sdb": old}):
-        plug(disks)
-        found = search(ACTIVE)
+        found = search(plug(disks), ACTIVE)
         assert disks[found] == new

@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
-from csi.core import errors, files, mounts, process
+from csi.core import errors, files, process
+from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
-from csi.core.sealed import Profile
+from csi.core.sealed import Freshness, Profile
 from csi.core.secret import Secret
-from csi.guest import devices, find, main, supervise, unlock
+from csi.guest import close, command_line, find, main, run, unlock
 from csi.guest.attest import kbs_client
-from csi.guest.seal.device_mapper import mapping_name
-from csi.guest.unlock import Opened
+from csi.guest.opened import Opened
+from csi.guest.seal.mapping import mapping_name
+from csi.guest.session import Session
+from csi.guest.status import Notes
+from csi.guest.verbs import Guest
 from csi.kbs.register import VolumeRecord, VolumeState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +62,7 @@ OPENED = Opened(
     mapping="/dev/mapper/x",
     mount="/data",
     profile=Profile.XTS,
+    freshness=Freshness.HEAD,
     generation=4,
     formatted_now=False,
     read_only=False,
@@ -87,24 +92,21 @@ class World:
         self.policy = folder / "policy.toml"
         self.policy.write_text(POLICY)
         self.opened: Opened | Exception = OPENED
-        self.asked: dict[str, Any] = {}
+        self.asked: list[Session] = []
+        self.mounted: tuple[Mount, ...] = ()
         self.closed: list[str] = []
-        patch.setattr(main, "_STATUS_FOLDER", self.folder)
         patch.setattr(process, "harden", lambda: None)
         patch.setattr(kbs_client, "BrokerRegister", lambda _: SimpleNamespace(close=lambda: None, open=self._release))
-        patch.setattr(devices, "wait_for", lambda device, _: device)
-        patch.setattr(unlock, "Unlocker", self._unlocker)
-        patch.setattr(unlock, "close", self._close)
-        patch.setattr(mounts, "listed", lambda: ())
+        patch.setattr(unlock, "unlock", self._unlock)
+        patch.setattr(close, "close", self._close)
+        machine: Any = SimpleNamespace(wait_for=lambda device, _: device, mounts=lambda: self.mounted)
+        self.guest = Guest(machine=machine, notes=Notes(folder=self.folder))
 
-    def _unlocker(self, **asked: Any) -> SimpleNamespace:
-        self.asked = asked
-        return SimpleNamespace(unlock=self._unlock)
-
-    def _unlock(self) -> Opened:
+    def _unlock(self, session: Session, _: VolumeRecord) -> Opened:
+        self.asked.append(session)
         if isinstance(self.opened, Exception):
             raise self.opened
-        return replace(self.opened, volume_id=self.asked["volume_id"])
+        return replace(self.opened, volume_id=session.volume_id)
 
     def _close(self, _: object, volume_id: str) -> bool:
         self.closed.append(volume_id)
@@ -117,7 +119,7 @@ class World:
     def run(self, verb: str, *more: str, volume: str = "pvc-1") -> int:
         policy = ["--policy", str(self.policy)] if verb in ("open", "run") else []
         given = [] if verb == "status" else [*policy, "--volume", volume]
-        return main.main([verb, *given, *more])
+        return main.main([verb, *given, *more], guest=self.guest)
 
     @property
     def note(self) -> Path:
@@ -144,7 +146,9 @@ def test_an_error_ends_with_the_status_of_its_kind_and_one_line_of_text(
     world.opened = MAKE.get(kind, lambda: kind("what happened"))()
     assert world.run("open", "--device", "/dev/sdb") == STATUSES[kind]
     said = capsys.readouterr()
-    assert (said.out, said.err) == ("", f"sealed-local guest: {world.opened}\n")
+    progress, error = said.err.splitlines()
+    assert (said.out, error) == ("", f"sealed-local guest: {world.opened}")
+    assert progress.endswith("the broker released the key of pvc-1 (register: active)")
     assert not world.note.exists()
 
 
@@ -156,12 +160,12 @@ def test_what_the_system_refuses_is_status_1(world: World) -> None:
 def test_the_documented_statuses_are_those_of_the_program() -> None:
     table = (ROOT / "docs/guest.md").read_text().partition("## Exit statuses")[2].partition("\n## ")[0]
     documented = [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
-    assert documented == [0, 1, *sorted(code for _, code, _ in main._EXIT_CODES)]
+    assert documented == [0, 1, *sorted(code for _, code, _ in command_line.EXIT_CODES)]
 
 
 def test_the_help_tells_every_status() -> None:
-    shown = main.parser().format_help()
-    assert not [code for _, code, text in main._EXIT_CODES if f"{code} {text}" not in shown]
+    shown = command_line.parser().format_help()
+    assert not [code for _, code, text in command_line.EXIT_CODES if f"{code} {text}" not in shown]
 
 
 # open
@@ -190,7 +194,8 @@ def test_open_unlocks_the_volume_that_the_policy_makes_of_what_was_given(
     world: World, volume: str, more: list[str], rule: str, volume_id: str
 ) -> None:
     assert world.run("open", "--device", "/dev/sdb", *more, volume=volume) == 0
-    assert (world.asked["rule"].name, world.asked["volume_id"]) == (rule, volume_id)
+    (asked,) = world.asked
+    assert (asked.rule.name, asked.volume_id) == (rule, volume_id)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +209,7 @@ def test_what_the_policy_does_not_allow_is_status_2_before_the_broker_is_asked(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, "No such file"), (b"\xff\xfe", "no UTF-8 text"), (b"version =", "no valid TOML")]
+    ("content", "said"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8 text"), (b"version =", "not valid TOML")]
 )
 def test_a_policy_that_can_not_be_read_is_status_2(
     world: World, capsys: pytest.CaptureFixture[str], content: bytes | None, said: str
@@ -218,12 +223,12 @@ def test_a_policy_that_can_not_be_read_is_status_2(
 
 def test_without_a_device_the_one_below_a_live_mapping_is_taken_else_it_is_searched(world: World) -> None:
     world.patch.setattr(find, "mapped_device", lambda _, __: "/dev/mapped")
-    world.patch.setattr(find, "volume_device", lambda record, _, seconds: f"/dev/found-{record.volume_id}-{seconds}")
+    world.patch.setattr(find, "volume_device", lambda _, got, seconds: f"/dev/found-{got.volume_id}-{seconds}")
     assert world.run("open") == 0
-    assert world.asked["device"] == "/dev/mapped"
+    assert world.asked[-1].device == "/dev/mapped"
     world.patch.setattr(find, "mapped_device", lambda _, __: None)
     assert world.run("open", "--wait", "7") == 0
-    assert world.asked["device"] == "/dev/found-pvc-1-7.0"
+    assert world.asked[-1].device == "/dev/found-pvc-1-7.0"
 
 
 def test_two_calls_for_one_volume_do_not_meet_and_for_two_volumes_do(world: World) -> None:
@@ -278,13 +283,13 @@ def test_status_compares_the_notes_with_the_mounts_of_now(world: World, capsys: 
     mount = Mount(
         target="/data",
         root="/",
-        device=(253, 0),
+        device=DeviceNumber(253, 0),
         fstype="ext4",
         source="/dev/mapper/x",
         options=frozenset(),
         super_options=frozenset(),
     )
-    world.patch.setattr(mounts, "listed", lambda: (mount,))
+    world.mounted = (mount,)
     assert world.run("status") == 0
     assert capsys.readouterr().out == "pvc-1: mounted at /data, profile xts, generation 4, freshness head\n"
     assert world.run("status", "--json") == 0
@@ -310,7 +315,7 @@ def test_a_volume_that_can_not_be_closed_stays_noted(world: World) -> None:
         raise errors.InUse(f"{volume_id} is busy")
 
     world.run("open", "--device", "/dev/sdb")
-    world.patch.setattr(unlock, "close", busy)
+    world.patch.setattr(close, "close", busy)
     assert world.run("close") == 10
     assert world.note.exists()
 
@@ -319,9 +324,9 @@ def test_a_volume_that_can_not_be_closed_stays_noted(world: World) -> None:
 
 
 @pytest.mark.parametrize("separator", [["--"], []])
-def test_run_answers_the_commands_status_and_closes_the_volume(world: World, separator: list[str]) -> None:
+def test_run_returns_the_commands_status_and_closes_the_volume(world: World, separator: list[str]) -> None:
     ran: list[list[str]] = []
-    world.patch.setattr(supervise, "supervise", lambda command: ran.append(list(command)) or 7)
+    world.patch.setattr(run, "supervise", lambda command: ran.append(list(command)) or 7)
     assert world.run("run", "--device", "/dev/sdb", *separator, "worker", "--fast", volume="data") == 7
     assert (ran, world.closed) == ([["worker", "--fast"]], ["pvc-1"])
     assert not world.note.exists()
@@ -333,7 +338,7 @@ def test_run_without_a_command_is_status_2_and_opens_nothing(
 ) -> None:
     assert world.run("run", *more) == 2
     assert "command: is missing; write: run --policy FILE --volume ID -- COMMAND" in capsys.readouterr().err
-    assert world.asked == {}
+    assert world.asked == []
 
 
 def test_run_closes_the_volume_when_the_command_can_not_be_started(world: World) -> None:
@@ -345,7 +350,7 @@ def test_run_leaves_a_volume_alone_that_somebody_else_has_opened(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.opened = replace(OPENED, mounted_now=False)
-    world.patch.setattr(supervise, "supervise", lambda _: pytest.fail("the command must not run"))
+    world.patch.setattr(run, "supervise", lambda _: pytest.fail("the command must not run"))
     assert world.run("run", "--device", "/dev/sdb", "--", "worker") == 10
     assert "is open already" in capsys.readouterr().err
     assert world.closed == []
@@ -355,8 +360,8 @@ def test_a_volume_that_can_not_be_closed_after_the_command_gives_that_status(wor
     def busy(_: object, volume_id: str) -> bool:
         raise errors.InUse(f"{volume_id} is busy")
 
-    world.patch.setattr(supervise, "supervise", lambda _: 0)
-    world.patch.setattr(unlock, "close", busy)
+    world.patch.setattr(run, "supervise", lambda _: 0)
+    world.patch.setattr(close, "close", busy)
     assert world.run("run", "--device", "/dev/sdb", "--", "worker") == 10
 
 
@@ -374,11 +379,23 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.C
     assert "usage: sealed-local guest" in capsys.readouterr().err
 
 
-def test_every_option_of_open_is_documented() -> None:
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (one for one in command_line.parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return dict(found.choices)
+
+
+def test_every_option_of_every_verb_is_in_the_table_that_the_page_has_for_the_verb() -> None:
     page = (ROOT / "docs/guest.md").read_text()
-    verbs = next(action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction))
-    options = [option for action in verbs.choices["open"]._actions for option in action.option_strings]
-    assert [option for option in options if option.startswith("--") and f"| `{option}" not in page] == ["--help"]
+    for name, verb in verbs().items():
+        table = page.partition(f"<!-- options: guest {name} -->")[2].partition("<!-- end of options -->")[0]
+        options = [option for action in verb._actions for option in action.option_strings if option.startswith("--")]
+        assert [option for option in options if f"| `{option}" not in table] == ["--help"], name
+
+
+def test_the_help_of_a_verb_says_what_is_declared_beside_each_meaning() -> None:
+    told = " ".join(verbs()["open"].format_help().split())
+    assert "how long to wait for the device, in seconds (default: 30)" in told
+    assert "part of what is measured (required)" in told
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon", "86401"])
@@ -388,4 +405,4 @@ def test_a_wait_that_is_no_bounded_number_is_refused_with_the_bounds(
     with pytest.raises(SystemExit) as ended:
         main.main(["open", "--policy", "p", "--volume", "v", f"--wait={text}"])
     assert ended.value.code == 2
-    assert "no number of seconds from 0 to 86400" in capsys.readouterr().err
+    assert "not a number of seconds from 0 to 86400" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from csi.core.errors import InvalidInput
 from csi.core.sealed import Profile
-from csi.guest import main
+from csi.guest import command_line
 from csi.guest import policy as guest_policy
 from csi.guest.policy import FormatRule, GuestAccess, GuestPolicy
 
@@ -79,9 +79,9 @@ def test_every_key_is_read() -> None:
         ("version = 1", "version = 2", "p.toml: version"),
         ("version = 1", "version = true", r"\$\.version"),
         ("version = 1", "version = 1\nbogus = 1", "bogus"),
-        ("version = 1", "version = ", "p.toml: is no valid TOML"),
-        ("version = 1", f"version = 1\nx = {'[' * 5000}", "p.toml: is no valid TOML"),
-        ("version = 1", f"version = {'1' * 5000}", "p.toml: is no valid TOML"),
+        ("version = 1", "version = ", "p.toml: is not valid TOML"),
+        ("version = 1", f"version = 1\nx = {'[' * 5000}", "p.toml: is not valid TOML"),
+        ("version = 1", f"version = {'1' * 5000}", "p.toml: is not valid TOML"),
         ('url = "https://broker:8443"', "", "`url`"),
         ("https://", "http://", "p.toml: broker.url"),
         ('ca = "pem"', "", "`ca`"),
@@ -146,7 +146,7 @@ def test_a_policy_inside_init_data_is_sent_whole_to_the_broker() -> None:
         (wrapped(TEXT).replace("sealed-local.toml", "aa.toml"), "p.toml: data: the init-data has no entry"),
         (wrapped(TEXT).replace("sha384", "md5"), "p.toml.algorithm"),
         (wrapped("version = 1"), "p.toml: sealed-local.toml: .*`broker`"),
-        (wrapped("version = "), "p.toml: sealed-local.toml: is no valid TOML"),
+        (wrapped("version = "), "p.toml: sealed-local.toml: is not valid TOML"),
     ],
 )
 def test_the_place_inside_init_data_is_named(text: str, place: str) -> None:
@@ -217,7 +217,7 @@ def test_a_policy_without_rules_allows_nothing() -> None:
 
 def examples() -> list[str]:
     """Every policy that the help and the documentation print."""
-    help_text = main._EPILOG
+    help_text = command_line._EPILOG
     shown = help_text[help_text.index("  version = 1") : help_text.index("Exit status")]
     pages = [page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
     blocks = [block for page in pages for block in re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)]

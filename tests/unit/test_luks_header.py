@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from csi.core.errors import Tampered
-from csi.core.sealed import HEADER_BYTES
+from csi.core.sealed import HEADER_BYTES, Profile
 from csi.guest.seal import luks_header
 
 UUID = "0f9b2c1e-3a1d-4c0e-9d2b-111122223333"
@@ -119,7 +119,7 @@ TEXT = text_of(DOCUMENT)
 
 def refused(header: bytes) -> str:
     with pytest.raises(Tampered) as caught:
-        luks_header.check(header, uuid=UUID)
+        luks_header.check(header, Profile.XTS, uuid=UUID)
     message = str(caught.value)
     assert len(message) < 200
     assert message.isascii()
@@ -142,7 +142,7 @@ def poked(offset: int, data: bytes) -> bytes:
 
 
 def test_the_profile_is_accepted() -> None:
-    luks_header.check(GOOD, uuid=UUID)
+    luks_header.check(GOOD, Profile.XTS, uuid=UUID)
 
 
 def test_other_random_values_and_another_sequence_number_are_accepted() -> None:
@@ -152,7 +152,7 @@ def test_other_random_values_and_another_sequence_number_are_accepted() -> None:
     changed = bytearray(with_area(GOOD, text_of(document)))
     for start in COPIES:
         struct.pack_into(">Q", changed, start + 16, 4)
-    luks_header.check(reseal(changed), uuid=UUID)
+    luks_header.check(reseal(changed), Profile.XTS, uuid=UUID)
 
 
 # JSON, changed leaf by leaf
@@ -273,7 +273,7 @@ def test_a_random_value_of_another_length_is_refused(path: Path, length: int) ->
 @pytest.mark.parametrize("path", RANDOM_LEAVES, ids=name)
 def test_a_random_value_has_one_spelling(path: Path) -> None:
     plain = "A" * 43 + "="
-    luks_header.check(with_area(GOOD, edited(path, plain)), uuid=UUID)
+    luks_header.check(with_area(GOOD, edited(path, plain)), Profile.XTS, uuid=UUID)
     for other in ("A" * 42 + "B=", f"{plain}=", f"{plain}\n", "A" * 43, f" {plain}", "-" * 43 + "=", "\u00e9" * 44):
         refused_everywhere(edited(path, other))
 
@@ -469,7 +469,7 @@ def test_another_shape_is_refused(title: str) -> None:
 @pytest.mark.parametrize("uuid", ["", UUID.upper(), UUID[:-1], f"{UUID}0", "x" * 50, "\u00e9" * 20])
 def test_the_header_of_another_volume_is_refused(uuid: str) -> None:
     with pytest.raises(Tampered, match="UUID"):
-        luks_header.check(GOOD, uuid=uuid)
+        luks_header.check(GOOD, Profile.XTS, uuid=uuid)
 
 
 @pytest.mark.parametrize("seqids", [(3, 4), (4, 3), (0, 2**64 - 1)])
@@ -505,7 +505,7 @@ def test_a_flipped_byte_under_a_new_checksum_is_refused_outside_of_the_salt(flip
     header = reseal(flipped([flip[0]], flip[1]))
     assume(header != GOOD)  # the flip was in the checksum, which is whole again
     if flip[0] % 16384 in SALT_FIELD:
-        luks_header.check(header, uuid=UUID)
+        luks_header.check(header, Profile.XTS, uuid=UUID)
     else:
         refused(header)
 
@@ -518,7 +518,7 @@ def test_a_byte_flipped_in_both_json_areas_is_refused_outside_of_random_values(o
         refused(header)
         return
     try:
-        luks_header.check(header, uuid=UUID)
+        luks_header.check(header, Profile.XTS, uuid=UUID)
     except Tampered:
         return  # no base64 any more
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused, ToolFailed
 from csi.node.lvm import report as lvm_report
 from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume
@@ -48,7 +49,7 @@ def test_every_volume_group_is_there_and_disks_of_no_group_are_not() -> None:
 
 
 def test_a_disk_with_a_label_and_nothing_else_is_unused() -> None:
-    assert [(pv.name, pv.device) for pv in REPORT.unused] == [("/dev/loop5", (7, 5))]
+    assert [(pv.name, pv.device) for pv in REPORT.unused] == [("/dev/loop5", DeviceNumber(7, 5))]
 
 
 @pytest.mark.parametrize("field", [{"pv_attr": "u--"}, {"pv_attr": "d--"}, {"pv_missing": "missing"}])
@@ -111,8 +112,12 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
     vg = REPORT.vg("whole")
     assert vg is not None
     assert vg.pvs == (
-        PhysicalVolume(name="/dev/loop0", extents=15, free_extents=8, allocatable=True, missing=False, device=(7, 0)),
-        PhysicalVolume(name="/dev/loop1", extents=15, free_extents=13, allocatable=False, missing=False, device=(7, 1)),
+        PhysicalVolume(
+            name="/dev/loop0", extents=15, free_extents=8, allocatable=True, missing=False, device=DeviceNumber(7, 0)
+        ),
+        PhysicalVolume(
+            name="/dev/loop1", extents=15, free_extents=13, allocatable=False, missing=False, device=DeviceNumber(7, 1)
+        ),
     )
     assert [pv.usable_free_extents for pv in vg.pvs] == [8, 0]
     assert vg.usable_free_extents == 8
@@ -122,7 +127,7 @@ def test_a_missing_disk_is_shown_as_missing() -> None:
     vg = REPORT.vg("broken")
     assert vg is not None
     assert [(pv.name, pv.missing) for pv in vg.pvs] == [("/dev/loop2", False), ("[unknown]", True)]
-    assert [pv.device for pv in vg.pvs] == [(7, 2), None]
+    assert [pv.device for pv in vg.pvs] == [DeviceNumber(7, 2), None]
 
 
 def test_a_group_that_misses_a_disk_has_no_room_though_the_other_disks_have() -> None:
@@ -169,7 +174,7 @@ def test_an_active_lv_has_its_device_numbers(shown: str, is_open: bool) -> None:
     lv = parsed_lv(
         lv_active="active", lv_attr="-wi-a-----", lv_device_open=shown, lv_kernel_major="254", lv_kernel_minor="0"
     )
-    assert (lv.activation, lv.is_open, lv.device) == (Activation.ACTIVE, is_open, (254, 0))
+    assert (lv.activation, lv.is_open, lv.device) == (Activation.ACTIVE, is_open, DeviceNumber(254, 0))
 
 
 def test_a_node_without_lvm_volumes_is_an_empty_report() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import ForeignContent, NotFound, Refused
 from csi.node.config import Pool
 from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
@@ -15,7 +16,7 @@ TWO = DeviceView(configured="/dev/disk/by-id/two", real="/dev/sdc", holds=None)
 EMPTY = Report(vgs=())
 
 
-def pv(name: str, device: tuple[int, int] | None = None) -> PhysicalVolume:
+def pv(name: str, device: DeviceNumber | None = None) -> PhysicalVolume:
     return PhysicalVolume(name=name, extents=10, free_extents=10, allocatable=True, missing=False, device=device)
 
 
@@ -83,14 +84,18 @@ def test_a_disk_of_another_group_is_left_alone_and_that_group_named() -> None:
 
 @pytest.mark.parametrize("name", ["/dev/mapper/mpatha", "/dev/dm-3", "/dev/disk/by-id/dm-uuid-mpath-1"])
 def test_a_disk_of_the_group_is_known_by_its_number_whatever_its_names(name: str) -> None:
-    shown = DeviceView(configured="/dev/disk/by-id/one", real="/dev/sdx", holds="LVM2_member", number=(253, 3))
-    assert onboard(POOL, having(pv(name, (253, 3))), (shown,)) == ()
+    shown = DeviceView(
+        configured="/dev/disk/by-id/one", real="/dev/sdx", holds="LVM2_member", number=DeviceNumber(253, 3)
+    )
+    assert onboard(POOL, having(pv(name, DeviceNumber(253, 3))), (shown,)) == ()
 
 
 def test_another_disk_under_the_old_name_of_a_disk_of_the_group_is_not_taken_for_it() -> None:
-    shown = DeviceView(configured="/dev/disk/by-id/one", real="/dev/sdb", holds="LVM2_member", number=(8, 32))
+    shown = DeviceView(
+        configured="/dev/disk/by-id/one", real="/dev/sdb", holds="LVM2_member", number=DeviceNumber(8, 32)
+    )
     with pytest.raises(ForeignContent, match="LVM shows it in no volume group"):
-        onboard(POOL, having(pv("/dev/sdb", (8, 16))), (shown,))
+        onboard(POOL, having(pv("/dev/sdb", DeviceNumber(8, 16))), (shown,))
 
 
 @pytest.mark.parametrize("report", [EMPTY, having("/dev/sdz")], ids=["no group yet", "a group"])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused, Unavailable
 from csi.core.sealed import PAYLOAD_OFFSET, Profile
 from csi.node import parameters
@@ -194,7 +195,7 @@ def test_an_lv_of_the_same_name_that_is_not_ours_does_not_confuse() -> None:
 def volume(
     *, size: int = SIZE, activation: Activation = Activation.INACTIVE, is_open: bool = False, **fields: Any
 ) -> Volume:
-    device = (254, 1) if activation is Activation.ACTIVE else None
+    device = DeviceNumber(254, 1) if activation is Activation.ACTIVE else None
     plain = Volume(
         lv=lv(size_bytes=size, activation=activation, is_open=is_open, device=device),
         name_digest="",

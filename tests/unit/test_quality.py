@@ -15,12 +15,14 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from csi.node import settings as node_settings
 from lab.dockerfile import Stage, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PYTHON_FOLDERS = [folder for folder in ("csi", "lab", "tests", "bench", "scripts") if (ROOT / folder).is_dir()]
 CSI = sorted(path for path in (ROOT / "csi").rglob("*.py") if "proto" not in path.parts)
+LAB = sorted((ROOT / "lab").rglob("*.py"))
 LOCKS = ("dev", "node", "guest", "broker", "build", "deploy")
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT: dict[str, Any] = PYPROJECT["project"]
@@ -273,9 +275,42 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_no_file_is_longer_than_500_lines() -> None:
+LONGEST_FILE, LONGEST_FUNCTION = 350, 40
+
+
+def too_long(path: Path) -> list[str]:
+    """What is longer than a reader can hold: a file, or a function with its decorators and its own text."""
+    text = path.read_text()
+    lines = len(text.splitlines())
+    found = [f"{path.name}: {lines} lines"] if lines > LONGEST_FILE else []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            lines = node.end_lineno - first + 1
+            found += [f"{path.name}: {node.name} has {lines} lines"] if lines > LONGEST_FUNCTION else []
+    return found
+
+
+def test_no_file_has_more_than_350_lines_and_no_function_more_than_40() -> None:
     assert len(CSI) > 50
-    assert not [relative(path) for path in CSI if len(path.read_text().splitlines()) > 500]
+    assert len(LAB) > 10
+    assert [told for path in (*CSI, *LAB) for told in too_long(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\n" * 350, []),
+        ("x = 1\n" * 351, ["a.py: 351 lines"]),
+        ("def f():\n" + "    x()\n" * 39, []),
+        ("def f():\n" + "    x()\n" * 40, ["a.py: f has 41 lines"]),
+        ("@g\ndef f():\n" + "    x()\n" * 39, ["a.py: f has 41 lines"]),
+        ("class A:\n    async def f():\n" + "        x()\n" * 40, ["a.py: f has 41 lines"]),
+    ],
+)
+def test_what_is_too_long_is_noticed(tmp_path: Path, text: str, told: list[str]) -> None:
+    (tmp_path / "a.py").write_text(text)
+    assert too_long(tmp_path / "a.py") == told
 
 
 def test_no_process_is_run_through_a_shell() -> None:
@@ -291,7 +326,7 @@ def test_no_process_is_run_through_a_shell() -> None:
 def test_processes_are_run_in_one_place_and_supervised_in_another() -> None:
     assert {relative(path) for path in CSI if imports(path) & {"subprocess", "multiprocessing", "pty"}} == {
         "csi/core/command.py",
-        "csi/guest/supervise.py",
+        "csi/guest/run.py",
     }
     starts = re.compile(r"\bos\.(system|popen|exec\w+|spawn\w+|posix_spawnp?|fork(pty)?)\b|\bpreexec_fn\b")
     assert not [relative(path) for path in CSI if starts.search(path.read_text())]
@@ -351,8 +386,7 @@ def test_help_of_a_program_tells_its_options(arguments: list[str], mentioned: li
 
 def test_help_names_every_option_that_the_node_program_has() -> None:
     shown = run(sys.executable, "-m", "csi", "node", "--help").stdout
-    source = (ROOT / "csi/node/settings.py").read_text()
-    defined = set(re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", source))
+    defined = {option.flag for option in node_settings.OPTIONS}
     assert defined == set(re.findall(r"^  (--[a-z-]+) ", shown, re.MULTILINE))
 
 

@@ -109,6 +109,16 @@ def test_the_socket_may_come_from_csis_own_variable(base: dict[str, str]) -> Non
     assert node_settings.load([], environment).endpoint == "unix:///own/csi.sock"
 
 
+@pytest.mark.parametrize(
+    "text", ["unix:///csi/csi.sock ", " unix:///csi/csi.sock", "unix:///csi/csi.sock\n", "unix:///a\tb"]
+)
+@pytest.mark.parametrize("name", ["CSI_ENDPOINT", "SEALED_LOCAL_ENDPOINT"])
+def test_a_socket_that_nobody_would_find_is_refused(base: dict[str, str], name: str, text: str) -> None:
+    error = refused([], {**base, name: text})
+    assert error.field == "--endpoint"
+    assert repr(text) in error.problem
+
+
 def test_the_topology_key_follows_the_driver_name(base: dict[str, str]) -> None:
     loaded = node_settings.load(["--driver-name", "local.example.com"], base)
     assert loaded.topology_key == "topology.local.example.com/node"
@@ -184,7 +194,7 @@ def test_a_node_name_too_long_for_a_label_asks_for_a_shorter_topology_value(base
     [
         (lambda file: None, "does not exist"),
         (lambda file: file.mkdir(), "can't be read: Is a directory"),
-        (lambda file: file.write_bytes(b"pools: [\xff]"), "can't be read: it is no UTF-8 text"),
+        (lambda file: file.write_bytes(b"pools: [\xff]"), "can't be read: it is not UTF-8 text"),
         (lambda file: file.symlink_to(file), "can't be read: Too many levels of symbolic links"),
     ],
     ids=["missing", "directory", "binary", "loop"],

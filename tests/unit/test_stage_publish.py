@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import AlreadyExists, InUse, Refused
 from csi.core.mount import Mount
 from csi.core.sealed import PAYLOAD_OFFSET, Profile
@@ -18,7 +19,7 @@ from csi.node.volume import Access, Capability, State, Volume, Wipe
 
 MIB = 1 << 20
 SIZE = 400 * MIB
-DEVICE, NUMBER, FOREIGN = "/dev/vg0/pvc-1", (254, 1), (254, 9)
+DEVICE, NUMBER, FOREIGN = "/dev/vg0/pvc-1", DeviceNumber(254, 1), DeviceNumber(254, 9)
 STAGING, TARGET, OTHER = "/k/staging", "/k/pods/1/mount", "/k/pods/2/mount"
 
 
@@ -69,7 +70,7 @@ def asked(
 def mount(
     target: str,
     *,
-    device: tuple[int, int] = NUMBER,
+    device: DeviceNumber = NUMBER,
     fstype: str = "ext4",
     source: str = DEVICE,
     read_only: bool = False,
@@ -497,7 +498,7 @@ def test_a_volume_for_several_pods_gets_a_second_target(access: Access) -> None:
 # Block
 
 
-BOUND = path(TARGET, mount(TARGET, fstype="devtmpfs", device=(0, 5)), kind=PathKind.DEVICE, device=NUMBER)
+BOUND = path(TARGET, mount(TARGET, fstype="devtmpfs", device=DeviceNumber(0, 5)), kind=PathKind.DEVICE, device=NUMBER)
 BIND_DEVICE = steps.BindDevice(device=DEVICE, target=TARGET)
 
 
@@ -561,7 +562,9 @@ def test_a_block_volume_of_two_pods_is_read_only_for_both_or_for_none(read_only:
 # Direct
 
 
-TOMBSTONE = path(TARGET, mount(TARGET, device=(0, 99), fstype="tmpfs", source=TOMBSTONE_SOURCE, read_only=True))
+TOMBSTONE = path(
+    TARGET, mount(TARGET, device=DeviceNumber(0, 99), fstype="tmpfs", source=TOMBSTONE_SOURCE, read_only=True)
+)
 RECORD = Record(device=DEVICE, fstype="ext4", metadata={"sealed-local.csi/volume-id": "pvc-1"})
 MOUNT_TOMBSTONE, WRITE_RECORD = steps.MountTombstone(target=TARGET), steps.WriteRecord(target=TARGET, record=RECORD)
 
@@ -584,7 +587,7 @@ def test_a_direct_volume_has_its_tombstone_before_its_record(
 
 
 def test_a_target_of_another_program_is_not_taken_for_a_tombstone() -> None:
-    other = path(TARGET, mount(TARGET, device=(0, 98), fstype="tmpfs", source="tmpfs", read_only=True))
+    other = path(TARGET, mount(TARGET, device=DeviceNumber(0, 98), fstype="tmpfs", source="tmpfs", read_only=True))
     with pytest.raises(Refused, match="is already a mount"):
         publish.publish(view(volume(**DIRECT), target=other))
 

@@ -139,7 +139,7 @@ class BrokerRegister:
         raise NotReleased(f"{refusal} ({_ATTEMPTS} tries)")
 
     def _handshake(self) -> str | None:
-        """Attest. Answers why the evidence was refused, since that may be a session that a restart of the broker ended;
+        """Attest. Returns why the evidence was refused, since that may be a session that a restart of the broker ended;
         what no repetition can change raises `NotReleased`.
         """
         request = kbs.Request(

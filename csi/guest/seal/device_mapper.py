@@ -1,43 +1,15 @@
 """The kernel's own view of a mapping: its whole table and its number."""
 
-import hashlib
-import os
-import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from csi.core import disks
 from csi.core.command import Runner
+from csi.core.device_number import DeviceNumber
+from csi.guest.seal.mapping import Mapping
 
 _SECONDS: Final = 30.0
 _ENVIRONMENT: Final = {"DM_DISABLE_UDEV": "1"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mapping:
-    """A live mapping."""
-
-    name: str
-    table: str
-    device: tuple[int, int]
-
-    @property
-    def path(self) -> str:
-        """Its device node."""
-        return f"/dev/mapper/{self.name}"
-
-    @property
-    def below(self) -> str | None:
-        """Major and minor number (`8:16`) of the device that a one-line crypt table maps; None for any other table."""
-        fields = self.table.split()
-        is_crypt = "\n" not in self.table and len(fields) > 6 and fields[2] == "crypt"
-        return fields[6] if is_crypt else None
-
-
-def mapping_name(volume_id: str) -> str:
-    """The name of a volume's mapping: of fixed length, whatever the id is."""
-    return f"sealed-{hashlib.sha256(volume_id.encode()).hexdigest()[:32]}"
 
 
 def find(runner: Runner, name: str) -> Mapping | None:
@@ -51,15 +23,13 @@ def find(runner: Runner, name: str) -> Mapping | None:
 
 def is_read_only(mapping: Mapping, sysfs: Path = Path("/sys")) -> bool:
     """Whether the kernel refuses writes to the mapping."""
-    major, minor = mapping.device
-    return (sysfs / f"dev/block/{major}:{minor}/ro").read_text().strip() == "1"
+    return (sysfs / f"dev/block/{mapping.device}/ro").read_text().strip() == "1"
 
 
 def ensure_node(runner: Runner, mapping: Mapping) -> None:
     """See that the mapping's node is there and leads to this very mapping; a guest may have no udev to make it."""
     try:
-        status = Path(mapping.path).stat()
-        right = stat.S_ISBLK(status.st_mode) and (os.major(status.st_rdev), os.minor(status.st_rdev)) == mapping.device
+        right = DeviceNumber.of_block_device(Path(mapping.path).stat()) == mapping.device
     except FileNotFoundError:
         right = False
     if not right:

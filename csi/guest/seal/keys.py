@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from csi.core.errors import InvalidInput
+from csi.core.framing import framed
 from csi.core.secret import Secret
 
 SALT: Final = b"sealed-local/v1"
@@ -46,6 +47,5 @@ def derive(secret: Secret, volume_id: str, key_version: int) -> VolumeKeys:
 
 
 def info_of(purpose: str, volume_id: str, key_version: int) -> bytes:
-    """The HKDF info: each field behind its length in four bytes, so that no two inputs give the same text."""
-    fields = (purpose.encode(), volume_id.encode(), key_version.to_bytes(4, "big"))
-    return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    """The HKDF info of one key."""
+    return framed(purpose.encode(), volume_id.encode(), key_version.to_bytes(4, "big"))

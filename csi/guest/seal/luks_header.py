@@ -1,4 +1,4 @@
-"""The strict allow-list over one 16 MiB LUKS2 header: exactly what profile `xts` writes, and nothing else.
+"""The strict allow-list over one 16 MiB LUKS2 header: exactly what its profile writes, and nothing else.
 
 The caller has verified the bytes by MAC; this check stands on its own all the same, so that a header that we ourselves were
 made to write in another way would be refused, too. It reads, it never repairs, and it echoes nothing that is not bounded.
@@ -9,10 +9,11 @@ import base64
 import hashlib
 import json
 import struct
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from csi.core.errors import Tampered
-from csi.core.sealed import HEADER_BYTES, PAYLOAD_OFFSET
+from csi.core.sealed import HEADER_BYTES, PAYLOAD_OFFSET, Profile
+from csi.guest.seal.profiles import unsealed
 
 _COPY_BYTES: Final = 16384
 _BINARY_BYTES: Final = 4096
@@ -29,7 +30,7 @@ _KEYSLOT: Final = {
     "area": {"type": "raw", "offset": "32768", "size": "258048", "encryption": "aes-xts-plain64", "key_size": 64},
     "kdf": {"type": "pbkdf2", "hash": "sha256", "iterations": 1000, "salt": None},
 }
-_PROFILE: Final = {
+_XTS: Final[dict[str, Any]] = {
     "keyslots": {"0": _KEYSLOT},
     "tokens": {},
     "segments": {
@@ -55,11 +56,11 @@ _PROFILE: Final = {
     },
     "config": {"json_size": "12288", "keyslots_size": "16744448"},
 }
-"""The JSON area, whole. None stands for 32 random bytes in base64; everything else must be equal, type included."""
+"""The whole JSON area of `xts`. None stands for 32 random bytes in base64; all else must be equal, type included."""
 
 
-def check(header: bytes | memoryview, *, uuid: str) -> None:
-    """Raises `Tampered` unless `header` is one header copy of profile `xts` with this UUID."""
+def check(header: bytes | memoryview, profile: Profile, *, uuid: str) -> None:
+    """Raises `Tampered` unless `header` is one header copy of this profile with this UUID."""
     if len(header) != HEADER_BYTES:
         raise Tampered(f"a LUKS header copy is {len(header)} bytes long instead of {HEADER_BYTES}")
     copies = (bytes(header[:_COPY_BYTES]), bytes(header[_COPY_BYTES : 2 * _COPY_BYTES]))
@@ -71,7 +72,7 @@ def check(header: bytes | memoryview, *, uuid: str) -> None:
         raise Tampered("the two LUKS headers have different sequence numbers")
     if copies[0][_BINARY_BYTES:] != copies[1][_BINARY_BYTES:]:
         raise Tampered("the two LUKS headers hold different JSON")
-    _check_json(copies[0][_BINARY_BYTES:])
+    _check_json(copies[0][_BINARY_BYTES:], _document(profile))
 
 
 def _check_binary(copy: bytes, magic: bytes, offset: int, uuid: str) -> int:
@@ -98,7 +99,17 @@ def _check_binary(copy: bytes, magic: bytes, offset: int, uuid: str) -> int:
     return seqid
 
 
-def _check_json(area: bytes) -> None:
+def _document(profile: Profile) -> dict[str, Any]:
+    match profile:
+        case Profile.XTS:
+            return _XTS
+        case Profile.NONE:
+            raise unsealed()
+        case _:
+            assert_never(profile)
+
+
+def _check_json(area: bytes, wanted: dict[str, Any]) -> None:
     text, end, rest = area.partition(b"\0")
     if not end or rest.strip(b"\0"):
         raise Tampered("the LUKS JSON area does not end in zeroes")
@@ -106,7 +117,7 @@ def _check_json(area: bytes) -> None:
         document = json.loads(text.decode("ascii"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Tampered(f"the LUKS JSON can't be read: {str(error)[:60]}") from error
-    _compare(document, _PROFILE, "header")
+    _compare(document, wanted, "header")
 
 
 def _compare(found: Any, wanted: Any, place: str) -> None:
@@ -133,7 +144,7 @@ def _check_random(found: Any, place: str) -> None:
     except ValueError:  # also for text that isn't ASCII, which isn't a binascii.Error
         value = b""
     if len(value) != _RANDOM_BYTES or base64.b64encode(value).decode() != found:
-        raise Tampered(f"LUKS JSON: {place} is no base64 of {_RANDOM_BYTES} bytes")
+        raise Tampered(f"LUKS JSON: {place} is not base64 of {_RANDOM_BYTES} bytes")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,7 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _short(value: object) -> str:

@@ -7,74 +7,32 @@ what the bytes mean is decided after their MAC was verified.
 import errno
 import mmap
 import os
-import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, NotFound, Refused, Tampered
-from csi.core.sealed import (
-    HEADER_A_OFFSET,
-    HEADER_B_OFFSET,
-    HEADER_BYTES,
-    PAYLOAD_OFFSET,
-    STATE_RECORD_BYTES,
-    STATE_RECORD_OFFSETS,
-)
+from csi.core.sealed import PAYLOAD_OFFSET, STATE_RECORD_BYTES, STATE_RECORD_OFFSETS
 from csi.core.size import MIB
+from csi.guest.seal.head import Head
 
 _TAIL_BYTES: Final = 1 * MIB
 _ALIGNMENT: Final = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
-    """The first 34 MiB and the last MiB of a device, read once."""
-
-    device: str
-    number: tuple[int, int]
-    device_bytes: int
-    region: memoryview
-    tail: memoryview
-
-    def header_a(self) -> memoryview:
-        """Header copy A."""
-        return self.region[HEADER_A_OFFSET : HEADER_A_OFFSET + HEADER_BYTES]
-
-    def header_b(self) -> memoryview:
-        """Header copy B."""
-        return self.region[HEADER_B_OFFSET : HEADER_B_OFFSET + HEADER_BYTES]
-
-    def slots(self) -> tuple[bytes, bytes]:
-        """The two state records."""
-        first, second = (bytes(self.region[offset : offset + STATE_RECORD_BYTES]) for offset in STATE_RECORD_OFFSETS)
-        return first, second
-
-    def zero_but_slots(self) -> bool:
-        """Whether everything that was read, the two records apart, is zero."""
-        records = {offset // MIB for offset in STATE_RECORD_OFFSETS}
-        zeroes = bytes(MIB)
-        for number in range(len(self.region) // MIB):
-            start = number * MIB + (STATE_RECORD_BYTES if number in records else 0)
-            part = bytes(self.region[start : (number + 1) * MIB])
-            if part != zeroes[: len(part)]:
-                return False
-        return bytes(self.tail) == zeroes
 
 
 def read_head(device: str) -> Head:
     """Read the head once, exclusively: a device that is mounted or mapped is refused with `InUse`."""
     descriptor = _open_exclusive(device)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISBLK(status.st_mode):
-            raise Refused(f"{device} is no block device")
+        number = DeviceNumber.of_block_device(os.fstat(descriptor))
+        if number is None:
+            raise Refused(f"{device} is not a block device")
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size <= PAYLOAD_OFFSET:
             raise Tampered(f"{device} has {size} bytes; a sealed volume always has more than {PAYLOAD_OFFSET}")
         return Head(
             device=device,
-            number=(os.major(status.st_rdev), os.minor(status.st_rdev)),
+            number=number,
             device_bytes=size,
             region=_pread(descriptor, PAYLOAD_OFFSET, 0),
             tail=_pread(descriptor, _TAIL_BYTES, (size - _TAIL_BYTES) // _ALIGNMENT * _ALIGNMENT),
@@ -83,7 +41,7 @@ def read_head(device: str) -> Head:
         os.close(descriptor)
 
 
-def read_slots(device: str, number: tuple[int, int] | None = None) -> tuple[bytes, bytes]:
+def read_slots(device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
     """The two state records as the device shows them at this moment, past the page cache; the device may be mapped.
 
     Raises `Refused` when `number` is given and the path leads to another device by now.
@@ -97,18 +55,18 @@ def read_slots(device: str, number: tuple[int, int] | None = None) -> tuple[byte
         os.close(descriptor)
 
 
-def number_of(device: str) -> tuple[int, int]:
+def number_of(device: str) -> DeviceNumber:
     """Major and minor number of a block device. Raises `NotFound` or `Refused`."""
     try:
-        status = Path(device).stat()
+        number = DeviceNumber.of_block_device(Path(device).stat())
     except FileNotFoundError:
         raise NotFound(f"there is no device {device}") from None
-    if not stat.S_ISBLK(status.st_mode):
-        raise Refused(f"{device} is no block device")
-    return os.major(status.st_rdev), os.minor(status.st_rdev)
+    if number is None:
+        raise Refused(f"{device} is not a block device")
+    return number
 
 
-def write(device: str, offset: int, content: bytes | memoryview, number: tuple[int, int] | None) -> None:
+def write(device: str, offset: int, content: bytes | memoryview, number: DeviceNumber | None) -> None:
     """Write bytes below the payload and flush them to the disk before returning.
 
     Raises `Refused` when the path leads to another device than `number` by now.
@@ -125,9 +83,8 @@ def write(device: str, offset: int, content: bytes | memoryview, number: tuple[i
         os.close(descriptor)
 
 
-def _require_number(descriptor: int, device: str, number: tuple[int, int] | None) -> None:
-    status = os.fstat(descriptor)
-    if number is not None and (os.major(status.st_rdev), os.minor(status.st_rdev)) != number:
+def _require_number(descriptor: int, device: str, number: DeviceNumber | None) -> None:
+    if number is not None and DeviceNumber.of_block_device(os.fstat(descriptor)) != number:
         raise Refused(f"{device} is another device than a moment ago; nothing was written to it")
 
 

@@ -9,17 +9,17 @@ import hmac
 import struct
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, assert_never
 
 from csi.core.errors import Tampered
 from csi.core.sealed import STATE_RECORD_BYTES, Profile
 from csi.guest.seal.keys import VolumeKeys
+from csi.guest.seal.profiles import unsealed
 
 _MAGIC: Final = b"SLSTATE1"
 _FIELDS: Final = struct.Struct(">8sHHIQQ32s32s32s")
 _MAC_OFFSET: Final = STATE_RECORD_BYTES - 32
 _HEADER_CONTEXT: Final = b"sealed-local/v1 header"
-_PROFILES: Final = {Profile.XTS: 1}
 _NO_HASH: Final = bytes(32)
 
 
@@ -62,7 +62,7 @@ def encode(record: StateRecord, keys: VolumeKeys, volume_id: str) -> bytes:
     fields = _FIELDS.pack(
         _MAGIC,
         record.kind,
-        _PROFILES[record.profile],
+        _number(record.profile),
         record.key_version,
         record.generation,
         record.payload_bytes,
@@ -83,7 +83,7 @@ def decode(raw: bytes, keys: VolumeKeys, volume_id: str) -> Slot:
     if not hmac.compare_digest(_mac(raw[:_MAC_OFFSET], keys), raw[_MAC_OFFSET:]):
         return SlotState.INVALID
     magic, kind, profile, key_version, generation, payload, volume, header, mac = _FIELDS.unpack_from(raw)
-    known = {number: name for name, number in _PROFILES.items()}
+    known = {_number(sealed): sealed for sealed in Profile if sealed.is_sealed}
     of_this_volume = volume == hashlib.sha256(volume_id.encode()).digest()
     if magic != _MAGIC or kind not in set(RecordKind) or profile not in known or not of_this_volume:
         raise Tampered("a state record verifies, yet is of another format version or volume; use a newer guest")
@@ -113,3 +113,13 @@ def require_header(record: StateRecord, header_sha256: bytes, header_bytes: int,
 
 def _mac(body: bytes, keys: VolumeKeys) -> bytes:
     return hmac.new(keys.state_mac.reveal(), body, hashlib.sha256).digest()
+
+
+def _number(profile: Profile) -> int:
+    match profile:
+        case Profile.XTS:
+            return 1
+        case Profile.NONE:
+            raise unsealed()
+        case _:
+            assert_never(profile)

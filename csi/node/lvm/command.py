@@ -205,7 +205,7 @@ class Lvm:
             self._change(["vgmknodes", f"{vg}/{name}"])
         if disks.leads_to(path) != device:
             raise Refused(
-                f"{path} does not lead to the volume's device {device[0]}:{device[1]}; look at `ls -l {path}` and "
+                f"{path} does not lead to the volume's device {device}; look at `ls -l {path}` and "
                 f"`dmsetup ls`, remove the stale entry, then repeat"
             )
 

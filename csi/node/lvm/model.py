@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 
 
@@ -23,8 +24,8 @@ class PhysicalVolume:
     free_extents: int
     allocatable: bool
     missing: bool
-    device: tuple[int, int] | None = None
-    """Major and minor number; None when it is missing."""
+    device: DeviceNumber | None = None
+    """None when it is missing."""
 
     @property
     def usable_free_extents(self) -> int:
@@ -44,8 +45,8 @@ class LogicalVolume:
     is_open: bool
     partial: bool
     """A disk that holds part of it is missing."""
-    device: tuple[int, int] | None
-    """Major and minor number while active."""
+    device: DeviceNumber | None
+    """The kernel's device while active."""
 
     @property
     def path(self) -> str:

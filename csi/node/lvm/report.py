@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import ToolFailed
 from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
@@ -97,7 +98,7 @@ def _pv(raw: _Pv) -> PhysicalVolume:
         free_extents=int(raw.pv_pe_count) - int(raw.pv_pe_alloc_count),
         allocatable=raw.pv_attr[0] == "a",
         missing=raw.pv_missing != "",
-        device=(int(raw.pv_major), int(raw.pv_minor)) if int(raw.pv_major) > 0 else None,
+        device=DeviceNumber(int(raw.pv_major), int(raw.pv_minor)) if int(raw.pv_major) > 0 else None,
     )
 
 
@@ -118,5 +119,5 @@ def _lv(raw: _Lv, vg: str) -> LogicalVolume:
         activation=Activation.UNKNOWN if unknown else Activation.ACTIVE if active else Activation.INACTIVE,
         is_open=raw.lv_device_open == "open",
         partial=raw.lv_attr[8] == "p",
-        device=(major, int(raw.lv_kernel_minor)) if major >= 0 else None,
+        device=DeviceNumber(major, int(raw.lv_kernel_minor)) if major >= 0 else None,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
 from csi.node.kata.record import Record
 
@@ -28,8 +29,8 @@ class PathView:
     path: str
     kind: PathKind = PathKind.ABSENT
     mounts: tuple[Mount, ...] = ()
-    device: tuple[int, int] | None = None
-    """Major and minor number where the path is a block device."""
+    device: DeviceNumber | None = None
+    """Where the path is a block device."""
     empty: bool = True
 
     @property

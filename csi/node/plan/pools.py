@@ -9,6 +9,7 @@ Disks are the same when their device numbers are: LVM may know a disk by another
 from dataclasses import dataclass
 from typing import Final
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import ForeignContent, NotFound
 from csi.node.config import Pool
 from csi.node.lvm.model import PhysicalVolume, Report
@@ -25,8 +26,7 @@ class DeviceView:
     """The device that the configured path leads to; None when there is none."""
     holds: str | None
     """A signature, or words for other content; None when it is blank."""
-    number: tuple[int, int] | None = None
-    """Major and minor number."""
+    number: DeviceNumber | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,25 @@
+"""What several verbs need."""
+
+from pathlib import Path
+
+import msgspec
+
+from csi.core.errors import InvalidInput, NotFound
+
+OPERATOR = "operator"
+"""The actor of every verb in the audit log: whoever may write the broker's directory."""
+
+
+def read(path: Path) -> bytes:
+    """All bytes of a file that the user named; raises `NotFound` or `InvalidInput` with its name."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFound(f"{path} does not exist") from error
+    except IsADirectoryError as error:
+        raise InvalidInput(str(path), "is a directory") from error
+
+
+def as_json(value: object) -> str:
+    """One line of JSON."""
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,36 @@
+"""Storing and destroying the secrets that guests read as `kbs:///REPOSITORY/TYPE/TAG`."""
+
+import os
+import sys
+from argparse import Namespace
+from contextlib import closing
+from pathlib import Path
+
+from csi.broker.audit import Event
+from csi.broker.directory import BrokerDirectory
+from csi.broker.verbs.common import OPERATOR, read
+from csi.core.secret import Secret
+from csi.kbs import messages as kbs
+
+
+def put(arguments: Namespace) -> int:
+    """Store a resource."""
+    path = kbs.ResourcePath.parse(arguments.path)
+    content = sys.stdin.buffer.read() if arguments.file == "-" else read(Path(arguments.file))
+    directory = BrokerDirectory(arguments.dir)
+    event = Event(actor=OPERATOR, action="resource-stored", subject=str(path))
+    with closing(directory.open_store()) as store:
+        wrapped = directory.open_vault(os.environ, store).wrap(Secret(content), "resource", str(path))
+        store.put_resource(str(path), wrapped, event)
+    print(f"stored {len(content)} bytes as {path.uri}")
+    return 0
+
+
+def delete(arguments: Namespace) -> int:
+    """Destroy a resource."""
+    path = kbs.ResourcePath.parse(arguments.path)
+    event = Event(actor=OPERATOR, action="resource-deleted", subject=str(path))
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        store.delete_resource(str(path), event)
+    print(f"destroyed {path.uri}")
+    return 0

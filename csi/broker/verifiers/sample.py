@@ -1,0 +1,31 @@
+"""The development TEE `sample`: it checks what can be checked, and nothing of it is signed, so it proves nothing."""
+
+import hmac
+
+from csi.broker.release import Claims
+from csi.broker.verifiers.base import Expected
+from csi.core.errors import InvalidInput, NotReleased
+from csi.kbs import messages as kbs
+from csi.kbs import strict_json
+
+_LAUNCH_DIGEST = "abcde"
+
+
+class SampleVerifier:
+    """See `Verifier`."""
+
+    def verify(self, evidence: object, expected: Expected) -> Claims:
+        """See `Verifier.verify`. The init-data digest is taken over unproven, as upstream does for this TEE."""
+        try:
+            sample = strict_json.convert(evidence, kbs.SampleEvidence, "primary_evidence")
+            report_data = kbs.standard_base64(sample.report_data, "primary_evidence.report_data")
+        except InvalidInput as error:
+            raise NotReleased(f"malformed sample evidence: {error}") from error
+        if not hmac.compare_digest(report_data, expected.report_data):
+            raise NotReleased("the evidence does not carry this session's nonce and key")
+        return Claims(
+            tee=str(kbs.Tee.SAMPLE),
+            launch_digest=_LAUNCH_DIGEST,
+            init_data=expected.init_data_digest(),
+            svn=sample.svn,
+        )

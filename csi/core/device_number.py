@@ -1,0 +1,42 @@
+"""The number by which the kernel knows a device. A path may lead elsewhere a moment later; a number says which device it
+is.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNumber:
+    """Major and minor number. As text it is `MAJOR:MINOR`, as sysfs, mountinfo and device-mapper tables write it."""
+
+    major: int
+    minor: int
+
+    @classmethod
+    def parse(cls, text: str) -> "DeviceNumber":
+        """The number that a kernel file or table shows as `MAJOR:MINOR`. Raises `ValueError` for other text."""
+        major, colon, minor = text.partition(":")
+        if not colon or not _is_decimal(major) or not _is_decimal(minor):
+            raise ValueError(f"{text!r} is not a device number MAJOR:MINOR")
+        return cls(int(major), int(minor))
+
+    @classmethod
+    def of_block_device(cls, status: os.stat_result) -> "DeviceNumber | None":
+        """The number of the block device that was looked at; None when it was anything else."""
+        if not stat.S_ISBLK(status.st_mode):
+            return None
+        return cls(os.major(status.st_rdev), os.minor(status.st_rdev))
+
+    @property
+    def combined(self) -> int:
+        """Both in one integer, as system calls and udev take it."""
+        return os.makedev(self.major, self.minor)
+
+    def __str__(self) -> str:
+        return f"{self.major}:{self.minor}"
+
+
+def _is_decimal(text: str) -> bool:
+    return text.isascii() and text.isdigit()

@@ -1,0 +1,129 @@
+"""The command line of `sealed-local guest`: each option's name, default, check and meaning, declared once.
+
+The tables in docs/guest.md are written from here by `make tables`, so a meaning is a whole sentence or two. There are no
+environment variables: who starts a container chooses them, and the command line is what a policy of the runtime checks.
+"""
+
+import argparse
+
+from csi.core import errors
+
+_LONGEST_WAIT_SECONDS = 86400.0
+
+EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
+    (errors.InvalidInput, 2, "wrong option or policy, or a volume that the policy does not allow"),
+    (errors.Blanked, 4, "a formatted volume shows nothing: wrong device or lost data; never formatted again"),
+    (errors.RolledBack, 5, "an older state of the volume, or of the broker's database"),
+    (errors.Untrusted, 3, "what the host shows does not verify (changed header, other volume, wrong mapping)"),
+    (errors.NotReleased, 6, "the broker does not release the key to this guest"),
+    (errors.ForeignContent, 7, "a device that should be new holds something"),
+    (errors.NotFound, 8, "no such device or volume"),
+    (errors.Unavailable, 9, "the broker, the pinned one, can't be reached or sends no sensible answer; try again"),
+    (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
+    (errors.Unsupported, 12, "the broker asks for what this guest can't do"),
+    (errors.Busy, 11, "another guest, or another call in this one, works on the volume at this moment; try again"),
+)
+
+_DESCRIPTION = """Inside the confidential guest: attests to the broker, gets the volume's key, verifies the device, mounts
+its filesystem. It believes the measured policy, the broker and its own checks, and nothing that the host says. It
+formats only what the register says was never formatted."""
+
+_EPILOG = """The policy (TOML) is part of the measured init-data or image; --policy takes it or the whole init-data text:
+
+  version = 1
+  [broker]
+  url = "https://10.0.2.2:8443"
+  ca = '''-----BEGIN CERTIFICATE----- ...'''   # the only authority that is trusted
+  allow_sample = false                          # true: development without a TEE; proves nothing
+  timeout_seconds = 30                          # of one exchange
+  [[volume]]
+  name = "data"                                 # what --volume may say
+  id = "pvc-5d1f..."                            # or id_pattern = "pvc-.*": the host then chooses among all
+                                                # that match, an empty new volume included
+  mount = "/data"                               # must not be a mount point yet
+  profile = "xts"
+  fstype = "ext4"                               # or xfs
+  access = "rw"                                 # or ro
+  format = "once"                               # or never: only what is formatted already
+  options = ["noatime"]                         # of the mount
+
+Exit status: 0 done; 1 a tool failed; {codes}.
+See docs/guest.md."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows what is declared beside a meaning, too."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return meaning(action)
+
+
+def meaning(option: argparse.Action) -> str:
+    """What an option means, and whether it must be given or what counts if it is not."""
+    if option.required and option.option_strings:
+        return f"{option.help} (required)"
+    return f"{option.help} (default: {option.default:g})" if isinstance(option.default, float) else str(option.help)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `sealed-local guest`."""
+    codes = "; ".join(f"{code} {text}" for _, code, text in sorted(EXIT_CODES, key=lambda item: item[1]))
+    made = argparse.ArgumentParser(
+        prog="sealed-local guest",
+        description=_DESCRIPTION,
+        epilog=_EPILOG.format(codes=codes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
+    opened = verbs.add_parser("open", help="unlock and mount a volume; once more is fine", formatter_class=_Help)
+    _what_to_open(opened)
+    opened.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+    closed = verbs.add_parser(
+        "close", help="unmount and close a volume; one that is not open is fine", formatter_class=_Help
+    )
+    closed.add_argument("--volume", required=True, help="the volume id, as `status` shows it, never the name of a rule")
+    shown = verbs.add_parser("status", help="show the volumes that are open", formatter_class=_Help)
+    shown.add_argument("--json", action="store_true", help="print a JSON list of them")
+    run = verbs.add_parser(
+        "run", help="open a volume, run a command, close it; the exit status is the command's", formatter_class=_Help
+    )
+    _what_to_open(run)
+    run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENTS]")
+    return made
+
+
+def _what_to_open(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--policy",
+        required=True,
+        help="the policy file, or the whole init-data text that holds it; part of what is measured",
+    )
+    verb.add_argument(
+        "--volume",
+        required=True,
+        help="the volume id as the host names it: the first rule of the policy that allows it counts. Or the name of a "
+        "rule that has a fixed `id`. With `--id` it is always a rule's name",
+    )
+    verb.add_argument(
+        "--id",
+        help="the volume id, when `--volume` is the name of a rule with `id_pattern`. The rule must allow it; it may be "
+        "given for a fixed `id`, too",
+    )
+    verb.add_argument(
+        "--device",
+        help="the block device; links such as `/dev/disk/by-id/…` are followed. Left out, a formatted volume is found by "
+        "its authenticated records. A new volume needs it",
+    )
+    verb.add_argument(
+        "--wait", type=_seconds, default=30.0, metavar="SECONDS", help="how long to wait for the device, in seconds"
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= _LONGEST_WAIT_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to {_LONGEST_WAIT_SECONDS:g}")
+    return value
