@@ -23,8 +23,10 @@ BIN = Path(sys.executable).parent
 PYTHON_FOLDERS = [folder for folder in ("csi", "lab", "tests", "bench", "scripts") if (ROOT / folder).is_dir()]
 CSI = sorted(path for path in (ROOT / "csi").rglob("*.py") if "proto" not in path.parts)
 LAB = sorted((ROOT / "lab").rglob("*.py"))
-LOCKS = ("dev", "node", "guest", "broker", "build")
-PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCKS = ("dev", "node", "guest", "broker", "build", "deploy")
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT: dict[str, Any] = PYPROJECT["project"]
+GROUPS: dict[str, list[str]] = PYPROJECT["dependency-groups"]
 
 LEFT_BEHIND = re.compile(r"\..*|build|dist|__pycache__|.*\.egg-info")
 
@@ -209,7 +211,12 @@ def test_a_line_that_is_not_locked_is_noticed(line: str) -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_holds_what_the_project_asks_for(name: str) -> None:
     extras = PROJECT["optional-dependencies"]
-    asked = [*PROJECT["dependencies"], *(line for extra in extras if name in (extra, "dev") for line in extras[extra])]
+    program = [
+        *PROJECT["dependencies"],
+        *(line for extra in extras if name in (extra, "dev") for line in extras[extra]),
+    ]
+    asked = GROUPS.get(name, program)
+    assert asked
     versions = pinned(name)
     wrong = [
         line
