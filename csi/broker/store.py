@@ -13,13 +13,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi.broker import audit, schema
+from csi.broker import audit, deadline, schema
 from csi.broker.audit import Entry, Event
 from csi.core.errors import InvalidInput, NotFound, Tampered, Unavailable
 from csi.kbs import strict_json
 from csi.kbs.register import VolumeRecord
 
 _EPOCH_BYTES = 16
+_PROBE_SECONDS = 1.0
 
 Change = Callable[[VolumeRecord], VolumeRecord]
 
@@ -83,6 +84,16 @@ class Store:
         """Read the whole file; raises `Refused` when it is damaged anywhere."""
         with self._reading():
             schema.check_integrity(self._db, self._path)
+
+    def probe(self) -> None:
+        """See whether a change could be made now, beside everything that waits here; raises `Unavailable` or `Refused`."""
+        try:
+            with closing(schema.plainly(self._path, _PROBE_SECONDS)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("SELECT id FROM epoch").fetchone()
+                db.execute("ROLLBACK")
+        except schema.ERRORS as error:
+            raise schema.translated(error, self._path) from error
 
     def is_empty(self) -> bool:
         """Whether no secret was ever stored here."""
@@ -218,12 +229,17 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """One thread at a time; what SQLite raises becomes an error of ours, wherever it comes from."""
-        with self._lock:
-            try:
-                yield
-            except schema.ERRORS as error:
-                raise schema.translated(error, self._path) from error
+        """One thread at a time, by the request's deadline; what SQLite raises becomes an error of ours."""
+        if not self._lock.acquire(timeout=deadline.remaining(schema.BUSY_SECONDS)):
+            raise Unavailable("the register's database is busy; try again")
+        try:
+            milliseconds = int(1000 * deadline.remaining(schema.BUSY_SECONDS))
+            self._db.execute(f"PRAGMA busy_timeout = {milliseconds}")
+            yield
+        except schema.ERRORS as error:
+            raise schema.translated(error, self._path) from error
+        finally:
+            self._lock.release()
 
     def _forget_old_pages(self) -> None:
         """Empty the write-ahead log, which still holds the pages as they were before a secret was destroyed."""
