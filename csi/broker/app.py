@@ -7,6 +7,7 @@ answers 401 to everything, this one says 403 (denied) and 404 (missing): clients
 import hashlib
 import hmac
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 
@@ -14,9 +15,11 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
+from csi.broker import deadline
+from csi.broker.health import Health
 from csi.broker.metrics import PAGE_TYPE, Metrics
 from csi.broker.service import Broker
 from csi.broker.sessions import NotAttested, Session
@@ -38,6 +41,8 @@ _STATUS_OF: tuple[tuple[type[SealedLocalError], int], ...] = (
 )
 _KBS_NAME_OF = {403: "PolicyDeny", 404: "PluginInternalError", 503: "StorageBackendInitialization"}
 _ADMIN = "admin"
+_REQUEST_SECONDS = 5.0
+"""Shorter than guests wait for an answer, so that they hear why there is none."""
 
 Handler = Callable[[Request, bytes], Response]
 
@@ -62,6 +67,7 @@ class BrokerApp:
         self._broker = broker
         self._admin = admin
         self._metrics = Metrics()
+        health = Health(broker.store.probe)
         resource, volume = f"{kbs.PREFIX}/resource/{{path:path}}", f"{kbs.PREFIX}/volumes/{{volume_id}}/{{action}}"
         self.asgi = Starlette(
             routes=[
@@ -71,7 +77,8 @@ class BrokerApp:
                 Route(resource, self._endpoint("resource-admin", self._put_resource), methods=["POST"]),
                 Route(resource, self._endpoint("resource-admin", self._delete_resource), methods=["DELETE"]),
                 Route(volume, self._endpoint("volumes", self._volume), methods=["POST"]),
-                Route("/healthz", lambda _: PlainTextResponse("ok\n")),
+                Route("/healthz", health.alive),
+                Route("/readyz", health.ready),
                 Route("/metrics", self._page),
             ],
             exception_handlers={HTTPException: _unknown_path},
@@ -86,7 +93,9 @@ class BrokerApp:
             if body is None:
                 response = _error(413, kbs.error_type("SerdeError"), f"more than {kbs.BODY_LIMIT_BYTES} bytes")
             else:
-                response = await run_in_threadpool(self._answer, name, handler, request, body)
+                # From the whole request on: waiting for a thread counts as well as waiting for the database.
+                with deadline.within(_REQUEST_SECONDS):
+                    response = await run_in_threadpool(self._answer, name, handler, request, body)
             self._metrics.answered(name, response.status_code)
             return response
 
@@ -107,11 +116,20 @@ class BrokerApp:
 
     def _auth(self, _: Request, body: bytes) -> Response:
         session, challenge = self._broker.challenge(body)
-        return _with_cookie(_json(strict_json.encode(challenge)), session)
+        return self._with_cookie(_json(strict_json.encode(challenge)), session)
 
     def _attest(self, request: Request, body: bytes) -> Response:
         session, token = self._broker.attest(request.cookies.get(kbs.SESSION_COOKIE), body)
-        return _with_cookie(_json(strict_json.encode(kbs.TokenAnswer(token=token))), session)
+        return self._with_cookie(_json(strict_json.encode(kbs.TokenAnswer(token=token))), session)
+
+    def _with_cookie(self, response: Response, session: Session) -> Response:
+        """No Path: clients must use the default one, `/kbs/v0`, as with the upstream server.
+
+        `Expires` is a hint in the time of day, for the client; what counts is the sessions' own clock.
+        """
+        expires = formatdate(time.time() + self._broker.sessions.remaining_seconds(session), usegmt=True)
+        response.headers["Set-Cookie"] = f"{kbs.SESSION_COOKIE}={session.id}; Expires={expires}"
+        return response
 
     def _get_resource(self, request: Request, _: bytes) -> Response:
         guest = self._broker.guest(request.cookies.get(kbs.SESSION_COOKIE), _bearer(request))
@@ -178,13 +196,6 @@ async def _unknown_path(request: Request, error: Exception) -> Response:
 
 def _json(content: bytes, status: int = 200) -> Response:
     return Response(content, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
-
-
-def _with_cookie(response: Response, session: Session) -> Response:
-    """No Path: clients must use the default one, `/kbs/v0`, as with the upstream server."""
-    expires = formatdate(session.expires, usegmt=True)
-    response.headers["Set-Cookie"] = f"{kbs.SESSION_COOKIE}={session.id}; Expires={expires}"
-    return response
 
 
 def _bearer(request: Request) -> str | None:

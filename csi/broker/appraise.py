@@ -32,6 +32,15 @@ def check_known(policy: ReleasePolicy, claims: Claims) -> None:
         raise NotReleased(f"the guest belongs to no workload: {'; '.join(reasons) or 'there is none'}")
 
 
+def memberships(policy: ReleasePolicy, claims: Claims) -> tuple[str, ...]:
+    """Names of the workloads that the guest belongs to by this policy; none, too, where its TEE is not allowed."""
+    try:
+        check_tee(policy, claims.tee)
+    except NotReleased:
+        return ()
+    return tuple(work.name for work in policy.workloads if _why_not(work, claims) is None)
+
+
 def check_volume(policy: ReleasePolicy, claims: Claims, volume_id: str) -> Workload:
     """The workload by which the guest may have this volume's secret and change its record."""
     check_tee(policy, claims.tee)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from csi.core.errors import Tampered
 
 GENESIS = "0" * 64
+OPERATOR = "operator"
+"""The actor of every command: whoever may write the broker's directory."""
 _MINUTE = 60.0
 _MAX_DETAIL_CHARACTERS = 1000
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from csi.broker import certificates, vault
+from csi.broker import certificates, turns, vault
 from csi.broker import policy as broker_policy
 from csi.broker.certificates import Pair
 from csi.broker.release import ReleasePolicy
@@ -130,7 +130,12 @@ class BrokerDirectory:
         """The database; it must have been made by `init`, so that a wrong directory is not taken for an empty broker."""
         if not self.database.exists():
             raise self._missing(self.database)
-        return Store(self.database)
+        place = turns.together(self.root)
+        try:
+            return Store(self.database, place=place)
+        except BaseException:
+            os.close(place)
+            raise
 
     def open_vault(self, environment: Mapping[str, str], store: Store) -> Vault:
         """The vault under the master key; raises `Refused` for a key that the database was not written with.
@@ -181,7 +186,7 @@ def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Ma
         )
     # The files that SQLite puts beside it get its mode.
     maker.file(directory.database, _SECRET_MODE, empty_database)
-    with closing(Store(directory.database)) as store:
+    with closing(directory.open_store()) as store:
         if vault.MASTER_KEY_VARIABLE not in environment:
             if not directory.master_key.exists() and not store.is_empty():
                 raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from csi.broker.verbs import audit, resource, setup, volume
+from csi.broker.verbs import audit, backup, resource, setup, volume
 from csi.core.errors import SealedLocalError
 from csi.core.sealed import Profile
 
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     _add_volume(command)
     _add_resource(command)
     _add_audit(command)
+    _add_backup(command)
     _add_init_data(command)
     _add_policy(command)
     return parser
@@ -153,6 +154,23 @@ def _add_audit(command: _Commands) -> None:
     parser.add_argument("--verify", action="store_true", help="check the chain of hashes instead of printing")
     parser.add_argument(
         "--head", metavar="DIGEST", help="with --verify: a digest noted earlier; the log must still hold its entry"
+    )
+
+
+def _add_backup(command: _Commands) -> None:
+    kept = _add(command, "backup", backup.backup, "write a checked copy of the database while the broker runs")
+    kept.add_argument("file", metavar="FILE", help="a new file; an existing one is never replaced")
+    restore = _add(
+        command,
+        "restore",
+        backup.restore,
+        "put a backup in the place of the database, with a new register epoch; what changed since is held and listed",
+    )
+    restore.add_argument("file", metavar="FILE", help="what `backup` wrote; it is checked first and stays as it is")
+    restore.add_argument(
+        "--audit-log",
+        metavar="FILE",
+        help="saved output of `audit`: it tells what happened since where the replaced database can't be read",
     )
 
 

@@ -62,13 +62,7 @@ def connect(path: Path, ladder: Ladder = LADDER) -> sqlite3.Connection:
     if path.stat().st_size == 0:
         raise damaged(path, "the file is empty")
     try:
-        db = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        db = plainly(path, BUSY_SECONDS)
     except ERRORS as error:
         raise translated(error, path) from error
     try:
@@ -83,6 +77,12 @@ def connect(path: Path, ladder: Ladder = LADDER) -> sqlite3.Connection:
             raise translated(error, path) from error
         raise
     return db
+
+
+def plainly(path: Path, timeout: float) -> sqlite3.Connection:
+    """Open an existing database without a look at it. `timeout` in seconds: how long to wait for its lock."""
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    return sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False)
 
 
 def check_integrity(db: sqlite3.Connection, path: Path) -> None:

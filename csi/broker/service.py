@@ -79,7 +79,8 @@ class Broker:
             raise
         token = self.issuer.issue(attested)
         _log.info("attested", extra={"guest": attested.guest.name, "init_data": attested.guest.claims.init_data})
-        return self.sessions.attested(session, attested.guest, token), token
+        known = bool(appraise.memberships(self.policy, attested.guest.claims))
+        return self.sessions.attested(session, attested.guest, token, known=known), token
 
     def attested_guest(self, session_id: str | None) -> Guest:
         """Who asks, by an attested session only; raises `NotAttested`.

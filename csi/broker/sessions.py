@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from csi.broker.release import Claims
 from csi.core.errors import NotReleased, Unavailable
@@ -15,8 +16,26 @@ from csi.kbs.jwk import Jwk
 _NONCE_BYTES = 32
 _ID_BYTES = 16
 _MAX_SESSIONS = 20_000
-"""A bound on memory. Anyone may begin a session, so when it is reached the oldest that has not attested gives way; one that
-has attested never does."""
+"""A bound on memory. Anyone may begin a session and, where the sample TEE is allowed, attest in it; see `Standing`."""
+_MAX_OF_ONE_MEASUREMENT = 2_000
+
+
+class Standing(Enum):
+    """What a session has shown so far. When places run out, the oldest of the first kind here gives way, then of the
+    second; one of a workload gives way to others of its own measurement only.
+    """
+
+    UNKNOWN = auto()
+    """Its guest attested and belongs to no workload: there is nothing that it could be given."""
+    BEGUN = auto()
+    """It has not attested yet, which takes a guest a second."""
+    KNOWN = auto()
+    """Its guest belongs to a workload."""
+
+
+def since_boot() -> float:
+    """Seconds on a clock that nobody can set; it goes on while the machine sleeps, as the lifetime of a session does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class NotAttested(NotReleased):
@@ -43,7 +62,9 @@ class Session:
     id: str
     tee: str
     nonce: str
-    expires: float
+    ends: float
+    """By the sessions' own clock, which is not the time of day."""
+    standing: Standing = Standing.BEGUN
     guest: Guest | None = None
     token: str | None = None
 
@@ -54,67 +75,95 @@ class Sessions:
     def __init__(
         self,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = since_boot,
         random: Callable[[int], bytes] = os.urandom,
         lifetime_seconds: float = kbs.SESSION_SECONDS,
         capacity: int = _MAX_SESSIONS,
+        measurement_capacity: int = _MAX_OF_ONE_MEASUREMENT,
     ) -> None:
         self._clock = clock
         self._random = random
         self._lifetime = lifetime_seconds
         self._capacity = capacity
+        self._measurement_capacity = measurement_capacity
         self._lock = threading.Lock()
+        # Each in the order in which sessions end; dictionaries are used as ordered sets.
         self._sessions: dict[str, Session] = {}
-        self._unattested: dict[str, None] = {}
+        self._by_standing: dict[Standing, dict[str, None]] = {standing: {} for standing in Standing}
+        self._by_measurement: dict[str, dict[str, None]] = {}
 
     def begin(self, tee: str) -> Session:
-        """A new session with a nonce of its own."""
+        """A new session with a nonce of its own; raises `Unavailable` when all places belong to guests of workloads."""
         session = Session(
             id=self._random(_ID_BYTES).hex(),
             tee=tee,
             nonce=base64.b64encode(self._random(_NONCE_BYTES)).decode("ascii"),
-            expires=self._clock() + self._lifetime,
+            ends=self._clock() + self._lifetime,
         )
         with self._lock:
-            self._forget_expired()
+            self._forget_ended()
             if len(self._sessions) >= self._capacity:
-                self._forget_oldest_unattested()
-            self._sessions[session.id] = session
-            self._unattested[session.id] = None
+                self._make_room()
+            self._add(session)
         return session
 
     def find(self, session_id: str | None) -> Session:
         """The live session of a cookie; raises `NotAttested`."""
         with self._lock:
             session = self._sessions.get(session_id or "")
-        if session is None or session.expires <= self._clock():
+        if session is None or session.ends <= self._clock():
             raise NotAttested("no session: the cookie is missing, unknown or expired; attest again")
         return session
 
-    def attested(self, session: Session, guest: Guest, token: str) -> Session:
-        """Remember that a session's guest has attested. Its end stays where it was."""
-        done = replace(session, guest=guest, token=token)
+    def remaining_seconds(self, session: Session) -> float:
+        """How long a session lasts from now on."""
+        return max(0.0, session.ends - self._clock())
+
+    def attested(self, session: Session, guest: Guest, token: str, *, known: bool) -> Session:
+        """Remember that a session's guest has attested, and whether it belongs to a workload. Its end stays."""
+        standing = Standing.KNOWN if known else Standing.UNKNOWN
+        done = replace(session, guest=guest, token=token, standing=standing)
         with self._lock:
-            self._unattested.pop(session.id, None)
             if session.id in self._sessions:
+                self._leave_standing(session)
+                of_same = self._by_measurement.setdefault(guest.claims.measurement, {})
+                if len(of_same) >= self._measurement_capacity:
+                    self._forget(next(iter(of_same)))
                 self._sessions[session.id] = done
+                self._by_standing[standing][session.id] = None
+                self._by_measurement.setdefault(guest.claims.measurement, {})[session.id] = None
         return done
 
-    def _forget_expired(self) -> None:
-        """Sessions stand in the order in which they expire, so looking at the front is enough."""
+    def _add(self, session: Session) -> None:
+        self._sessions[session.id] = session
+        self._by_standing[session.standing][session.id] = None
+
+    def _forget_ended(self) -> None:
+        """Sessions stand in the order in which they end, so looking at the front is enough."""
         now = self._clock()
         while self._sessions:
             oldest = next(iter(self._sessions.values()))
-            if oldest.expires > now:
+            if oldest.ends > now:
                 return
             self._forget(oldest.id)
 
-    def _forget_oldest_unattested(self) -> None:
-        oldest = next(iter(self._unattested), None)
-        if oldest is None:
-            raise Unavailable("too many guests have attested; try again in some minutes")
-        self._forget(oldest)
+    def _make_room(self) -> None:
+        for standing in (Standing.UNKNOWN, Standing.BEGUN):
+            oldest = next(iter(self._by_standing[standing]), None)
+            if oldest is not None:
+                self._forget(oldest)
+                return
+        raise Unavailable("too many guests have attested; try again in some minutes")
+
+    def _leave_standing(self, session: Session) -> None:
+        for standing in Standing:
+            self._by_standing[standing].pop(session.id, None)
 
     def _forget(self, session_id: str) -> None:
-        self._sessions.pop(session_id, None)
-        self._unattested.pop(session_id, None)
+        session = self._sessions.pop(session_id)
+        self._leave_standing(session)
+        if session.guest is not None:
+            of_same = self._by_measurement[session.guest.claims.measurement]
+            of_same.pop(session_id, None)
+            if not of_same:
+                del self._by_measurement[session.guest.claims.measurement]

@@ -4,18 +4,23 @@ Every change is one transaction, flushed before it is answered, with its audit e
 come wrapped and leave wrapped. The rules of changes are in `csi.broker.rules`.
 """
 
+import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi.broker import audit, schema
+from csi.broker import audit, deadline, schema
 from csi.broker.audit import Entry, Event
 from csi.core.errors import InvalidInput, NotFound, Tampered, Unavailable
 from csi.kbs import strict_json
 from csi.kbs.register import VolumeRecord
+
+_EPOCH_BYTES = 16
+_PROBE_SECONDS = 1.0
 
 Change = Callable[[VolumeRecord], VolumeRecord]
 
@@ -31,8 +36,12 @@ class StoredVolume:
 class Store:
     """The open database. Safe for several threads, and for several processes (a command beside a running server)."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Open a database that `init` made; raises `Refused` for any other file, and leaves that as it is."""
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, place: int | None = None) -> None:
+        """Open a database that `init` made; raises `Refused` for any other file, and leaves that as it is.
+
+        `place` is a descriptor of `turns.together`, closed with the store.
+        """
+        self._place = place
         self._path = path
         self._clock = clock
         self._lock = threading.Lock()
@@ -41,14 +50,21 @@ class Store:
     def close(self) -> None:
         """End it cleanly; killing the process instead loses nothing, either."""
         self._db.close()
+        if self._place is not None:
+            os.close(self._place)
+            self._place = None
 
-    def volume(self, volume_id: str) -> VolumeRecord:
-        """The record of a volume."""
+    def stored(self, volume_id: str) -> StoredVolume:
+        """The record of a volume with its wrapped secret."""
         with self._reading():
             stored = self._read_volume(volume_id)
         if stored is None:
             raise NotFound(f"volume {volume_id} is not in the register")
-        return stored.record
+        return stored
+
+    def volume(self, volume_id: str) -> VolumeRecord:
+        """The record of a volume."""
+        return self.stored(volume_id).record
 
     def volumes(self) -> list[VolumeRecord]:
         """All records, by id."""
@@ -68,6 +84,16 @@ class Store:
         """Read the whole file; raises `Refused` when it is damaged anywhere."""
         with self._reading():
             schema.check_integrity(self._db, self._path)
+
+    def probe(self) -> None:
+        """See whether a change could be made now, beside everything that waits here; raises `Unavailable` or `Refused`."""
+        try:
+            with closing(schema.plainly(self._path, _PROBE_SECONDS)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                db.execute("SELECT id FROM epoch").fetchone()
+                db.execute("ROLLBACK")
+        except schema.ERRORS as error:
+            raise schema.translated(error, self._path) from error
 
     def is_empty(self) -> bool:
         """Whether no secret was ever stored here."""
@@ -130,6 +156,28 @@ class Store:
             self._forget_old_pages()
         return record
 
+    def adopt(self, stored: StoredVolume, event: Event) -> None:
+        """Put a volume as it is in the place of what is here, if anything: a restore takes it over."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?)",
+                (stored.record.volume_id, stored.record.revision, _encode(stored.record), stored.wrapped_secret),
+            )
+            self._note(event)
+
+    def renew_epoch(self, event: Event) -> str:
+        """Begin a new life of the register; returns its id."""
+        epoch = os.urandom(_EPOCH_BYTES).hex()
+        with self._transaction():
+            self._db.execute("UPDATE epoch SET id = ?", (epoch,))
+            self._note(event)
+        return epoch
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent copy of everything, whoever is writing meanwhile."""
+        with self._reading(), closing(sqlite3.connect(path)) as copy:
+            self._db.backup(copy)
+
     def resource(self, path: str) -> bytes:
         """A wrapped resource."""
         with self._reading():
@@ -181,12 +229,17 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """One thread at a time; what SQLite raises becomes an error of ours, wherever it comes from."""
-        with self._lock:
-            try:
-                yield
-            except schema.ERRORS as error:
-                raise schema.translated(error, self._path) from error
+        """One thread at a time, by the request's deadline; what SQLite raises becomes an error of ours."""
+        if not self._lock.acquire(timeout=deadline.remaining(schema.BUSY_SECONDS)):
+            raise Unavailable("the register's database is busy; try again")
+        try:
+            milliseconds = int(1000 * deadline.remaining(schema.BUSY_SECONDS))
+            self._db.execute(f"PRAGMA busy_timeout = {milliseconds}")
+            yield
+        except schema.ERRORS as error:
+            raise schema.translated(error, self._path) from error
+        finally:
+            self._lock.release()
 
     def _forget_old_pages(self) -> None:
         """Empty the write-ahead log, which still holds the pages as they were before a secret was destroyed."""

@@ -1,7 +1,9 @@
 """Connections that ask for nothing, or for half of something, do not keep guests out. They need no evidence of anything."""
 
 import socket
+import sqlite3
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -12,10 +14,15 @@ import pytest
 
 from csi.broker import server
 from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
+from csi.broker.release import Claims
+from csi.broker.sessions import Guest
 from csi.core.sealed import Profile
+from csi.kbs.jwk import EcJwk
 from tests.fakes.broker import RunningBroker, running_broker
 
 PLACES = 20
+_THREADS = 40
+"""What starlette runs handlers in."""
 
 
 @pytest.fixture
@@ -129,3 +136,50 @@ def test_the_server_uses_both_bounds(broker: RunningBroker) -> None:
     config = server.configure(broker.directory, object())  # type: ignore[arg-type]
     assert config.http_protocol_class is ImpatientProtocol
     assert config.get_loop_factory() is BoundedHandshakes
+
+
+def test_an_allowed_guest_gets_in_beside_20_000_hostile_sessions(broker: RunningBroker) -> None:
+    key = EcJwk(crv="P-256", alg="ECDH-ES+A256KW", x="x", y="y")
+    sessions = broker.broker.sessions
+    for number in range(20_000):
+        claims = Claims(tee="sample", launch_digest="abcde", init_data=f"sha384:{number:096x}", svn="1")
+        sessions.attested(sessions.begin("sample"), Guest(claims=claims, key=key), "token", known=False)
+    assert len(sessions._sessions) == 20_000
+    began = time.monotonic()
+    assert broker.guest().open("pvc-1", Profile.XTS)[0].volume_id == "pvc-1"
+    print(f"{time.monotonic() - began:.3f} s")
+
+
+def test_alive_while_the_database_is_locked_and_every_thread_waits_for_it(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads are held by an event here, so nothing but the answers themselves ends the waiting."""
+    release, inside = threading.Event(), threading.Semaphore(0)
+
+    def held(*_: object) -> bytes:
+        inside.release()
+        release.wait(60)
+        return b"{}"
+
+    monkeypatch.setattr("csi.broker.server._MAX_CONNECTIONS", 500)
+    monkeypatch.setattr(type(broker.broker), "challenge", held)
+    request = b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    with running_broker(broker.directory.root.parent / "wide") as wide, ExitStack() as crowd:
+        locked = crowd.enter_context(closing(sqlite3.connect(wide.directory.database, isolation_level=None)))
+        locked.execute("BEGIN IMMEDIATE")
+        for _ in range(_THREADS + 5):
+            crowd.enter_context(connect(wide, request))
+        for _ in range(_THREADS):
+            assert inside.acquire(timeout=30)
+        took = []
+        with closing(httpx2.Client(base_url=wide.url, verify=context(wide))) as http:
+            for _ in range(10):
+                began = time.monotonic()
+                assert http.get("/healthz").text == "ok\n"
+                took.append(time.monotonic() - began)
+            assert http.get("/readyz").status_code == 503
+            locked.execute("ROLLBACK")
+            assert http.get("/readyz").text == "ready\n"
+            release.set()
+        print("healthz:", " ".join(f"{1000 * seconds:.1f}" for seconds in sorted(took)), "ms")
+        assert min(took) < 0.1

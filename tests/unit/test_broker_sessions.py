@@ -1,11 +1,11 @@
-"""The table of sessions is bounded, and who has proved nothing never pushes out a guest that has."""
+"""The table of sessions is bounded, and who may have nothing never pushes out a guest that may."""
 
 from dataclasses import dataclass
 
 import pytest
 
 from csi.broker.release import Claims
-from csi.broker.sessions import Guest, NotAttested, Sessions
+from csi.broker.sessions import Guest, NotAttested, Session, Sessions, Standing
 from csi.core.errors import Unavailable
 from csi.kbs.jwk import EcJwk
 
@@ -35,7 +35,7 @@ def sessions(clock: Clock) -> Sessions:
 
 def test_a_full_table_loses_its_oldest_session_that_has_not_attested(sessions: Sessions) -> None:
     first, second, third = (sessions.begin("sample") for _ in range(3))
-    sessions.attested(first, GUEST, "token")
+    sessions.attested(first, GUEST, "token", known=True)
     newest = sessions.begin("sample")
     assert sessions.find(first.id).guest == GUEST
     assert sessions.find(third.id) == third
@@ -46,18 +46,18 @@ def test_a_full_table_loses_its_oldest_session_that_has_not_attested(sessions: S
 
 def test_a_flood_neither_refuses_newcomers_nor_ends_attested_sessions(sessions: Sessions) -> None:
     attested = sessions.begin("sample")
-    sessions.attested(attested, GUEST, "token")
+    sessions.attested(attested, GUEST, "token", known=True)
     for _ in range(1000):
         newest = sessions.begin("sample")
         assert sessions.find(newest.id) == newest
     assert sessions.find(attested.id).guest == GUEST
     assert len(sessions._sessions) == 3
-    assert len(sessions._unattested) == 2
+    assert len(sessions._by_standing[Standing.BEGUN]) == 2
 
 
 def test_newcomers_wait_where_all_have_attested(sessions: Sessions, clock: Clock) -> None:
     for _ in range(3):
-        sessions.attested(sessions.begin("sample"), GUEST, "token")
+        sessions.attested(sessions.begin("sample"), GUEST, "token", known=True)
     with pytest.raises(Unavailable, match="too many guests"):
         sessions.begin("sample")
     clock.now += 300
@@ -69,13 +69,63 @@ def test_expired_sessions_leave_nothing_behind(sessions: Sessions, clock: Clock)
     sessions.begin("sample")
     clock.now += 301
     last = sessions.begin("sample")
-    assert list(sessions._sessions) == list(sessions._unattested) == [last.id]
+    assert list(sessions._sessions) == list(sessions._by_standing[Standing.BEGUN]) == [last.id]
 
 
 def test_a_session_that_gave_way_while_it_attested_is_gone(sessions: Sessions) -> None:
     first = sessions.begin("sample")
     for _ in range(3):
         sessions.begin("sample")
-    sessions.attested(first, GUEST, "token")
+    sessions.attested(first, GUEST, "token", known=True)
     with pytest.raises(NotAttested):
         sessions.find(first.id)
+
+
+def guest(number: int) -> Guest:
+    claims = Claims(tee="sample", launch_digest="abcde", init_data=f"sha384:{number:096x}", svn="1")
+    return Guest(claims=claims, key=GUEST.key)
+
+
+def attest(sessions: Sessions, number: int, *, known: bool) -> Session:
+    return sessions.attested(sessions.begin("sample"), guest(number), "token", known=known)
+
+
+def test_guests_of_no_workload_give_way_before_those_that_are_about_to_attest(sessions: Sessions) -> None:
+    begun = sessions.begin("sample")
+    unknown, other = (attest(sessions, number, known=False) for number in range(2))
+    sessions.begin("sample")
+    with pytest.raises(NotAttested):
+        sessions.find(unknown.id)
+    assert sessions.find(begun.id) == begun
+    assert sessions.find(other.id) == other
+
+
+def test_an_allowed_guest_gets_in_after_20_000_hostile_sessions() -> None:
+    sessions = Sessions()
+    waiting = sessions.begin("sample")
+    for number in range(25_000):
+        attest(sessions, number, known=False)
+    assert len(sessions._sessions) == 20_000
+    assert len(sessions._by_measurement) == 19_999
+    allowed = sessions.attested(waiting, GUEST, "token", known=True)
+    newcomer = attest(sessions, -1 & 7, known=True)
+    for number in range(25_000):
+        attest(sessions, number, known=False)
+    assert sessions.find(allowed.id).token == sessions.find(newcomer.id).token == "token"
+
+
+def test_one_measurement_has_a_cap_and_pushes_out_its_own_only() -> None:
+    sessions = Sessions(capacity=100, measurement_capacity=3)
+    other = attest(sessions, 1, known=True)
+    of_one = [attest(sessions, 2, known=True) for _ in range(50)]
+    assert [session for session in of_one if session.id in sessions._sessions] == of_one[-3:]
+    assert sessions.find(other.id) == other
+
+
+def test_a_clock_that_is_set_neither_ends_nor_prolongs_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions()
+    session = sessions.begin("sample")
+    for jump in (1e9, -1e9):
+        monkeypatch.setattr("time.time", lambda jump=jump: jump)
+        assert sessions.find(session.id) == session
+        assert 299 < sessions.remaining_seconds(session) <= 300

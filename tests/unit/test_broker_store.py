@@ -5,11 +5,14 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from csi.broker import deadline, schema
 from csi.broker import rules as register
 from csi.broker.audit import GENESIS, Event, Ration
 from csi.broker.schema import LADDER, connect, empty_database
@@ -104,8 +107,7 @@ def test_a_shredding_that_a_reader_delays_is_completed_by_repeating_it(store: St
     reader = sqlite3.connect(tmp_path / "broker.sqlite")
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM volumes").fetchall()
-    store._db.execute("PRAGMA busy_timeout = 50")
-    with pytest.raises(Unavailable, match="repeat it"):
+    with deadline.within(0.05), pytest.raises(Unavailable, match="repeat it"):
         store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
     reader.close()
     store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
@@ -130,6 +132,29 @@ def test_two_processes_see_one_order_of_changes(store: Store, tmp_path: Path) ->
     with pytest.raises(Refused):
         store.change("pvc-1", register.shred, EVENT)
     assert store.verify_audit() == other.verify_audit()
+
+
+def test_a_request_waits_for_the_database_until_its_deadline_only(store: Store, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "broker.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        holder = threading.Thread(target=_held_up, args=(store,))
+        holder.start()
+        began = time.monotonic()
+        for _ in range(3):
+            with deadline.within(0.1), pytest.raises(Unavailable, match=r"busy|locked"):
+                store.note(EVENT)
+        with pytest.raises(Unavailable):
+            store.probe()
+        assert time.monotonic() - began < schema.BUSY_SECONDS
+        other.execute("ROLLBACK")
+        holder.join()
+    store.probe()
+    store.note(EVENT)
+
+
+def _held_up(store: Store) -> None:
+    """A thread that waits for the database with no deadline of its own, and holds the store meanwhile."""
+    store.note(EVENT)
 
 
 def test_a_database_of_a_newer_program_is_refused(store: Store, tmp_path: Path) -> None:
@@ -242,6 +267,7 @@ from pathlib import Path
 from csi.broker.audit import Event
 from csi.broker.store import Store
 from csi.core.sealed import Profile
+from csi.broker import deadline, schema
 from csi.broker import rules as register
 
 store = Store(Path(sys.argv[1]))

@@ -6,9 +6,6 @@ import msgspec
 
 from csi.core.errors import InvalidInput, NotFound
 
-OPERATOR = "operator"
-"""The actor of every verb in the audit log: whoever may write the broker's directory."""
-
 
 def read(path: Path) -> bytes:
     """All bytes of a file that the user named; raises `NotFound` or `InvalidInput` with its name."""

@@ -6,9 +6,9 @@ from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
-from csi.broker.audit import Event
+from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
-from csi.broker.verbs.common import OPERATOR, read
+from csi.broker.verbs.common import read
 from csi.core.secret import Secret
 from csi.kbs import messages as kbs
 

@@ -10,9 +10,9 @@ import msgspec
 
 from csi.broker import rules as register
 from csi.broker import volumes
-from csi.broker.audit import Event
+from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
-from csi.broker.verbs.common import OPERATOR, as_json
+from csi.broker.verbs.common import as_json
 from csi.core.errors import Refused
 from csi.core.sealed import Profile
 from csi.kbs import volumes_api

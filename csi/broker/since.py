@@ -1,0 +1,104 @@
+"""What happened to volumes between a backup and the register that it replaces. Pure: records in, findings out.
+
+A restored register says again what it said at the backup. A guest would be allowed to format a volume that was formatted
+since, and refuses the disk of a volume that was opened since. So everything that changed is held back (retired) until a
+person has looked.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import assert_never
+
+from csi.kbs.register import VolumeRecord, VolumeState
+
+CHANGES = frozenset(
+    ("allocated", "format-begun", "formatted", "open-begun", "opened", "reset", "retired", "reinstated", "shredded")
+)
+"""Actions of the audit log that change a volume's record."""
+
+
+class What(StrEnum):
+    """The kinds of change that a restore undoes."""
+
+    MADE = "made"
+    FORMATTED = "formatted"
+    OPENED = "opened"
+    SHREDDED = "shredded"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One volume that changed. `was` is the backup's record (None: it has none), `now` that of the replaced register."""
+
+    volume_id: str
+    what: What
+    was: VolumeRecord | None
+    now: VolumeRecord
+
+    def advice(self) -> str:
+        """What was found, what the restore does about it, and what a person does next."""
+        back = f"when it is right: sealed-local broker volume reinstate {self.volume_id}"
+        match self.what:
+            case What.MADE:
+                return (
+                    f"made since the backup; record and secret are taken over from the replaced register, held; {back}"
+                )
+            case What.FORMATTED:
+                return f"formatted since the backup; its newer record is taken over: it isn't formatted again. Held; {back}"
+            case What.SHREDDED:
+                return (
+                    "shredded since the backup; its secret is destroyed again. Other copies of the backup still hold it"
+                )
+            case What.OPENED:
+                return (
+                    f"opened since the backup: the register is back at generation {_generation(self.was)}, its disk may "
+                    f"show up to {self.now.newest_generation}, and guests refuse that as newer; held. Put a disk of the "
+                    f"time of the backup in its place, or restore a newer backup; {back}"
+                )
+            case What.CHANGED:
+                return f"{_state(self.was)} at the backup, {self.now.state} since; held; {back}"
+        assert_never(self.what)
+
+
+def compare(backup: Mapping[str, VolumeRecord], replaced: Mapping[str, VolumeRecord]) -> list[Finding]:
+    """Every volume of the replaced register that differs from the backup's, by id."""
+    return [
+        Finding(volume_id=volume_id, what=_what(backup.get(volume_id), now), was=backup.get(volume_id), now=now)
+        for volume_id, now in sorted(replaced.items())
+        if backup.get(volume_id) != now
+    ]
+
+
+def advice_by_log(volume_id: str, action: str, *, known: bool) -> str:
+    """The same where only the audit log is there to tell: its last entry of a volume since the backup."""
+    if not known:
+        return (
+            "made since the backup; its secret was in the replaced register alone, so its data is lost without that. Its "
+            'id counts as unused: set allocate = "never" in the policy before guests are let in'
+        )
+    return (
+        f"last seen since the backup: {action}; held, because its disk may be newer than the register. Put a disk of the "
+        f"time of the backup in its place; when it is right: sealed-local broker volume reinstate {volume_id}"
+    )
+
+
+def _what(was: VolumeRecord | None, now: VolumeRecord) -> What:
+    if was is None:
+        return What.MADE
+    if now.state is VolumeState.SHREDDED:
+        return What.SHREDDED
+    if was.header_sha256 is None and now.header_sha256 is not None:
+        return What.FORMATTED
+    if (was.generation, was.pending, was.header_sha256) != (now.generation, now.pending, now.header_sha256):
+        return What.OPENED
+    return What.CHANGED
+
+
+def _generation(record: VolumeRecord | None) -> int:
+    return 0 if record is None else record.generation
+
+
+def _state(record: VolumeRecord | None) -> str:
+    return "unknown" if record is None else str(record.state)

@@ -1,0 +1,291 @@
+"""A backup is whole or not there; a restore puts exactly it in the register's place, and holds what changed since."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from csi.broker import backup as copies
+from csi.broker import rules, turns
+from csi.broker.audit import Event
+from csi.broker.directory import BrokerDirectory
+from csi.broker.main import main
+from csi.core.sealed import Profile
+from csi.kbs.register import VolumeRecord, VolumeState
+from tests.fakes.broker import make_directory
+
+EVENT = Event(actor="test", action="tested", subject="x")
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SEALED_LOCAL_BROKER_DIR", "SEALED_LOCAL_BROKER_MASTER_KEY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_directory(tmp_path / "broker")
+    return tmp_path / "broker"
+
+
+@pytest.fixture
+def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*arguments: object, status: int = 0) -> str:
+        capsys.readouterr()
+        found = main([str(word) for word in (*arguments, "--dir", root)])
+        said = capsys.readouterr()
+        assert found == status, said.err
+        return said.out + said.err
+
+    return run
+
+
+def make(root: Path, *volumes: str) -> None:
+    with closing(BrokerDirectory(root).open_store()) as store:
+        for volume in volumes:
+            record = rules.allocate(volume, Profile.XTS)
+            store.allocate(record, b"wrapped-" + volume.encode(), Event(actor="t", action="allocated", subject=volume))
+
+
+def formatted(record: VolumeRecord) -> VolumeRecord:
+    begun = rules.begin_format(
+        record,
+        revision=record.revision,
+        nonce="f" * 32,
+        payload_bytes=4096,
+        measurement="m",
+        now_unix=0,
+        lifetime_seconds=10,
+    )
+    return rules.commit_format(
+        begun,
+        revision=begun.revision,
+        nonce="f" * 32,
+        measurement="m",
+        header_sha256="ab" * 32,
+        payload_bytes=4096,
+    )
+
+
+def opened(record: VolumeRecord) -> VolumeRecord:
+    generation = record.next_generation(record.generation)
+    begun = rules.begin_open(record, revision=record.revision, nonce="a" * 32, generation=generation)
+    return rules.commit_open(begun, revision=begun.revision, nonce="a" * 32, generation=generation)
+
+
+def change(root: Path, volume: str, action: str, *steps: Callable[[VolumeRecord], VolumeRecord], **more: bool) -> None:
+    with closing(BrokerDirectory(root).open_store()) as store:
+        for step in steps:
+            store.change(volume, step, Event(actor="t", action=action, subject=volume), **more)
+
+
+def records(root: Path) -> dict[str, VolumeRecord]:
+    with closing(BrokerDirectory(root).open_store()) as store:
+        return {record.volume_id: record for record in store.volumes()}
+
+
+def epoch(root: Path) -> str:
+    with closing(BrokerDirectory(root).open_store()) as store:
+        return store.epoch()
+
+
+def test_a_backup_is_one_whole_private_file(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    make(root, "pvc-1")
+    assert "checked" in run("backup", tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir() if "kept" in path.name] == ["kept"]
+    assert (tmp_path / "kept").stat().st_mode & 0o077 == 0
+    before = (tmp_path / "kept").read_bytes()
+    assert "never replaces" in run("backup", tmp_path / "kept", status=1)
+    assert (tmp_path / "kept").read_bytes() == before
+
+
+def test_a_backup_that_does_not_verify_is_not_written(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    make(root, "pvc-1")
+    with closing(BrokerDirectory(root).open_store()) as store:
+        store._db.execute("DROP TRIGGER audit_is_not_changed")
+        store._db.execute("UPDATE audit SET actor = 'x'")
+        store._db.execute(
+            "CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    assert "altered" in run("backup", tmp_path / "kept", status=1)
+    assert [path.name for path in tmp_path.iterdir() if "kept" in path.name] == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from csi.broker import rules
+from csi.broker.audit import Event
+from csi.broker.directory import BrokerDirectory
+from csi.core.sealed import Profile
+
+store = BrokerDirectory(Path(sys.argv[1])).open_store()
+for number in range(200):
+    store.allocate(rules.allocate(f"pvc-late-{number}", Profile.XTS), b"w" * 500, Event(actor="a", action="b", subject="c"))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("main_file", ["whole", "noise", "gone"])
+def test_after_kill_9_the_old_write_ahead_log_is_not_replayed_into_the_restored_register(
+    root: Path, tmp_path: Path, run: Callable[..., str], main_file: str
+) -> None:
+    make(root, "pvc-1")
+    run("backup", tmp_path / "kept")
+    first = epoch(root)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (root / "broker.sqlite-wal").stat().st_size > 0
+    if main_file == "noise":
+        (root / "broker.sqlite").write_bytes(os.urandom(4096))
+    if main_file == "gone":
+        (root / "broker.sqlite").unlink()
+    said = run("restore", tmp_path / "kept")
+    assert ("NOT known" in said) == (main_file != "whole")
+    assert not (root / "broker.sqlite-wal").exists()
+    left = set(records(root)) - {"pvc-1"}
+    assert len(left) == (200 if main_file == "whole" else 0), "what a whole register still tells is held, not lost"
+    assert "the chain is whole" in run("audit", "--verify")
+    assert epoch(root) != first
+    assert list(root.glob("broker.sqlite.replaced-*")) != [], "what was replaced is kept"
+
+
+def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    make(root, "pvc-same", "pvc-format", "pvc-open", "pvc-shred", "pvc-retire")
+    for volume in ("pvc-same", "pvc-open", "pvc-shred", "pvc-retire"):
+        change(root, volume, "formatted", formatted)
+    run("backup", tmp_path / "kept")
+    before = records(root)
+    make(root, "pvc-made")
+    change(root, "pvc-format", "formatted", formatted)
+    change(root, "pvc-open", "opened", opened, opened)
+    change(root, "pvc-retire", "retired", rules.retire)
+    change(root, "pvc-shred", "retired", rules.retire)
+    change(root, "pvc-shred", "shredded", rules.shred, destroy_secret=True)
+    said = run("restore", tmp_path / "kept")
+    lines = {line.partition(":")[0]: line for line in said.splitlines() if line.startswith("pvc-")}
+    assert set(lines) == {"pvc-made", "pvc-format", "pvc-open", "pvc-shred", "pvc-retire"}
+    assert "back at generation 1, its disk may show up to 3" in lines["pvc-open"]
+    assert "volume reinstate pvc-made" in lines["pvc-made"]
+    after = records(root)
+    assert after["pvc-same"] == before["pvc-same"]
+    assert {after[volume].state for volume in lines if volume != "pvc-shred"} == {VolumeState.RETIRED}
+    assert after["pvc-shred"].state is VolumeState.SHREDDED
+    with closing(BrokerDirectory(root).open_store()) as store:
+        assert store.stored("pvc-made").wrapped_secret == b"wrapped-pvc-made"
+        assert store.stored("pvc-shred").wrapped_secret is None
+    run("volume", "reinstate", "pvc-format")
+    assert records(root)["pvc-format"].state is VolumeState.ACTIVE, "and not formatted once more"
+    assert "the chain is whole" in run("audit", "--verify")
+
+
+def test_a_saved_audit_log_tells_what_a_lost_register_can_not(
+    root: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    make(root, "pvc-1", "pvc-2")
+    for volume in ("pvc-1", "pvc-2"):
+        change(root, volume, "formatted", formatted)
+    run("backup", tmp_path / "kept")
+    make(root, "pvc-made")
+    change(root, "pvc-1", "opened", opened)
+    (tmp_path / "log").write_text(run("audit"))
+    for path in root.glob("broker.sqlite*"):
+        path.unlink()
+    said = run("restore", tmp_path / "kept", "--audit-log", tmp_path / "log")
+    assert [line.partition(":")[0] for line in said.splitlines() if line.startswith("pvc-")] == ["pvc-1", "pvc-made"]
+    assert "last seen since the backup: opened" in said
+    states = {volume: record.state for volume, record in records(root).items()}
+    assert states == {"pvc-1": VolumeState.RETIRED, "pvc-2": VolumeState.ACTIVE}
+
+
+def test_where_nothing_can_tell_nothing_may_be_formatted(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    make(root, "pvc-1", "pvc-2")
+    change(root, "pvc-2", "formatted", formatted)
+    run("backup", tmp_path / "kept")
+    (root / "broker.sqlite").unlink()
+    assert "NOT known" in run("restore", tmp_path / "kept")
+    states = {volume: record.state for volume, record in records(root).items()}
+    assert states == {"pvc-1": VolumeState.RETIRED, "pvc-2": VolumeState.ACTIVE}
+
+
+def test_what_is_not_a_backup_of_this_broker_changes_nothing(
+    root: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    make(root, "pvc-1")
+    with closing(BrokerDirectory(root).load_broker({}).store):
+        pass
+    run("backup", tmp_path / "kept")
+    whole = (tmp_path / "kept").read_bytes()
+    other = make_directory(tmp_path / "other")
+    with closing(other.load_broker({}).store) as store:
+        copies.back_up(store, tmp_path / "others", EVENT)
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "noise").write_bytes(os.urandom(8192))
+    (tmp_path / "empty").write_bytes(b"")
+    shutil.copy(tmp_path / "kept", tmp_path / "in-use")
+    (tmp_path / "in-use-wal").write_bytes(b"log")
+    before = {path.name: path.read_bytes() for path in root.iterdir()}
+    for name in ("others", "cut", "noise", "empty", "in-use", "missing"):
+        assert "Traceback" not in run("restore", tmp_path / name, status=1)
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == before
+
+
+def test_nothing_is_restored_under_a_broker_that_runs(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    run("backup", tmp_path / "kept")
+    with closing(BrokerDirectory(root).load_broker({}).store):
+        assert "stop that first" in run("restore", tmp_path / "kept", status=1)
+    place = turns.alone(root)
+    assert "a restore is at work" in run("volume", "list", status=1)
+    os.close(place)
+    run("restore", tmp_path / "kept")
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_restore_that_died_is_repeated(
+    root: Path, tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Died at any change of names: no register serves until a restore came to its end, and then it is the backup."""
+    make(root, "pvc-1")
+    run("backup", tmp_path / "kept")
+    subprocess.run([sys.executable, "-c", KILLED, str(root)], check=False)
+    (root / "broker.sqlite-shm").touch()
+    calls = 0
+    original = Path.rename
+
+    def dying(path: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", dying)
+        try:
+            main(["restore", str(tmp_path / "kept"), "--dir", str(root)])
+        except KeyboardInterrupt:
+            if (root / "broker.sqlite").exists():
+                assert "pvc-late-199" in records(root), "still the whole register of before"
+            else:
+                assert "does not exist" in run("volume", "list", status=1)
+    run("restore", tmp_path / "kept")
+    assert "pvc-1" in records(root)
+    assert "the chain is whole" in run("audit", "--verify")
+
+
+def test_the_log_says_what_was_restored(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
+    first = epoch(root)
+    run("backup", tmp_path / "kept")
+    run("restore", tmp_path / "kept")
+    events = [json.loads(line)["event"] for line in run("audit").splitlines()]
+    assert [event["action"] for event in events] == ["backed-up", "restored"]
+    assert first in events[1]["detail"]
+    assert epoch(root) in run("volume", "list")
