@@ -45,10 +45,6 @@ class KataRegistry:
             if target is not None and not directory.name.startswith("."):
                 yield Entry(target=target, record=self._read(directory))
 
-    def has(self, target: str) -> bool:
-        """Whether there is a directory for this target path, with a record or without."""
-        return (self._root / kata_record.directory_name(target)).is_dir()
-
     def put(self, target: str, record: Record) -> None:
         """Make the record visible, whole. An equal one stays as it is, with the sandbox-id file that a shim may have
         put beside it; a directory without a record (left by another program) gets one.
