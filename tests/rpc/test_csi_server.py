@@ -22,6 +22,7 @@ from csi import __version__
 from csi.core import errors
 from csi.core.size import MIB
 from csi.node import main
+from csi.node import parameters as class_parameters
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
@@ -284,6 +285,29 @@ def test_attributes_of_a_volume_that_somebody_edited_are_refused(csi: CsiServer,
     requests = live(csi, "NodeUnpublishVolume", "sealed")
     code, message = csi.refused(call, requests.of(call, volume_context={"sealed": "none", "direct": "true"}))
     assert (code, message.split(":")[0]) == (Code.INVALID_ARGUMENT, "volume_context")
+
+
+def test_a_volume_of_a_later_or_laxer_version_is_staged_and_published(csi: CsiServer) -> None:
+    """Its class had keys and words that this version doesn't know: what counts stands in tags, the digest is compared."""
+    context = {"later": "key", "lvmType": "raid7", "fsType": "zfs", "wipe": ""}
+    requests = live(csi, "NodeStageVolume")
+    lv = csi.node.lvs["pvc-1"]
+    tags = {tag for tag in lv.tags if not tag.startswith("sl:params=")}
+    csi.node.lvs["pvc-1"] = replace(
+        lv, tags=frozenset({*tags, f"sl:params={class_parameters.digest(context)}", "sl:later=1"})
+    )
+    for call in ("NodeStageVolume", "NodePublishVolume"):
+        csi.call(call, requests.of(call, volume_context=context))
+        code, _ = csi.refused(call, requests.of(call, volume_context={**context, "later": "other"}))
+        assert code is Code.INVALID_ARGUMENT
+
+
+def test_the_filesystem_of_the_class_is_made_though_no_later_call_names_it(csi: CsiServer) -> None:
+    requests, silent = Requests(csi), capability()
+    silent.mount.fs_type = ""
+    csi.call("CreateVolume", requests.of("CreateVolume", parameters={"fsType": "xfs"}, volume_capabilities=[silent]))
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume", volume_capability=silent))
+    assert csi.node.content["pvc-1"] == "empty xfs"
 
 
 def test_a_misspelt_parameter_is_answered_with_the_nearest_known_one(csi: CsiServer) -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from csi.core.errors import AlreadyExists, InUse, Refused
-from csi.core.filesystem import DEFAULT, Filesystem
+from csi.core.filesystem import Filesystem
 from csi.node.content import HoldsFilesystem, Raw, Sealed
 from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, directory_name, guest_options
 from csi.node.lvm.model import Activation
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathKind, PathView, Publications
-from csi.node.plan.stage import host_mounts, require_not_deleted
+from csi.node.plan.stage import host_mounts, named_filesystem, require_not_deleted
 from csi.node.volume import Capability, State, Volume
 
 
@@ -192,7 +192,7 @@ def _shown_filesystem(volume: Volume, capability: Capability) -> Filesystem:
         case HoldsFilesystem(filesystem):
             return filesystem
         case Sealed() | None:
-            return capability.fstype or DEFAULT
+            return named_filesystem(volume, capability)
         case Raw():
             raise Refused(f"volume {volume.volume_id} holds no filesystem: it was staged as a raw device")
         case _:
