@@ -1,4 +1,4 @@
-"""`sealed-local node`: wires settings, world and servicers together, serves until it is told to stop."""
+"""`sealed-local node`: wires settings, desk and servicers together, serves until it is told to stop."""
 
 import contextlib
 import logging
@@ -15,8 +15,9 @@ import grpc
 
 from csi.core import log
 from csi.core.errors import InvalidInput, SealedLocalError
+from csi.node import desk, startup
 from csi.node import settings as node_settings
-from csi.node import startup, world
+from csi.node.desk import Desk
 from csi.node.metrics import Metrics
 from csi.node.rpc.controller import Controller
 from csi.node.rpc.identity import Identity
@@ -36,7 +37,7 @@ _SIGNAL_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the node plugin; answers the exit status: 0 after an orderly stop, 2 for wrong settings."""
+    """Run the node plugin; returns the exit status: 0 after an orderly stop, 2 for wrong settings."""
     try:
         settings = node_settings.load(arguments)
     except InvalidInput as error:
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _serve(settings: Settings) -> int:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    here = world.real(settings)
+    here = desk.real(settings)
     identity = Identity(settings.driver_name)
     metrics = Metrics(settings.driver_name, settings.config, here.lvm.report)
     server = build_server(here, identity, metrics)
@@ -86,7 +87,7 @@ def _wait_for(asked: "queue.SimpleQueue[int]") -> None:
             return
 
 
-def build_server(here: world.World, identity: Identity, metrics: Metrics) -> grpc.Server:
+def build_server(here: Desk, identity: Identity, metrics: Metrics) -> grpc.Server:
     """The gRPC server with all three CSI services, not bound and not started."""
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="rpc"),
@@ -99,7 +100,7 @@ def build_server(here: world.World, identity: Identity, metrics: Metrics) -> grp
     return server
 
 
-def _start_up(here: world.World, identity: Identity) -> None:
+def _start_up(here: Desk, identity: Identity) -> None:
     try:
         for problem in startup.start(here):
             _log.warning("this node works without a pool", extra={"problem": problem})
@@ -114,7 +115,7 @@ def _start_up(here: world.World, identity: Identity) -> None:
 def _bind(server: grpc.Server, endpoint: str) -> None:
     """Bind the socket so that only root can use it. gRPC replaces the file that a killed process left."""
     if not endpoint.startswith("unix:"):
-        raise InvalidInput("--endpoint", f"{endpoint!r} is no unix socket; write unix:///PATH/csi.sock")
+        raise InvalidInput("--endpoint", f"{endpoint!r} is not a unix socket; write unix:///PATH/csi.sock")
     path = Path("/" + endpoint.removeprefix("unix:").lstrip("/"))
     if not path.parent.is_dir():
         raise InvalidInput("--endpoint", f"the directory {path.parent} does not exist")

@@ -1,14 +1,17 @@
-"""Looking at the node: paths, mounts and Kata records around a volume. Changes nothing."""
+"""Looking at the node: paths and devices, and, among the mounts and Kata records of one moment, those around a volume.
+
+Changes nothing, and lists nothing itself: `csi.node.desk` does so once a call.
+"""
 
 import os
 import stat
 
-from csi.core import disks, mounts
+from csi.core import disks
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 from csi.core.mount import Mount
 from csi.node.kata.record import Record
-from csi.node.kata.registry import KataRegistry
+from csi.node.kata.registry import Entry
 from csi.node.lvm import dm_name
 from csi.node.lvm.model import LogicalVolume
 from csi.node.lvm.names import VolumeId
@@ -18,11 +21,11 @@ from csi.node.volume import Volume
 _DEVICE_FILESYSTEMS = ("devtmpfs", "tmpfs")
 
 
-def path(value: str, listed: tuple[Mount, ...] | None = None) -> PathView:
+def path(value: str, listed: tuple[Mount, ...]) -> PathView:
     """What lies and what is mounted at a path of a request. An empty path is an absent one."""
     if not value:
         return PathView(path=value)
-    found = tuple(mount for mount in (mounts.listed() if listed is None else listed) if mount.target == value)
+    found = tuple(mount for mount in listed if mount.target == value)
     try:
         status = os.lstat(value)
     except FileNotFoundError:
@@ -51,24 +54,18 @@ def is_volume(device: DeviceNumber | None, volume_id: VolumeId) -> bool:
     return found is not None and found[1] == volume_id
 
 
-def is_recorded(registry: KataRegistry, target: str, volume_id: VolumeId) -> bool:
-    """Whether a Kata record shows the volume at a target path."""
-    return any(
-        entry.target == target and entry.record is not None and entry.record.volume_id == volume_id
-        for entry in registry.entries()
-    )
-
-
 def held_open(lv: LogicalVolume) -> bool:
     """Whether anything has the LV open but a loop device: kubelet attaches one to every raw block volume that it maps."""
     return lv.is_open and not (lv.device is not None and disks.has_loop(lv.device))
 
 
-def publications(registry: KataRegistry, volume: Volume | None, staging_path: str = "") -> Publications:
+def publications(
+    entries: tuple[Entry, ...], listed: tuple[Mount, ...], volume: Volume | None, staging_path: str = ""
+) -> Publications:
     """Every place that shows the volume now. Without a volume, none."""
     if volume is None:
         return Publications()
-    device, listed = volume.lv.device, mounts.listed()
+    device = volume.lv.device
     return Publications(
         mounts=tuple(
             mount.target
@@ -80,15 +77,15 @@ def publications(registry: KataRegistry, volume: Volume | None, staging_path: st
             for mount in listed
             if device is not None and mount.fstype in _DEVICE_FILESYSTEMS and _shows(mount, device)
         ),
-        records=_records(registry, volume.lv),
+        records=_records(entries, volume.lv),
     )
 
 
-def _records(registry: KataRegistry, lv: LogicalVolume) -> dict[str, Record]:
+def _records(entries: tuple[Entry, ...], lv: LogicalVolume) -> dict[str, Record]:
     """Records that plug this LV or claim this volume, under whatever name of the device."""
     return {
         entry.target: entry.record
-        for entry in registry.entries()
+        for entry in entries
         if entry.record is not None and (entry.record.device == lv.path or entry.record.volume_id == lv.name)
     }
 

@@ -114,6 +114,8 @@ class Volume:
     wipe: Wipe
     holds: Content | None
     """What the first stage prepared it as; None until then."""
+    fstype: Filesystem | None
+    """The filesystem of its class; None when the class names none."""
     mkfs_options: tuple[str, ...]
 
     @property

@@ -20,6 +20,7 @@ import pytest
 from csi.core import disks, log
 from csi.node import main, observe
 from csi.node import settings as node_settings
+from csi.node.desk import Desk
 from csi.node.kata.registry import Entry
 from csi.node.locks import VolumeLocks
 from csi.node.lvm.command import Lvm
@@ -31,7 +32,6 @@ from csi.node.rpc.identity import Identity
 from csi.node.rpc.proto import csi_pb2_grpc
 from csi.node.settings import Settings
 from csi.node.volume import Volume
-from csi.node.world import World
 from tests.fakes.node import Node
 
 PATIENCE = 20.0
@@ -74,9 +74,6 @@ class ToyRegistry:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-
-    def has(self, target: str) -> bool:
-        return target in self._node.records
 
     def entries(self) -> Iterator[Entry]:
         for target, record in self._node.records.items():
@@ -134,8 +131,9 @@ class CsiServer:
         self.lvm = ToyLvm(self.node, folder / "lvm.lock")
         self.failures: dict[type, Exception] = {}
         self._gates: dict[type, Gate] = {}
-        self.world = World(
+        self.desk = Desk(
             settings=self.settings,
+            runner=NoTools(),
             lvm=self.lvm,
             registry=ToyRegistry(self.node),  # type: ignore[arg-type]
             handlers=dict.fromkeys(get_args(steps.Step), self._carry_out),
@@ -143,7 +141,7 @@ class CsiServer:
         )
         self.identity = Identity(self.settings.driver_name)
         self.metrics = Recorder(self.settings, self.lvm.report)
-        self.server = main.build_server(self.world, self.identity, self.metrics)
+        self.server = main.build_server(self.desk, self.identity, self.metrics)
         self.socket = folder / "csi.sock"
         self._text = io.StringIO()
         self.log_handler = logging.StreamHandler(self._text)
@@ -233,10 +231,10 @@ def serving(folder: Path, patch: pytest.MonkeyPatch, config: str = _CONFIG) -> I
     made = CsiServer(folder, config)
     node = made.node
 
-    def path(value: str, listed: object = None) -> PathView:
+    def path(value: str, listed: object) -> PathView:
         return node.path(value)
 
-    def publications(registry: object, volume: Volume | None, staging_path: str = "") -> Publications:
+    def publications(entries: object, listed: object, volume: Volume | None, staging_path: str = "") -> Publications:
         return Publications() if volume is None else node.publications(volume.lv.name, staging_path)
 
     patch.setattr(observe, "path", path)

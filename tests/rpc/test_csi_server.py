@@ -22,6 +22,7 @@ from csi import __version__
 from csi.core import errors
 from csi.core.size import MIB
 from csi.node import main
+from csi.node import parameters as class_parameters
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
@@ -284,6 +285,29 @@ def test_attributes_of_a_volume_that_somebody_edited_are_refused(csi: CsiServer,
     requests = live(csi, "NodeUnpublishVolume", "sealed")
     code, message = csi.refused(call, requests.of(call, volume_context={"sealed": "none", "direct": "true"}))
     assert (code, message.split(":")[0]) == (Code.INVALID_ARGUMENT, "volume_context")
+
+
+def test_a_volume_of_a_later_or_laxer_version_is_staged_and_published(csi: CsiServer) -> None:
+    """Its class had keys and words that this version doesn't know: what counts stands in tags, the digest is compared."""
+    context = {"later": "key", "lvmType": "raid7", "fsType": "zfs", "wipe": ""}
+    requests = live(csi, "NodeStageVolume")
+    lv = csi.node.lvs["pvc-1"]
+    tags = {tag for tag in lv.tags if not tag.startswith("sl:params=")}
+    csi.node.lvs["pvc-1"] = replace(
+        lv, tags=frozenset({*tags, f"sl:params={class_parameters.digest(context)}", "sl:later=1"})
+    )
+    for call in ("NodeStageVolume", "NodePublishVolume"):
+        csi.call(call, requests.of(call, volume_context=context))
+        code, _ = csi.refused(call, requests.of(call, volume_context={**context, "later": "other"}))
+        assert code is Code.INVALID_ARGUMENT
+
+
+def test_the_filesystem_of_the_class_is_made_though_no_later_call_names_it(csi: CsiServer) -> None:
+    requests, silent = Requests(csi), capability()
+    silent.mount.fs_type = ""
+    csi.call("CreateVolume", requests.of("CreateVolume", parameters={"fsType": "xfs"}, volume_capabilities=[silent]))
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume", volume_capability=silent))
+    assert csi.node.content["pvc-1"] == "empty xfs"
 
 
 def test_a_misspelt_parameter_is_answered_with_the_nearest_known_one(csi: CsiServer) -> None:
@@ -799,13 +823,13 @@ def test_the_node_tells_its_name_place_and_limit(csi: CsiServer) -> None:
 
 def test_probe_is_not_ready_before_start_up_and_ready_after_it(csi: CsiServer) -> None:
     assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is False
-    main._start_up(csi.world, csi.identity)
+    main._start_up(csi.desk, csi.identity)
     assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is True
 
 
 def test_probe_says_why_the_driver_cannot_work(csi: CsiServer) -> None:
     csi.lvm.broken = errors.ToolFailed("lvm: not found on PATH; install the package that holds it")
-    main._start_up(csi.world, csi.identity)
+    main._start_up(csi.desk, csi.identity)
     code, message = csi.refused("Probe", csi_pb2.ProbeRequest())
     assert code is Code.FAILED_PRECONDITION
     assert "install the package" in message
@@ -815,7 +839,7 @@ def test_probe_says_why_the_driver_cannot_work(csi: CsiServer) -> None:
 def test_one_bad_disk_stops_its_pool_and_not_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = "pools: [{name: main, vgs: [vg0]}, {name: bad, vgs: [vg1], devices: [/dev/no-such-disk]}]"
     with serving(tmp_path, monkeypatch, config) as csi:
-        main._start_up(csi.world, csi.identity)
+        main._start_up(csi.desk, csi.identity)
         assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is True
         warning = next(event for event in csi.events if event["event"] == "this node works without a pool")
         assert "/dev/no-such-disk" in warning["problem"]
@@ -1012,7 +1036,7 @@ def test_a_socket_that_a_killed_process_left_is_replaced(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:9000", "127.0.0.1:0", "unix:///no/such/directory/csi.sock"])
 def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str) -> None:
-    server = main.build_server(csi.world, csi.identity, csi.metrics)
+    server = main.build_server(csi.desk, csi.identity, csi.metrics)
     with pytest.raises(errors.InvalidInput, match=r"--endpoint"):
         main._bind(server, endpoint)
 

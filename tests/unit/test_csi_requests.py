@@ -99,6 +99,7 @@ def volume(formatted: str | None = None, digest: str = "") -> Volume:
         direct=False,
         wipe=Wipe.AUTO,
         holds=held(formatted),
+        fstype=None,
         mkfs_options=(),
     )
 
@@ -317,15 +318,6 @@ def test_a_capability_without_access_mode_or_type_is_refused() -> None:
     assert field_of(csi_requests.capability, Message(access_mode=Message.AccessMode(mode=1)), "f") == "f.access_type"
 
 
-@pytest.mark.parametrize(
-    ("asked", "of_class", "expected"),
-    [("", "", None), ("ext4", "", "ext4"), ("xfs", "ext4", "xfs"), ("", "xfs", "xfs")],
-)
-def test_the_filesystem_of_the_capability_wins_over_the_class(asked: str, of_class: str, expected: str | None) -> None:
-    given = parameters.parse({"fsType": of_class} if of_class else {})
-    assert csi_requests.capability(capability(fstype=asked), "f", given).fstype == expected
-
-
 @pytest.mark.parametrize("fstype", ["btrfs", "EXT4", "ext3", "ext4 ", "swap"])
 def test_another_filesystem_is_refused_wherever_it_is_asked_for(fstype: str) -> None:
     assert field_of(csi_requests.capability, capability(fstype=fstype), "f") == "f.mount.fs_type"
@@ -346,9 +338,12 @@ def test_mount_flags_may_be_4096_bytes_long_together() -> None:
     assert field_of(csi_requests.capability, capability(flags=("x" * 4000, "y" * 97)), "f") == "f.mount.mount_flags"
 
 
-def test_a_node_request_takes_the_filesystem_of_the_volumes_class() -> None:
-    assert stage(volume_context={"fsType": "xfs"}).capability.fstype == "xfs"
-    assert publish(volume_context={"fsType": "xfs"}).capability.fstype == "xfs"
+@pytest.mark.parametrize("read", [stage, publish])
+def test_a_node_request_reads_nothing_of_the_class_but_its_digest(read: Any) -> None:
+    context = {"fsType": "xfs", "lvmType": "raid7", "later": "key"}
+    taken = read(volume_context=context)
+    assert taken.capability.fstype is None
+    assert taken.context_digest == parameters.digest(context)
 
 
 # Identifiers and paths

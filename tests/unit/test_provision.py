@@ -208,6 +208,7 @@ def volume(
         direct=False,
         wipe=Wipe.AUTO,
         holds=HoldsFilesystem(Filesystem.EXT4),
+        fstype=None,
         mkfs_options=(),
     )
     return dataclasses.replace(plain, **fields)

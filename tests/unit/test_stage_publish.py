@@ -61,6 +61,7 @@ def volume(
         direct=False,
         wipe=Wipe.AUTO,
         holds=held(formatted),
+        fstype=None,
         mkfs_options=(),
     )
     return dataclasses.replace(plain, **fields)
@@ -142,6 +143,20 @@ def staged(there: Volume, capability: Capability, staging: PathView, *, node_is_
 
 
 # The first stage
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "of_class", "made"),
+    [("", None, "ext4"), ("ext4", None, "ext4"), ("xfs", Filesystem.EXT4, "xfs"), ("", Filesystem.XFS, "xfs")],
+)
+def test_the_filesystem_of_the_request_wins_over_the_class(
+    asked_for: str, of_class: Filesystem | None, made: str
+) -> None:
+    plan = staged(new(fstype=of_class), asked(asked_for), FREE_STAGING)
+    assert make(made) in plan
+    assert mounted(made) in plan
+    sealed = volume("sealed", fstype=of_class, **SEALED)
+    assert publish.direct_record(sealed, asked(asked_for), read_only=False).fstype == made
 
 
 @pytest.mark.parametrize(("fstype", "made"), [("", "ext4"), ("ext4", "ext4"), ("xfs", "xfs")])

@@ -1,13 +1,13 @@
 """What the start drops of Kata's registry: records that nobody needs any more, and nothing else."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from csi.core.errors import Refused
 from csi.node import observe, startup
+from csi.node.desk import Desk
 from csi.node.kata.record import VOLUME_ID_KEY, Record
 from csi.node.kata.registry import KataRegistry
 from csi.node.lvm.model import Report
@@ -19,7 +19,9 @@ EMPTY = Report(vgs=())
 
 @pytest.fixture
 def world(tmp_path: Path) -> Any:
-    return SimpleNamespace(registry=KataRegistry(tmp_path / "registry"))
+    toy: Any = None
+    registry = KataRegistry(tmp_path / "registry")
+    return Desk(settings=toy, runner=toy, lvm=toy, registry=registry, handlers={}, locks=toy)
 
 
 def put(world: Any, target: Path, volume_id: str | None) -> None:
@@ -64,7 +66,7 @@ def test_one_volume_in_doubt_keeps_its_record_and_stops_nothing(
         if doubtful == "volume" and volume_id == "pvc-bad":
             raise Refused("volume pvc-bad exists in several volume groups")
 
-    def path(value: str) -> PathView:
+    def path(value: str, _: object) -> PathView:
         if doubtful == "path" and value == str(bad):
             raise Refused(f"{value} can't be looked at")
         return PathView(path=value, kind=PathKind.ABSENT)

@@ -85,6 +85,7 @@ def test_what_was_wanted_is_read_back() -> None:
         direct=True,
         wipe=Wipe.ZERO,
         holds=None,
+        fstype=None,
         mkfs_options=("-m", "0", "-E", "lazy_itable_init=0"),
     )
 
@@ -97,6 +98,7 @@ def test_what_was_wanted_is_read_back() -> None:
         direct=st.booleans(),
         profile=st.sampled_from(Profile),
         wipe=st.sampled_from(Wipe),
+        fstype=st.sampled_from([None, *Filesystem]),
         mkfs_options=st.lists(st.text(max_size=12), max_size=8).map(tuple),
         digest=st.text("0123456789abcdef", min_size=32, max_size=32),
     ),
@@ -116,6 +118,7 @@ def test_every_volume_is_read_back_as_it_was_wanted(name: str, size: int, asked:
         direct=asked.direct,
         wipe=asked.wipe,
         holds=None,
+        fstype=asked.fstype,
         mkfs_options=asked.mkfs_options,
     )
 
@@ -146,6 +149,16 @@ def test_state_and_content_are_tags_of_their_own(state: State, held: Content, te
     read = volume_tags.decode(lv(tags))
     assert read is not None
     assert (read.state, read.holds) == (state, held)
+
+
+@pytest.mark.parametrize("named", [None, *Filesystem])
+def test_the_filesystem_of_the_class_is_a_tag(named: Filesystem | None) -> None:
+    tags = volume_tags.encode(dataclasses.replace(WANTED, parameters=parameters.parse({"fsType": named or ""})))
+    assert [tag for tag in tags if tag.startswith("sl:fs=")] == ([f"sl:fs={named}"] if named else [])
+
+
+def test_a_filesystem_that_this_version_does_not_know_is_never_guessed() -> None:
+    assert volume_tags.decode(lv(frozenset(TAGS) | {"sl:fs=btrfs"})) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Both runtimes treat a half-written record or an empty directory badly (one of them falls back to the host's directory), so
 a record's directory appears and disappears by one `rename`. The temporary directory lies in the registry's root, because
-in a pod the root is a mount of its own, and a name there that is no base64 of a path is looked up by nobody.
+in a pod the root is a mount of its own, and a name there that is not base64 of a path is looked up by nobody.
 """
 
 import hashlib
@@ -44,10 +44,6 @@ class KataRegistry:
             target = kata_record.target_path(directory.name)
             if target is not None and not directory.name.startswith("."):
                 yield Entry(target=target, record=self._read(directory))
-
-    def has(self, target: str) -> bool:
-        """Whether there is a directory for this target path, with a record or without."""
-        return (self._root / kata_record.directory_name(target)).is_dir()
 
     def put(self, target: str, record: Record) -> None:
         """Make the record visible, whole. An equal one stays as it is, with the sandbox-id file that a shim may have

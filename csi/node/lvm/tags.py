@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
 from csi.node import content
 from csi.node.content import Content
@@ -46,6 +47,8 @@ def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str,
     ]
     if parameters.direct:
         tags.append(f"{_PREFIX}direct=true")
+    if parameters.fstype is not None:
+        tags.append(f"{_PREFIX}fs={parameters.fstype}")
     if parameters.mkfs_options:
         tags.append(f"{_PREFIX}mkfs={_pack(parameters.mkfs_options)}")
     return tuple(tags)
@@ -70,6 +73,7 @@ def decode(lv: LogicalVolume) -> Volume | None:
             direct=values.get("direct") == "true",
             wipe=Wipe(values.get("wipe", Wipe.AUTO)),
             holds=content.read(values["formatted"], profile) if "formatted" in values else None,
+            fstype=Filesystem(values["fs"]) if "fs" in values else None,
             mkfs_options=_unpack(values.get("mkfs", "")),
         )
     except (KeyError, ValueError):

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from csi.core.errors import AlreadyExists, InUse, Refused
-from csi.core.filesystem import DEFAULT, Filesystem
+from csi.core.filesystem import Filesystem
 from csi.node.content import HoldsFilesystem, Raw, Sealed
-from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, guest_options
+from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, directory_name, guest_options
 from csi.node.lvm.model import Activation
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathKind, PathView, Publications
-from csi.node.plan.stage import host_mounts, require_not_deleted
+from csi.node.plan.stage import host_mounts, named_filesystem, require_not_deleted
 from csi.node.volume import Capability, State, Volume
 
 
@@ -40,12 +40,13 @@ class Publishing:
 def publish(view: Publishing) -> steps.Plan:
     """Steps that show the volume at the target. Raises `Refused` when it isn't staged or may have only one target."""
     require_not_deleted(view.volume)
+    direct = not view.capability.block and not host_mounts(view.volume, view.capability)
+    if direct:
+        directory_name(view.target.path)  # too long a path is refused before anything is done
     _require_staged(view)
     if view.capability.block:
         return _publish_block(view)
-    if host_mounts(view.volume, view.capability):
-        return _publish_mount(view)
-    return _publish_direct(view)
+    return _publish_direct(view) if direct else _publish_mount(view)
 
 
 def unpublish(target: PathView, *, has_record: bool, reset_device: str | None) -> steps.Plan:
@@ -63,6 +64,27 @@ def unpublish(target: PathView, *, has_record: bool, reset_device: str | None) -
     if target.mounts or target.kind is not PathKind.ABSENT:
         plan.append(steps.RemoveTarget(target=target.path))
     return tuple(plan)
+
+
+def require_own(volume: Volume | None, target: PathView) -> None:
+    """Raises `InUse` when the target shows another volume's device: a wrong id must not unmount somebody's data."""
+    if volume is None or volume.lv.device is None or target.top is None or target.is_tombstone:
+        return
+    shown = target.device if target.kind is PathKind.DEVICE else target.top.device
+    if shown != volume.lv.device:
+        raise InUse(
+            f"{target.path} shows {target.top.source}, which is not volume {volume.volume_id}; it is left alone"
+        )
+
+
+def is_last_device(volume: Volume | None, target: PathView, shown: Publications) -> bool:
+    """Whether no other target shows the volume's device, so that its read-only flag was set for this one alone."""
+    return (
+        volume is not None
+        and target.device is not None
+        and target.device == volume.lv.device
+        and not shown.others(target.path)
+    )
 
 
 def _require_staged(view: Publishing) -> None:
@@ -170,7 +192,7 @@ def _shown_filesystem(volume: Volume, capability: Capability) -> Filesystem:
         case HoldsFilesystem(filesystem):
             return filesystem
         case Sealed() | None:
-            return capability.fstype or DEFAULT
+            return named_filesystem(volume, capability)
         case Raw():
             raise Refused(f"volume {volume.volume_id} holds no filesystem: it was staged as a raw device")
         case _:
@@ -179,7 +201,7 @@ def _shown_filesystem(volume: Volume, capability: Capability) -> Filesystem:
 
 def _require_plain_directory(target: PathView) -> None:
     if target.kind not in (PathKind.ABSENT, PathKind.DIRECTORY):
-        raise Refused(f"{target.path} is no directory ({target.kind.value}); remove it, then repeat")
+        raise Refused(f"{target.path} is not a directory ({target.kind.value}); remove it, then repeat")
     if not target.empty:
         raise Refused(
             f"{target.path} is a directory with content, which a mount would hide. A pod may have written there while its "

@@ -7,7 +7,7 @@ was given the volume yet; the same LVM command that ends it adds the `formatted`
 from typing import assert_never
 
 from csi.core.errors import AlreadyExists, InUse, Refused
-from csi.core.filesystem import DEFAULT
+from csi.core.filesystem import DEFAULT, Filesystem
 from csi.core.sealed import needs
 from csi.core.size import MIB
 from csi.node.content import Content, HoldsFilesystem, Raw, Sealed, word
@@ -21,14 +21,21 @@ _EDGE_BYTES = 1 * MIB
 
 
 def content(volume: Volume, capability: Capability) -> Content:
-    """What the volume is prepared as. A request that names no filesystem takes the one that the volume holds."""
+    """What the volume is prepared as. A request that names no filesystem takes the one that the volume holds, or the one of
+    its class.
+    """
     if volume.profile.is_sealed:
         return Sealed(volume.profile)
     if capability.block:
         return Raw()
     if capability.fstype is None and isinstance(volume.holds, HoldsFilesystem):
         return volume.holds
-    return HoldsFilesystem(capability.fstype or DEFAULT)
+    return HoldsFilesystem(named_filesystem(volume, capability))
+
+
+def named_filesystem(volume: Volume, capability: Capability) -> Filesystem:
+    """The filesystem of the request, else of the volume's class, else the driver's own choice."""
+    return capability.fstype or volume.fstype or DEFAULT
 
 
 def host_mounts(volume: Volume, capability: Capability) -> bool:

@@ -61,8 +61,7 @@ def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str])
         raise InvalidInput("volume_content_source", "snapshots and clones are not offered by this version")
     parameters = class_parameters.parse(request.parameters)
     capabilities = tuple(
-        capability(item, f"volume_capabilities[{number}]", parameters)
-        for number, item in enumerate(request.volume_capabilities)
+        capability(item, f"volume_capabilities[{number}]") for number, item in enumerate(request.volume_capabilities)
     )
     if not capabilities:
         raise InvalidInput("volume_capabilities", "are required and missing")
@@ -80,7 +79,7 @@ def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str])
     )
 
 
-def capability(item: csi_pb2.VolumeCapability, field: str, parameters: Parameters | None = None) -> Capability:
+def capability(item: csi_pb2.VolumeCapability, field: str) -> Capability:
     """One capability. Raises `InvalidInput` for a mode that a volume on one node can't serve."""
     kind = item.WhichOneof("access_type")
     if kind is None:
@@ -93,9 +92,8 @@ def capability(item: csi_pb2.VolumeCapability, field: str, parameters: Parameter
         raise InvalidInput(f"{field}.access_mode", f"{mode} is not offered on one node; use {offered}") from None
     if kind == "block":
         return Capability(block=True, access=access)
-    fstype = parameters.fstype if parameters is not None else None
-    if item.mount.fs_type:
-        fstype = Filesystem.named(item.mount.fs_type, f"{field}.mount.fs_type")
+    named = item.mount.fs_type
+    fstype = Filesystem.named(named, f"{field}.mount.fs_type") if named else None
     flags = tuple(item.mount.mount_flags)
     if sum(len(flag.encode()) for flag in flags) > _MAP_LIMIT_BYTES:
         raise InvalidInput(f"{field}.mount.mount_flags", f"are longer than {_MAP_LIMIT_BYTES} bytes")
@@ -157,7 +155,7 @@ def path(value: str, field: str, roots: Iterable[PurePosixPath]) -> str:
         raise InvalidInput(field, "is too long or contains control characters")
     plain = PurePosixPath(value)
     if not plain.is_absolute() or ".." in plain.parts or str(plain) != value:
-        raise InvalidInput(field, f"{value!r} is no plain absolute path")
+        raise InvalidInput(field, f"{value!r} is not a plain absolute path")
     allowed = tuple(roots)
     if not any(plain.is_relative_to(root) for root in allowed):
         raise InvalidInput(
@@ -201,12 +199,13 @@ def _serves(held: content.Content, capability: Capability) -> bool:
 def _required_capability(request: csi_pb2.NodeStageVolumeRequest | csi_pb2.NodePublishVolumeRequest) -> Capability:
     if not request.HasField("volume_capability"):
         raise InvalidInput("volume_capability", "is required and missing")
-    given = class_parameters.own_keys(request.volume_context)
-    fallback = class_parameters.parse(given) if given else None
-    return capability(request.volume_capability, "volume_capability", fallback)
+    return capability(request.volume_capability, "volume_capability")
 
 
 def _context_digest(context: Mapping[str, str]) -> str | None:
+    """Digest to compare with the volume's. The keys themselves aren't read: what they say stands in the volume's tags, and
+    a later or laxer version may have taken some that this one doesn't know.
+    """
     return class_parameters.digest(context) if class_parameters.own_keys(context) else None
 
 

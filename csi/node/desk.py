@@ -1,0 +1,163 @@
+"""What the servicers work at: it gives a call, under the volume's lock, one view of one moment, and carries out its plan.
+
+LVM is asked once, the kernel's mounts are listed once, and Kata's registry is read once, so that all that a plan is made
+from belongs together.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from csi.core import disks, mounts
+from csi.core.command import LocalRunner, Runner
+from csi.core.errors import NotFound
+from csi.core.mount import Mount
+from csi.node import observe
+from csi.node.apply import Handlers, apply
+from csi.node.effects import Effects
+from csi.node.kata.registry import Entry, KataRegistry
+from csi.node.locks import VolumeLocks
+from csi.node.lvm.command import Lvm
+from csi.node.lvm.model import Report
+from csi.node.lvm.names import VolumeId
+from csi.node.plan import provision, steps
+from csi.node.plan.node_view import PathView, Publications
+from csi.node.settings import Settings
+from csi.node.volume import Volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What is around volumes at one moment, as the kernel and Kata's registry show it without LVM."""
+
+    mounts: tuple[Mount, ...]
+    entries: tuple[Entry, ...]
+
+    def path(self, value: str) -> PathView:
+        """What lies and what is mounted at a path of a request."""
+        return observe.path(value, self.mounts)
+
+    def publications(self, volume: Volume | None, staging_path: str = "") -> Publications:
+        """Every place that shows the volume, staging path not counted."""
+        return observe.publications(self.entries, self.mounts, volume, staging_path)
+
+    def has_record(self, target: str) -> bool:
+        """Whether Kata's registry has anything for a target path, a whole record or not."""
+        return any(entry.target == target for entry in self.entries)
+
+    def records(self, target: str, volume_id: VolumeId) -> bool:
+        """Whether a Kata record shows the volume at a target path."""
+        return any(
+            entry.target == target and entry.record is not None and entry.record.volume_id == volume_id
+            for entry in self.entries
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One volume, or its absence, and what is around it at the same moment."""
+
+    volume_id: VolumeId
+    volume: Volume | None
+    report: Report
+    around: Surroundings
+
+    @property
+    def existing(self) -> Volume:
+        """The volume. Raises `NotFound` when there is none."""
+        if self.volume is None:
+            raise NotFound(f"there is no volume {self.volume_id} on this node")
+        return self.volume
+
+    def publications(self, staging_path: str = "") -> Publications:
+        """Every place that shows the volume, staging path not counted. Without a volume, none."""
+        return self.around.publications(self.volume, staging_path)
+
+    @property
+    def node_is_right(self) -> bool:
+        """Whether the volume's path in /dev leads to its own kernel device."""
+        return self.volume is not None and observe.node_is_right(self.volume.lv)
+
+    @property
+    def device_read_only(self) -> bool:
+        """The kernel's read-only flag of the volume's device; False where its path doesn't lead to it."""
+        return self.volume is not None and self.node_is_right and disks.read_only(self.volume.lv.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """The node's settings, LVM, registry, step table and locks. There is one of each, and one runner of commands."""
+
+    settings: Settings
+    runner: Runner
+    lvm: Lvm
+    registry: KataRegistry
+    handlers: Handlers
+    locks: VolumeLocks
+
+    @property
+    def roots(self) -> tuple[PurePosixPath, ...]:
+        """Where paths of requests may lie."""
+        return (self.settings.kubelet_dir,)
+
+    @property
+    def topology(self) -> tuple[str, str]:
+        """This node's topology key and value."""
+        return self.settings.topology_key, self.settings.topology_value
+
+    @contextmanager
+    def volume(self, volume_id: VolumeId, call: str) -> Iterator[View]:
+        """Hold the volume for a call, and see what is there. LVM is free again meanwhile: other volumes' calls go on.
+
+        Raises `Busy` when another call has the volume.
+        """
+        with self.locks.hold(volume_id, call):
+            yield self.look(volume_id, call)
+
+    @contextmanager
+    def allocation(self, volume_id: VolumeId, call: str) -> Iterator[Report]:
+        """Hold the volume and all of LVM, so that the room that the report shows is still there for the plan's steps."""
+        with self.locks.hold(volume_id, call), self.lvm.exclusive(f"{call} {volume_id}"):
+            yield self.lvm.report()
+
+    def look(self, volume_id: VolumeId, call: str) -> View:
+        """The volume and what is around it now, for a call that changes nothing or holds the lock."""
+        report = self.report(f"{call} {volume_id}")
+        volume = provision.by_id(report, volume_id)
+        return View(volume_id=volume_id, volume=volume, report=report, around=self.surroundings())
+
+    def report(self, holder: str) -> Report:
+        """What LVM shows. `holder` is named to whoever waits for LVM meanwhile."""
+        with self.lvm.exclusive(holder):
+            return self.lvm.report()
+
+    def surroundings(self) -> Surroundings:
+        """What the kernel and Kata's registry show now; needs no LVM."""
+        return Surroundings(mounts=mounts.listed(), entries=tuple(self.registry.entries()))
+
+    def carry_out(self, plan: steps.Plan) -> None:
+        """The plan's steps in order, each logged."""
+        apply(plan, self.handlers)
+
+
+def real(settings: Settings) -> Desk:
+    """The desk of this machine."""
+    runner = LocalRunner(settings.lvm_prefix)
+    config = settings.config
+    lvm = Lvm(
+        runner,
+        udev=config.udev,
+        lock_file=settings.state_dir / "lvm.lock",
+        loop_devices=config.loop_devices,
+        pool_disks=[device for pool in config.pools for device in pool.devices],
+    )
+    registry = KataRegistry(settings.registry_root)
+    return Desk(
+        settings=settings,
+        runner=runner,
+        lvm=lvm,
+        registry=registry,
+        handlers=Effects(runner, lvm, registry).handlers(),
+        locks=VolumeLocks(settings.state_dir / "volumes.lock"),
+    )
