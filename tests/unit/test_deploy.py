@@ -13,7 +13,8 @@ import yaml
 
 from csi.node import config as node_config
 from csi.node import parameters as class_parameters
-from csi.node.volume import Layout, Wipe
+from csi.node.lvm.layout import LayoutName
+from csi.node.volume import Wipe
 from tests.fakes.chart import (
     CHART,
     ROOT,
@@ -221,7 +222,7 @@ def test_every_default_is_in_the_schema_and_every_entry_of_the_schema_has_a_defa
 def test_the_schema_knows_the_drivers_class_parameters() -> None:
     allowed = SCHEMA["$defs"]["parameters"]["properties"]
     assert allowed.keys() == {*class_parameters._KNOWN, class_parameters._FSTYPE_KEY}
-    assert set(allowed["lvmType"]["enum"]) == {str(layout) for layout in Layout}
+    assert set(allowed["lvmType"]["enum"]) == {str(layout) for layout in LayoutName}
     assert set(allowed["wipe"]["enum"]) == {str(wipe) for wipe in Wipe}
 
 
