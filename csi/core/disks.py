@@ -94,7 +94,7 @@ def number(path: str) -> DeviceNumber | None:
 
 
 def resolved(path: str) -> str | None:
-    """The device that a path leads to; None when it is absent or no block device."""
+    """The device that a path leads to; None when it is absent or not a block device."""
     real = os.path.realpath(path)
     return real if number(real) is not None else None
 
@@ -154,7 +154,7 @@ def _opened(device: str, flags: int) -> Iterator[int]:
         raise
     try:
         if not stat.S_ISBLK(os.fstat(descriptor).st_mode):
-            raise ForeignContent(f"{device} is no block device; something else lies there")
+            raise ForeignContent(f"{device} is not a block device; something else lies there")
         yield descriptor
     finally:
         os.close(descriptor)

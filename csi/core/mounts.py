@@ -20,7 +20,7 @@ def listed(mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[Mount, ...]:
 
 
 def at(target: str) -> tuple[Mount, ...]:
-    """The mounts on exactly this path, lowest first; empty when it is no mount point."""
+    """The mounts on exactly this path, lowest first; empty when it is not a mount point."""
     return tuple(mount for mount in listed() if mount.target == target)
 
 

@@ -103,7 +103,7 @@ class Effects:
         os.close(os.open(step.target, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640))
         real = disks.resolved(step.device)
         if real is None:
-            raise Refused(f"{step.device} is no block device; stage the volume again")
+            raise Refused(f"{step.device} is not a block device; stage the volume again")
         mount_api.bind(real, step.target, read_only=False)
 
     def _mount_tombstone(self, step: steps.MountTombstone) -> None:

@@ -37,7 +37,7 @@ _SIGNAL_SECONDS = 0.5
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the node plugin; answers the exit status: 0 after an orderly stop, 2 for wrong settings."""
+    """Run the node plugin; returns the exit status: 0 after an orderly stop, 2 for wrong settings."""
     try:
         settings = node_settings.load(arguments)
     except InvalidInput as error:
@@ -115,7 +115,7 @@ def _start_up(here: Desk, identity: Identity) -> None:
 def _bind(server: grpc.Server, endpoint: str) -> None:
     """Bind the socket so that only root can use it. gRPC replaces the file that a killed process left."""
     if not endpoint.startswith("unix:"):
-        raise InvalidInput("--endpoint", f"{endpoint!r} is no unix socket; write unix:///PATH/csi.sock")
+        raise InvalidInput("--endpoint", f"{endpoint!r} is not a unix socket; write unix:///PATH/csi.sock")
     path = Path("/" + endpoint.removeprefix("unix:").lstrip("/"))
     if not path.parent.is_dir():
         raise InvalidInput("--endpoint", f"the directory {path.parent} does not exist")

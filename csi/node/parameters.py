@@ -139,7 +139,7 @@ def _stripes(own: Mapping[str, str]) -> int | None:
     if "stripes" not in own:
         return None
     if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= _MAX_STRIPES:
-        raise _bad("stripes", f"{own['stripes']!r} is no number from 2 to {_MAX_STRIPES}")
+        raise _bad("stripes", f"{own['stripes']!r} is not a number from 2 to {_MAX_STRIPES}")
     return int(own["stripes"])
 
 
@@ -149,7 +149,7 @@ def _stripe_kib(own: Mapping[str, str]) -> int | None:
     match = _STRIPE_SIZE.fullmatch(own["stripeSize"])
     kib = int(match[1]) * (1024 if (match[2] or "k").lower().startswith("m") else 1) if match else 0
     if kib < 4 or kib > 1024 * 1024 or kib & (kib - 1):
-        raise _bad("stripeSize", f"{own['stripeSize']!r} is no power of two from 4Ki to 1024Mi")
+        raise _bad("stripeSize", f"{own['stripeSize']!r} is not a power of two from 4Ki to 1024Mi")
     return kib
 
 
@@ -168,7 +168,7 @@ def _mkfs_options(own: Mapping[str, str]) -> tuple[str, ...]:
 def _check_mkfs_word(word: str, *, after_option: bool) -> None:
     if word.startswith("-"):
         if _MKFS_OPTION.fullmatch(word) is None:
-            raise _bad("mkfsOptions", f"{word!r} is no single option; write the option and its value as two words")
+            raise _bad("mkfsOptions", f"{word!r} is not a single option; write the option and its value as two words")
         if word in FORBIDDEN_OPTIONS:
             raise _bad(
                 "mkfsOptions",

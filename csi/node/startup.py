@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def start(desk: Desk) -> tuple[str, ...]:
-    """Carry out the start-up. Answers the pools that could not be completed, one reason each; the others work.
+    """Carry out the start-up. Returns the pools that could not be completed, one reason each; the others work.
 
     Raises `ToolFailed` when LVM itself does not answer.
     """

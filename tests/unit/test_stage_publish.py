@@ -458,9 +458,9 @@ def test_a_target_with_a_mount_of_another_filesystem_is_refused_by_its_source() 
     ("target", "words"),
     [
         (path(TARGET, kind=PathKind.DIRECTORY, empty=False), "a directory with content, which a mount would hide"),
-        (path(TARGET, kind=PathKind.FILE), r"no directory \(file\)"),
-        (path(TARGET, kind=PathKind.DEVICE), r"no directory \(device\)"),
-        (path(TARGET, kind=PathKind.OTHER), r"no directory \(other\)"),
+        (path(TARGET, kind=PathKind.FILE), r"not a directory \(file\)"),
+        (path(TARGET, kind=PathKind.DEVICE), r"not a directory \(device\)"),
+        (path(TARGET, kind=PathKind.OTHER), r"not a directory \(other\)"),
     ],
 )
 def test_a_target_that_is_no_empty_directory_is_refused(there: Volume, target: PathView, words: str) -> None:

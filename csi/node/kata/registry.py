@@ -2,7 +2,7 @@
 
 Both runtimes treat a half-written record or an empty directory badly (one of them falls back to the host's directory), so
 a record's directory appears and disappears by one `rename`. The temporary directory lies in the registry's root, because
-in a pod the root is a mount of its own, and a name there that is no base64 of a path is looked up by nobody.
+in a pod the root is a mount of its own, and a name there that is not base64 of a path is looked up by nobody.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ def encode(vg: str, lv: str) -> str:
 
 
 def decode(name: str) -> tuple[str, str] | None:
-    """Group and LV of a device-mapper name; None for a name that is no visible LV's."""
+    """Group and LV of a device-mapper name; None for a name that is not a visible LV's."""
     parts = name.replace("--", _HYPHEN).split("-")
     if len(parts) != 2 or not all(parts):
         return None

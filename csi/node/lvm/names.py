@@ -70,5 +70,5 @@ _VG = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,62}")
 def checked_vg_name(value: str, field: str) -> str:
     """A volume group name that LVM would accept. Raises `InvalidInput` naming `field`."""
     if _VG.fullmatch(value) is None or value in (".", ".."):
-        raise InvalidInput(field, f"{value!r} is no legal volume group name (letters, digits and + _ . -)")
+        raise InvalidInput(field, f"{value!r} is not a legal volume group name (letters, digits and + _ . -)")
     return value

@@ -201,7 +201,7 @@ def _shown_filesystem(volume: Volume, capability: Capability) -> Filesystem:
 
 def _require_plain_directory(target: PathView) -> None:
     if target.kind not in (PathKind.ABSENT, PathKind.DIRECTORY):
-        raise Refused(f"{target.path} is no directory ({target.kind.value}); remove it, then repeat")
+        raise Refused(f"{target.path} is not a directory ({target.kind.value}); remove it, then repeat")
     if not target.empty:
         raise Refused(
             f"{target.path} is a directory with content, which a mount would hide. A pod may have written there while its "

@@ -155,7 +155,7 @@ def path(value: str, field: str, roots: Iterable[PurePosixPath]) -> str:
         raise InvalidInput(field, "is too long or contains control characters")
     plain = PurePosixPath(value)
     if not plain.is_absolute() or ".." in plain.parts or str(plain) != value:
-        raise InvalidInput(field, f"{value!r} is no plain absolute path")
+        raise InvalidInput(field, f"{value!r} is not a plain absolute path")
     allowed = tuple(roots)
     if not any(plain.is_relative_to(root) for root in allowed):
         raise InvalidInput(
