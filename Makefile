@@ -16,7 +16,7 @@ demo: setup  ## show the main job end to end and write build/demo.html
 test: setup  ## the whole suite, the lab included
 	@$(PYTHON) -m pytest $(PYTEST_ARGS)
 
-fast: setup  ## everything but the lab: a minute
+fast: setup  ## everything but the lab: about a minute and a half on two free cores
 	@$(PYTHON) -m pytest tests/unit tests/properties tests/rpc tests/tools $(PYTEST_ARGS)
 
 bench: setup  ## measure against bare tools, in the lab, and print ratios

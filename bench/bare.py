@@ -1,4 +1,4 @@
-"""The bare tools, timed inside the node: what each job costs without a driver. Every function answers seconds."""
+"""The bare tools, timed inside the node: what each job costs without a driver. Every function returns seconds."""
 
 import os
 import subprocess
@@ -92,7 +92,7 @@ def memory(pid: int) -> dict[str, int]:
 
 
 def seconds_until_serving(argv: Sequence[str], log: str, socket: str) -> dict[str, float]:
-    """Start the node plugin; answers its process id, the seconds until it answers a call, and until it is ready."""
+    """Start the node plugin; returns its process id, the seconds until it answers a call, and until it is ready."""
     from lab import csi_calls
 
     pid, answering, started = _until_answering(argv, log, socket)

@@ -23,7 +23,7 @@ programs:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the program that the first argument names; answers its exit status."""
+    """Run the program that the first argument names; returns its exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_HELP.format(programs="\n".join(f"  {name:8} {text}" for name, (_, text) in _PROGRAMS.items())))

@@ -16,7 +16,7 @@ _STUBS = (csi_pb2_grpc.IdentityStub, csi_pb2_grpc.ControllerStub, csi_pb2_grpc.N
 
 
 def call(socket: str, method: str, request: dict[str, Any], timeout: float = 120) -> dict[str, Any]:
-    """One call; answers code, message, details, response and seconds."""
+    """One call; returns code, message, details, response and seconds."""
     message = json_format.ParseDict(request, getattr(csi_pb2, f"{method}Request")())
     started = time.monotonic()
     try:

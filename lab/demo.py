@@ -14,7 +14,7 @@ _COLOURS = {"step": "#4472c4", "proof": "#2e9e5b", "failed": "#c0392b"}
 
 
 def main() -> int:
-    """Tell the story; answers 0 when every proof held."""
+    """Tell the story; returns 0 when every proof held."""
     started = time.monotonic()
     try:
         kind = pick()

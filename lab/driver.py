@@ -91,7 +91,7 @@ class Driver:
         return self._pid
 
     def stop(self) -> int:
-        """End it in order; answers its exit status."""
+        """End it in order; returns its exit status."""
         self.node.kill(self._pid, signal.SIGTERM)
         status = self.node.wait(self._pid)
         self._forget()
@@ -103,7 +103,7 @@ class Driver:
         self.died()
 
     def died(self) -> int:
-        """Wait for a process that ends by itself; answers its status."""
+        """Wait for a process that ends by itself; returns its status."""
         status = self.node.wait(self._pid)
         self._forget()
         return status

@@ -134,7 +134,7 @@ def run(root: Path, command: str, env: dict[str, str]) -> None:
 
 
 def _lend(root: Path) -> dict[str, str]:
-    """Copy in what a command needs to reach the machine's registries; answers the variables that say where it lies."""
+    """Copy in what a command needs to reach the machine's registries; returns the variables that say where it lies."""
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
     if not _AUTHORITIES.exists():
         return {}

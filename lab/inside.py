@@ -25,7 +25,7 @@ def run(argv: list[str], stdin: str = "", timeout: float = 60, env: dict[str, st
 
 
 def spawn(argv: list[str], log: str, env: dict[str, str] | None = None) -> int:
-    """Start a process in a group of its own, its output appended to `log`; answers its process id."""
+    """Start a process in a group of its own, its output appended to `log`; returns its process id."""
     with Path(log).open("ab") as output:
         child = subprocess.Popen(
             argv,
@@ -47,7 +47,7 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
 
 
 def wait(pid: int, timeout: float = 60) -> int:
-    """Wait for a spawned process; answers its exit status."""
+    """Wait for a spawned process; returns its exit status."""
     return _children[pid].wait(timeout)
 
 

@@ -90,9 +90,9 @@ def _go(content: bytes | None) -> DirectVolume | PlainDirectory:
         raw = {key.lower(): value for key, value in json.loads(content).items()}
         options, metadata = tuple(raw.get("options") or ()), raw.get("metadata") or {}
         if not all(isinstance(value, str) for value in metadata.values()):
-            return PlainDirectory(reason="metadata value is no string")
+            return PlainDirectory(reason="metadata value is not a string")
     except (ValueError, AttributeError):
-        return PlainDirectory(reason="record is no JSON")
+        return PlainDirectory(reason="record is not JSON")
     return DirectVolume(
         device=raw.get("device", ""), fstype=raw.get("fstype", ""), options=options, read_only="ro" in options
     )
@@ -113,7 +113,7 @@ def _rs(content: bytes | None, oci_read_only: bool) -> DirectVolume:
         if key in raw and not isinstance(raw[key], kind):
             raise RuntimeRefused(f"mountInfo.json: {key} has the wrong type")
     if any(not isinstance(value, str) for value in raw.get("metadata", {}).values()):
-        raise RuntimeRefused("mountInfo.json: metadata value is no string")
+        raise RuntimeRefused("mountInfo.json: metadata value is not a string")
     if raw["volume-type"] not in _RS_TYPES:
         raise RuntimeRefused(f"volume type {raw['volume-type']!r} is not valid for a block device")
     options = tuple(option for option in raw.get("options", []) if option not in ("bind", "rbind"))

@@ -151,7 +151,7 @@ class Node(ABC):
         self.close()
 
     def call(self, function: str, /, *, call_timeout: float = 300, **arguments: Any) -> Any:
-        """Carry out `module:name` in the node with JSON arguments; answers its JSON result."""
+        """Carry out `module:name` in the node with JSON arguments; returns its JSON result."""
         if self._channel is None:
             raise ConnectionError("the node is not booted")
         return self._channel.call(function, arguments, call_timeout)
@@ -183,7 +183,7 @@ class Node(ABC):
         return result
 
     def spawn(self, argv: Sequence[str], log: str, env: Mapping[str, str] | None = None) -> int:
-        """Start a process in the node; answers its process id there."""
+        """Start a process in the node; returns its process id there."""
         return int(self.call("lab.inside:spawn", argv=list(argv), log=log, env=dict(env or {})))
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
@@ -191,7 +191,7 @@ class Node(ABC):
         self.call("lab.inside:kill", pid=pid, number=int(number))
 
     def wait(self, pid: int, timeout: float = 60) -> int:
-        """Wait for a spawned process to end; answers its exit status."""
+        """Wait for a spawned process to end; returns its exit status."""
         return int(self.call("lab.inside:wait", call_timeout=timeout + 10, pid=pid, timeout=timeout))
 
     def read(self, path: str, offset: int = 0, length: int = -1) -> bytes:
@@ -242,7 +242,7 @@ def pick() -> type[Node]:
 
 
 def wait_until(what: str, seconds: float, probe: Any) -> Any:
-    """Call `probe` until it answers something true; fails naming `what`."""
+    """Call `probe` until it returns something true; fails naming `what`."""
     give_up = time.monotonic() + seconds
     while True:
         found = probe()

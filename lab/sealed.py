@@ -138,7 +138,7 @@ class Guest:
         )
 
     def plug(self, device: str) -> str:
-        """Plug any device of the node, as a hostile host may; answers the guest's device node."""
+        """Plug any device of the node, as a hostile host may; returns the guest's device node."""
         address = self.node.call(
             "lab.vm:plug", name=self.name, device=device, driver="virtio-scsi", read_only=False, serial=""
         )

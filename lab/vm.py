@@ -1,6 +1,6 @@
 """The guest VM, started inside the node: QEMU, hot-plug by QMP as Kata does it, and calls to the agent in the guest.
 
-Guests are kept by name in the node agent's process; every function here takes and answers JSON.
+Guests are kept by name in the node agent's process; every function here takes and returns JSON.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ class Guest:
         return self._channel.call(function, arguments, timeout)
 
     def plug(self, device: str, driver: str, read_only: bool, serial: str) -> dict[str, str]:
-        """Hot-plug a host device as Kata does; answers driver and source as kata-agent's Storage names them."""
+        """Hot-plug a host device as Kata does; returns driver and source as kata-agent's Storage names them."""
         number = len(self._plugged) + 1
         node = f"drive{number}"
         self.qmp.execute(
@@ -132,7 +132,7 @@ class Guest:
 
 
 def start(name: str, image: dict[str, str], extra: str, memory_mib: int, log: str) -> float:
-    """Boot a guest with the archive `extra` appended to its initramfs; answers the seconds until its agent was there."""
+    """Boot a guest with the archive `extra` appended to its initramfs; returns the seconds until its agent was there."""
     _guests[name] = Guest(name, image, extra, memory_mib, log)
     return _guests[name].boot_seconds
 

@@ -57,3 +57,9 @@ def test_help_names_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
     assert targets == set(re.findall(r"^([a-z]+):.*##", text, re.MULTILINE))
+
+
+def test_readme_and_help_name_the_same_time_for_make_fast() -> None:
+    told = re.search(r"^fast:.*## (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert told is not None
+    assert f"$ make fast     # {told[1]}\n" in (ROOT / "README.md").read_text()
