@@ -126,9 +126,10 @@ def _rendered(values: str) -> list[Object]:
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
-def validate(file: Path) -> subprocess.CompletedProcess[str]:
-    """Check objects against the API's schemas, strictly."""
-    return subprocess.run([ROOT / "scripts/validate-manifests", file], capture_output=True, text=True, timeout=300)
+def validate(file: Path, version: str = "1.37") -> subprocess.CompletedProcess[str]:
+    """Check objects against the API's schemas of a version of Kubernetes, strictly."""
+    argv = [ROOT / "scripts/validate-manifests", version, file]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=300)
 
 
 # Reading what was rendered
