@@ -37,6 +37,7 @@ _STATUS_OF: tuple[tuple[type[SealedLocalError], int], ...] = (
     (errors.NotFound, 404),
     (errors.Busy, 409),
     (errors.Refused, 412),
+    (errors.Untrusted, 412),
     (errors.Unavailable, 503),
 )
 _KBS_NAME_OF = {403: "PolicyDeny", 404: "PluginInternalError", 503: "StorageBackendInitialization"}
