@@ -26,13 +26,14 @@ class Call:
     """A request of a guest that the policy lets use this volume."""
 
     guest: Guest
+    workload: str
     volume_id: str
     body: bytes
     policy: ReleasePolicy
 
     def event(self, action: str, detail: str = "") -> Event:
         """The entry of the audit log."""
-        return Event(actor=self.guest.name, action=action, subject=self.volume_id, detail=detail)
+        return Event(actor=self.guest.acting_for([self.workload]), action=action, subject=self.volume_id, detail=detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
