@@ -138,8 +138,8 @@ class Broker:
             raise NotFound(f"the register has no action {action!r}; there are: {', '.join(ACTIONS)}")
         policy = self.policy
         with self._refusals_noted(guest, policy, action, volume_id):
-            work = appraise.check_volume(policy, guest.claims, volume_id)
-            call = Call(guest=guest, workload=work.name, volume_id=volume_id, body=body, policy=policy)
+            workloads = appraise.workloads_for_volume(policy, guest.claims, volume_id)
+            call = Call(guest=guest, workloads=workloads, volume_id=volume_id, body=body, policy=policy)
             answer = ACTIONS[action](self.volumes, call)
         return jwe.encrypt(guest.key, answer)
 

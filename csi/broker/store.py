@@ -38,6 +38,13 @@ class StoredVolume:
     owner: str | None = None
 
 
+Check = Callable[[StoredVolume], Event]
+
+
+def _anybody(_: StoredVolume) -> None:
+    """No check: an operator may change every volume."""
+
+
 class Store:
     """The open database. Safe for several threads, and for several processes (a command beside a running server)."""
 
@@ -65,10 +72,7 @@ class Store:
     def stored(self, volume_id: str) -> StoredVolume:
         """The record of a volume with its wrapped secret."""
         with self._reading():
-            stored = self._read_volume(volume_id)
-        if stored is None:
-            raise NotFound(f"volume {volume_id} is not in the register")
-        return stored
+            return self._present(volume_id)
 
     def volume(self, volume_id: str) -> VolumeRecord:
         """The record of a volume."""
@@ -76,6 +80,10 @@ class Store:
 
     def volumes(self) -> list[VolumeRecord]:
         """All records, by id."""
+        return [stored.record for stored in self.all_stored()]
+
+    def all_stored(self) -> list[StoredVolume]:
+        """All volumes, by id."""
         with self._reading():
             self._db.execute("BEGIN")  # Rows and log of one moment.
             try:
@@ -86,7 +94,7 @@ class Store:
         found = [self._checked(row, noted) for row in rows]
         if missing := sorted(noted.keys() - {stored.record.volume_id for stored in found}):
             raise tampered(missing[0], "it was removed")
-        return [stored.record for stored in found]
+        return found
 
     def epoch(self) -> str:
         """The random id of this life of the register, in hex; a restored register has another one."""
@@ -119,7 +127,9 @@ class Store:
                 self._db.execute("INSERT INTO key_check VALUES (?)", (wrapped,))
         return wrapped if row is None else self._bytes(row[0])
 
-    def allocate(self, record: VolumeRecord, wrapped_secret: bytes, event: Event) -> VolumeRecord | None:
+    def allocate(
+        self, record: VolumeRecord, wrapped_secret: bytes, event: Event, *, owner: str | None = None
+    ) -> VolumeRecord | None:
         """Add a volume unless it is there: of two guests that come first at the same time, both get one secret.
 
         Answers the record that was there already, None for a new volume.
@@ -128,29 +138,42 @@ class Store:
             stored = self._read_volume(record.volume_id)
             if stored is not None:
                 return stored.record
-            self._write(StoredVolume(record=record, wrapped_secret=wrapped_secret), event)
+            self._write(StoredVolume(record=record, wrapped_secret=wrapped_secret, owner=owner), event)
             return None
 
-    def release(self, volume_id: str, check: Callable[[VolumeRecord], Event]) -> StoredVolume | None:
+    def release(self, volume_id: str, check: Check, claim: tuple[str, Event] | None = None) -> StoredVolume | None:
         """A stored volume whose secret is about to be given out: `check` says no by raising, else what to note.
 
-        One transaction, so that no secret leaves after the log says that it was shredded. None for an unknown volume.
-        """
-        with self._transaction():
-            stored = self._read_volume(volume_id)
-            if stored is not None:
-                self._note(check(stored.record))
-            return stored
-
-    def change(self, volume_id: str, change: Change, event: Event, *, destroy_secret: bool = False) -> VolumeRecord:
-        """Replace a record by `change(record)`, atomically; an error of `change` leaves everything as it was.
-
-        A change that answers the same record (a repeated request) stores and notes nothing.
+        A volume without an owner becomes the one of `claim`, with its entry. One transaction, so that no secret leaves
+        after the log says that it was shredded. None for an unknown volume.
         """
         with self._transaction():
             stored = self._read_volume(volume_id)
             if stored is None:
-                raise NotFound(f"volume {volume_id} is not in the register")
+                return None
+            released = check(stored)
+            if stored.owner is None and claim is not None:
+                stored = replace(stored, owner=claim[0])
+                self._write(stored, claim[1])
+            self._note(released)
+            return stored
+
+    def change(
+        self,
+        volume_id: str,
+        change: Change,
+        event: Event,
+        *,
+        destroy_secret: bool = False,
+        check: Callable[[StoredVolume], None] = _anybody,
+    ) -> VolumeRecord:
+        """Replace a record by `change(record)`, atomically; an error of `check` or `change` leaves everything as it was.
+
+        A change that returns the same record (a repeated request) stores and notes nothing.
+        """
+        with self._transaction():
+            stored = self._present(volume_id)
+            check(stored)
             record = change(stored.record)
             if record != stored.record:
                 kept = None if destroy_secret else stored.wrapped_secret
@@ -158,6 +181,13 @@ class Store:
         if destroy_secret:
             self._forget_old_pages()
         return record
+
+    def hand_over(self, volume_id: str, owner: str, change: Change, event: Event) -> None:
+        """Give a volume to another workload; the entry says whose it was."""
+        with self._transaction():
+            stored = self._present(volume_id)
+            detail = f"from={stored.owner or 'nobody'} to={owner}"
+            self._write(replace(stored, owner=owner, record=change(stored.record)), replace(event, detail=detail))
 
     def adopt(self, stored: StoredVolume, event: Event) -> None:
         """Put a volume as it is in the place of what is here, if anything: a restore takes it over."""
@@ -252,6 +282,12 @@ class Store:
         if not isinstance(value, bytes):
             raise schema.damaged(self._path, "a wrapped secret is not bytes")
         return value
+
+    def _present(self, volume_id: str) -> StoredVolume:
+        stored = self._read_volume(volume_id)
+        if stored is None:
+            raise NotFound(f"volume {volume_id} is not in the register")
+        return stored
 
     def _read_volume(self, volume_id: str) -> StoredVolume | None:
         row = self._db.execute(f"{_SELECT} WHERE volume_id = ?", (volume_id,)).fetchone()
