@@ -37,6 +37,7 @@ _STATUS_OF: tuple[tuple[type[SealedLocalError], int], ...] = (
     (errors.NotFound, 404),
     (errors.Busy, 409),
     (errors.Refused, 412),
+    (errors.Untrusted, 412),
     (errors.Unavailable, 503),
 )
 _KBS_NAME_OF = {403: "PolicyDeny", 404: "PluginInternalError", 503: "StorageBackendInitialization"}
@@ -136,14 +137,22 @@ class BrokerApp:
         return _json(self._broker.resource(guest, _resource_path(request)))
 
     def _put_resource(self, request: Request, body: bytes) -> Response:
-        self._admin.check(_bearer(request))
+        self._check_admin(request)
         self._broker.put_resource(_ADMIN, _resource_path(request), Secret(body))
         return Response(status_code=200)
 
     def _delete_resource(self, request: Request, _: bytes) -> Response:
-        self._admin.check(_bearer(request))
+        self._check_admin(request)
         self._broker.delete_resource(_ADMIN, _resource_path(request))
         return Response(status_code=200)
+
+    def _check_admin(self, request: Request) -> None:
+        try:
+            self._admin.check(_bearer(request))
+        except errors.NotReleased as error:
+            peer = request.client.host if request.client else "?"
+            self._broker.refuse_administration(request.path_params["path"], f"{request.method} from {peer}: {error}")
+            raise
 
     def _volume(self, request: Request, body: bytes) -> Response:
         # Never by a bearer token: see `Broker.attested_guest`.

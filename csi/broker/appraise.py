@@ -47,6 +47,16 @@ def check_volume(policy: ReleasePolicy, claims: Claims, volume_id: str) -> Workl
     return _permitted(policy, claims, f"volume {volume_id}", lambda work: work.volumes, (volume_id,))
 
 
+def workloads_for_volume(policy: ReleasePolicy, claims: Claims, volume_id: str) -> tuple[str, ...]:
+    """Every workload by which the guest may use the volume, in the policy's order; raises `NotReleased` for none."""
+    check_volume(policy, claims, volume_id)
+    return tuple(
+        work.name
+        for work in policy.workloads
+        if _why_not(work, claims) is None and any(matches(pattern, volume_id) for pattern in work.volumes)
+    )
+
+
 def check_resource(policy: ReleasePolicy, claims: Claims, path: tuple[str, str, str]) -> Workload:
     """The workload by which the guest may read this resource."""
     check_tee(policy, claims.tee)

@@ -1,7 +1,7 @@
-"""The audit log: who was given what, in a chain of hashes. Each entry carries the digest of the one before it.
+"""The audit log: who was given what, in a chain of hashes. Each entry carries the digest of the one before it, signed.
 
-Altering or removing an entry breaks the chain. Cutting entries off its end does not; whoever must detect that, keeps the
-digest of the newest entry elsewhere and gives it to `verify`.
+Altering or removing an entry breaks the chain, and writing the chain anew takes the broker's `audit.key`. Cutting entries
+off its end does not show; whoever must detect that keeps the newest digest elsewhere and gives it to `verify`.
 """
 
 import hashlib
@@ -11,18 +11,22 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from csi.broker.seals import Seals
 from csi.core.errors import Tampered
 
 GENESIS = "0" * 64
 OPERATOR = "operator"
 """The actor of every command: whoever may write the broker's directory."""
 _MINUTE = 60.0
+_TYPES = (int, int, str, str, str, str, int | None, str, str, bytes)
 _MAX_DETAIL_CHARACTERS = 1000
 
 SCHEMA = """
 CREATE TABLE audit (
   seq INTEGER PRIMARY KEY, time_unix INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
-  subject TEXT NOT NULL, detail TEXT NOT NULL, previous TEXT NOT NULL, digest TEXT NOT NULL);
+  subject TEXT NOT NULL, detail TEXT NOT NULL, revision INTEGER, previous TEXT NOT NULL, digest TEXT NOT NULL,
+  signature BLOB NOT NULL);
+CREATE INDEX audit_of_volumes ON audit (subject, revision) WHERE revision IS NOT NULL;
 CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
   BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
 CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit
@@ -47,8 +51,12 @@ class Entry:
     seq: int
     time_unix: int
     event: Event
+    revision: int | None = None
+    """The revision of the volume's record from this entry on; None where the entry changed no volume."""
     previous: str
     digest: str
+    signature: bytes
+    """By the broker's `audit.key`, over the digest."""
 
 
 class Ration:
@@ -94,32 +102,56 @@ class Ration:
         self._note(replace(last, detail=f"{count} more in that minute; the last: {last.detail}"))
 
 
-def append(connection: sqlite3.Connection, event: Event, time_unix: int) -> None:
+def append(
+    connection: sqlite3.Connection, event: Event, time_unix: int, seals: Seals, revision: int | None = None
+) -> None:
     """Add an entry inside the caller's transaction: a change and its entry are stored together or not at all."""
     last = connection.execute("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
     seq, previous = (last[0] + 1, last[1]) if last else (1, GENESIS)
-    digest = _digest(seq, time_unix, event, previous)
-    connection.execute(
-        "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (seq, time_unix, event.actor, event.action, event.subject, event.detail, previous, digest),
+    digest = _digest(seq, time_unix, event, revision, previous)
+    members = (
+        event.actor,
+        event.action,
+        event.subject,
+        event.detail,
+        revision,
+        previous,
+        digest,
+        seals.of_head(digest),
     )
+    connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (seq, time_unix, *members))
 
 
 def read(connection: sqlite3.Connection) -> Iterator[Entry]:
-    """All entries, oldest first."""
+    """All entries, oldest first. Raises `Tampered` for a member of another type than was written."""
     rows = connection.execute(
-        "SELECT seq, time_unix, actor, action, subject, detail, previous, digest FROM audit ORDER BY seq"
+        "SELECT seq, time_unix, actor, action, subject, detail, revision, previous, digest, signature "
+        "FROM audit ORDER BY seq"
     )
     for row in rows:
-        # SQLite stores any type in any column, and the digest is made of text and numbers only.
-        if not (isinstance(row[1], int) and all(isinstance(value, str) for value in row[2:])):
+        # SQLite stores any type in any column.
+        if not all(isinstance(value, kind) for value, kind in zip(row, _TYPES, strict=True)):
             raise Tampered(f"audit entry {row[0]}: a member has another type than was written")
-        seq, time_unix, actor, action, subject, detail, previous, digest = row
-        event = Event(actor=actor, action=action, subject=subject, detail=detail)
-        yield Entry(seq=seq, time_unix=time_unix, event=event, previous=previous, digest=digest)
+        seq, time_unix, actor, action, subject, detail, revision, previous, digest, signature = row
+        yield Entry(
+            seq=seq,
+            time_unix=time_unix,
+            event=Event(actor=actor, action=action, subject=subject, detail=detail),
+            revision=revision,
+            previous=previous,
+            digest=digest,
+            signature=signature,
+        )
 
 
-def verify(connection: sqlite3.Connection, expected_head: str | None = None) -> tuple[int, str]:
+def newest_revisions(connection: sqlite3.Connection, volume_id: str | None = None) -> dict[str, object]:
+    """The revision that the log says each volume has, or the one volume."""
+    one = ("AND subject = ?", (volume_id,)) if volume_id is not None else ("", ())
+    query = f"SELECT subject, max(revision) FROM audit WHERE revision IS NOT NULL {one[0]} GROUP BY subject"  # noqa: S608
+    return dict(connection.execute(query, one[1]).fetchall())
+
+
+def verify(connection: sqlite3.Connection, seals: Seals, expected_head: str | None = None) -> tuple[int, str]:
     """Check the whole chain; returns the number of entries and the newest digest. Raises `Tampered` at the first break.
 
     `expected_head`, a digest noted earlier, must still be in the chain.
@@ -129,8 +161,9 @@ def verify(connection: sqlite3.Connection, expected_head: str | None = None) -> 
         count += 1
         if entry.seq != count or entry.previous != head:
             raise Tampered(f"audit entry {entry.seq}: an entry before it is missing or was replaced")
-        if entry.digest != _digest(entry.seq, entry.time_unix, entry.event, entry.previous):
+        if entry.digest != _digest(entry.seq, entry.time_unix, entry.event, entry.revision, entry.previous):
             raise Tampered(f"audit entry {entry.seq}: its content was altered")
+        seals.check_head(entry.seq, entry.digest, entry.signature)
         head = entry.digest
         seen = seen or head == expected_head
     if not seen:
@@ -138,6 +171,6 @@ def verify(connection: sqlite3.Connection, expected_head: str | None = None) -> 
     return count, head
 
 
-def _digest(seq: int, time_unix: int, event: Event, previous: str) -> str:
-    members = [seq, time_unix, event.actor, event.action, event.subject, event.detail, previous]
+def _digest(seq: int, time_unix: int, event: Event, revision: int | None, previous: str) -> str:
+    members = [seq, time_unix, event.actor, event.action, event.subject, event.detail, revision, previous]
     return hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).hexdigest()

@@ -10,12 +10,14 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import assert_never
 
 from csi.broker import rules, schema, since, turns
 from csi.broker.audit import OPERATOR, Entry, Event
 from csi.broker.directory import BrokerDirectory
+from csi.broker.seals import Seals
 from csi.broker.since import Finding, What
 from csi.broker.store import Store, StoredVolume
 from csi.core.errors import NotFound, Refused, SealedLocalError
@@ -37,14 +39,14 @@ class Restored:
     """Why nothing, or not everything, is known of what happened since; None when all is known."""
 
 
-def back_up(store: Store, target: Path, event: Event) -> None:
+def back_up(store: Store, target: Path, seals: Seals, event: Event) -> None:
     """Write a checked copy to a new file. The entry of the audit log is inside the copy: what comes later is after it."""
     if target.exists():
         raise Refused(f"{target} exists already; a backup never replaces a file")
     store.note(event)
     with _new_file(target) as made:
         store.copy_to(made)
-        with closing(Store(made)) as copy:
+        with closing(Store(made, seals)) as copy:
             copy.check_integrity()
             copy.volumes()
             copy.verify_audit()
@@ -63,11 +65,12 @@ def restore(
     try:
         with _new_file(directory.database) as made:
             _fetch(backup, made)
-            with closing(Store(made)) as store:
+            seals = directory.seals(environment)
+            with closing(Store(made, seals)) as store:
                 directory.open_vault(environment, store)
                 store.verify_audit()
                 last = store.audit_entries()[-1:]
-                held, unknown = _look_back(directory, store, log)
+                held, unknown = _look_back(store, directory.database, seals, log)
                 event = Event(
                     actor=OPERATOR, action="restored", subject=backup.name, detail=f"was epoch {store.epoch()}"
                 )
@@ -81,16 +84,16 @@ def restore(
 
 
 def _look_back(
-    directory: BrokerDirectory, store: Store, log: Iterable[Entry] | None
+    store: Store, database: Path, seals: Seals, log: Iterable[Entry] | None
 ) -> tuple[tuple[str, ...], str | None]:
     """Hold back what changed since; returns what to tell, and why something may be missing in it."""
     try:
-        with closing(Store(directory.database)) as replaced:
+        with closing(Store(database, seals)) as replaced:
             replaced.check_integrity()
             findings = since.compare(_by_id(store), _by_id(replaced))
             return _hold_back(store, findings, replaced), None
     except FileNotFoundError:
-        why = f"there is no replaced register at {directory.database}"
+        why = f"there is no replaced register at {database}"
     except SealedLocalError as error:
         why = f"the replaced register can't be read: {error}"
     if log is None:
@@ -186,15 +189,18 @@ def _set_aside(database: Path) -> Path | None:
 
 
 def _held(finding: Finding, store: Store, replaced: Store) -> StoredVolume:
-    newer = replaced.stored(finding.volume_id)
     match finding.what:
         case What.MADE | What.FORMATTED:
-            return StoredVolume(record=_retired(newer.record), wrapped_secret=newer.wrapped_secret)
+            newer = replaced.stored(finding.volume_id)
+            return replace(newer, record=_retired(newer.record))
         case What.SHREDDED:
-            return StoredVolume(record=rules.shred(_retired(store.volume(finding.volume_id))), wrapped_secret=None)
+            older = store.stored(finding.volume_id)
+            return replace(older, record=rules.shred(_retired(older.record)), wrapped_secret=None)
         case What.OPENED | What.CHANGED:
             older = store.stored(finding.volume_id)
-            return StoredVolume(record=_retired(older.record), wrapped_secret=older.wrapped_secret)
+            return replace(older, record=_retired(older.record))
+        case _:
+            assert_never(finding.what)
 
 
 def _retired(record: VolumeRecord) -> VolumeRecord:

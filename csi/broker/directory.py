@@ -11,11 +11,12 @@ from pathlib import Path
 
 from cryptography import x509
 
-from csi.broker import certificates, turns, vault
+from csi.broker import certificates, schema, seals, turns, vault
 from csi.broker import policy as broker_policy
 from csi.broker.certificates import Pair
 from csi.broker.release import ReleasePolicy
 from csi.broker.schema import empty_database
+from csi.broker.seals import Seals
 from csi.broker.service import Broker
 from csi.broker.store import Store
 from csi.broker.tokens import TokenIssuer
@@ -126,16 +127,32 @@ class BrokerDirectory:
             raise Refused(f"{self.admin_token}: a token of less than 32 characters can be guessed")
         return Secret(token.encode("ascii"))
 
-    def open_store(self) -> Store:
-        """The database; it must have been made by `init`, so that a wrong directory is not taken for an empty broker."""
+    def open_store(self, environment: Mapping[str, str] = os.environ) -> Store:
+        """The database; it must have been made by `init`, so that a wrong directory is not taken for an empty broker.
+
+        Raises `Refused` for a master key that it was not written with.
+        """
         if not self.database.exists():
             raise self._missing(self.database)
         place = turns.together(self.root)
         try:
-            return Store(self.database, place=place)
+            store = Store(self.database, self.seals(environment), place=place)
         except BaseException:
             os.close(place)
             raise
+        try:
+            self.open_vault(environment, store)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def seals(self, environment: Mapping[str, str]) -> Seals:
+        """What rows and entries of the database are checked by."""
+        box = Vault(vault.load_master_key(self.master_key, environment))
+        return Seals(
+            vault=box, signer=seals.parse_signer(vault.read_private(self.key("audit")), str(self.key("audit")))
+        )
 
     def open_vault(self, environment: Mapping[str, str], store: Store) -> Vault:
         """The vault under the master key; raises `Refused` for a key that the database was not written with.
@@ -150,7 +167,7 @@ class BrokerDirectory:
         """Everything that a running broker needs."""
         signer, issuer = self.load_pair("token"), self.certificate("ca").read_bytes()
         chain = [signer.certificate, *x509.load_pem_x509_certificates(issuer)]
-        policy, store = self.load_policy(), self.open_store()
+        policy, store = self.load_policy(), self.open_store(environment)
         try:
             store.check_integrity()
             master = self.open_vault(environment, store)
@@ -186,11 +203,7 @@ def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Ma
         )
     # The files that SQLite puts beside it get its mode.
     maker.file(directory.database, _SECRET_MODE, empty_database)
-    with closing(directory.open_store()) as store:
-        if vault.MASTER_KEY_VARIABLE not in environment:
-            if not directory.master_key.exists() and not store.is_empty():
-                raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")
-            maker.file(directory.master_key, _SECRET_MODE, lambda: vault.encode_master_key(Secret(os.urandom(32))))
+    _make_keys_of_database(directory, maker, environment)
     maker.file(directory.admin_token, _SECRET_MODE, f"{secrets.token_urlsafe(32)}\n".encode)
     maker.file(directory.policy, _PUBLIC_MODE, POLICY_TEXT.encode)
     now = dt.datetime.now(dt.UTC)
@@ -199,6 +212,22 @@ def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Ma
     maker.pair(directory, "server", lambda: certificates.server(issuer, hosts, now))
     maker.pair(directory, "token", lambda: certificates.token_signer(issuer, now))
     return Made(written=tuple(maker.written), kept=tuple(maker.kept))
+
+
+def _make_keys_of_database(directory: BrokerDirectory, maker: "_Maker", environment: Mapping[str, str]) -> None:
+    """Keys that a database was used with are never made anew: it could not be read, or not be checked, with others."""
+    with closing(schema.connect(directory.database)) as db:
+        holds_secrets, holds_entries = schema.holds_secrets(db), schema.holds_entries(db)
+    if vault.MASTER_KEY_VARIABLE not in environment:
+        if not directory.master_key.exists() and holds_secrets:
+            raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")
+        maker.file(directory.master_key, _SECRET_MODE, lambda: vault.encode_master_key(Secret(os.urandom(32))))
+    if not directory.key("audit").exists() and holds_entries:
+        raise Refused(f"{directory.key('audit')} is gone, and the audit log can't be checked without it: put it back")
+    signer = seals.new_signer()
+    maker.file(directory.key("audit"), _SECRET_MODE, lambda: seals.private_pem(signer))
+    signer = seals.parse_signer(vault.read_private(directory.key("audit")), str(directory.key("audit")))
+    maker.file(directory.certificate("audit"), _PUBLIC_MODE, lambda: seals.public_pem(signer))
 
 
 def missing_hosts(directory: BrokerDirectory, hosts: Sequence[str]) -> list[str]:

@@ -127,6 +127,14 @@ def _add_volume(command: _Commands) -> None:
         default=str(Profile.XTS),
         help="how guests seal it; it never changes (default: %(default)s)",
     )
+    allocate.add_argument(
+        "--workload",
+        metavar="NAME",
+        help="the workload of the policy that it belongs to; left out, the first one that opens it",
+    )
+    hand_over = _add(actions, "hand-over", volume.hand_over, "give a volume to another workload; its guests start over")
+    hand_over.add_argument("id", metavar="ID")
+    hand_over.add_argument("--to", metavar="NAME", required=True, help="a workload of the policy")
     for name, run, text in (
         ("show", volume.show, "everything that the register knows of a volume"),
         ("reset", volume.reset, "formatting → allocated: a guest died in its first format, let another try"),

@@ -153,6 +153,13 @@ def reinstate(record: VolumeRecord) -> VolumeRecord:
     return _next(record, state=VolumeState.ACTIVE, committed_nonce=None)
 
 
+def hand_over(record: VolumeRecord) -> VolumeRecord:
+    """An operator gives the volume to another workload. What a guest of the old one had begun has to be begun again."""
+    if record.state is VolumeState.SHREDDED:
+        raise _wrong_state(record, "there is nothing left to hand over")
+    return _next(record)
+
+
 def shred(record: VolumeRecord) -> VolumeRecord:
     """The secret is destroyed, and with it every copy of the volume. The record stays as a tombstone."""
     if record.state is VolumeState.SHREDDED:

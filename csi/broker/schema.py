@@ -33,7 +33,8 @@ Ladder = tuple[str, ...]
 LADDER: Ladder = (
     """
 CREATE TABLE volumes (
-  volume_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL, wrapped_secret BLOB) WITHOUT ROWID;
+  volume_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL, wrapped_secret BLOB,
+  owner TEXT, mac BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE resources (path TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE key_check (wrapped BLOB NOT NULL);
 CREATE TABLE epoch (id TEXT NOT NULL);
@@ -93,6 +94,17 @@ def check_integrity(db: sqlite3.Connection, path: Path) -> None:
         raise translated(error, path) from error
     if found != ["ok"]:
         raise damaged(path, " ".join(str(found[0] if found else "no answer").split()))
+
+
+def holds_secrets(db: sqlite3.Connection) -> bool:
+    """Whether a secret was ever stored here."""
+    query = "SELECT EXISTS (SELECT 1 FROM volumes) OR EXISTS (SELECT 1 FROM resources)"
+    return bool(db.execute(query).fetchone()[0])
+
+
+def holds_entries(db: sqlite3.Connection) -> bool:
+    """Whether anything was ever noted in the audit log."""
+    return bool(db.execute("SELECT EXISTS (SELECT 1 FROM audit)").fetchone()[0])
 
 
 def damaged(path: Path, found: str) -> Refused:

@@ -1,16 +1,20 @@
 """Runs the broker's HTTP application over TLS until SIGTERM or SIGINT, and reloads the policy on SIGHUP."""
 
 import datetime as dt
+import hashlib
 import logging
 import signal
 import socket
 import ssl
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
 from cryptography import x509
 from starlette.applications import Starlette
 
+from csi import __version__
 from csi.broker import vault
 from csi.broker.app import Admin, BrokerApp
 from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
@@ -44,15 +48,20 @@ def serve(directory: BrokerDirectory, broker: Broker, address: tuple[str, int]) 
     vault.read_private(directory.key("server"))
     listener = listen(address)
     server = uvicorn.Server(configure(directory, application.asgi))
-    _handle_signals(directory, broker)
+    # A change of the log may wait for the database, and the main thread answers health meanwhile.
+    reloads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reload")
+    _handle_signals(lambda: reloads.submit(reload_policy, directory, broker))
     _warn_of_sample(broker)
     _warn_of_expiry(directory)
     host, port = listener.getsockname()[:2]
     _log.info("the broker listens", extra={"address": f"{host}:{port}", "directory": str(directory.root)})
+    broker.note("started", f"{host}:{port}", f"version {__version__}, epoch {broker.store.epoch()}")
     try:
         server.run(sockets=[listener])
+        _note(broker, "stopped", f"{host}:{port}", "")
     finally:
         listener.close()
+        reloads.shutdown()
         broker.close()
     _log.info("the broker has stopped")
 
@@ -98,24 +107,40 @@ def listen(address: tuple[str, int]) -> socket.socket:
     return listener
 
 
-def _handle_signals(directory: BrokerDirectory, broker: Broker) -> None:
-    def reload(_: int, __: FrameType | None) -> None:
-        try:
-            broker.policy = directory.load_policy()
-        except SealedLocalError as error:
-            _log.error("the policy file can't be used, the old policy stays", extra={"why": str(error)})
-        except Exception:
-            # What escapes a signal handler ends the program, and a mistake in a file must not do that.
-            _log.exception("the policy file can't be used, the old policy stays")
-        else:
-            _log.info("the policy was read again")
-            _warn_of_sample(broker)
+def reload_policy(directory: BrokerDirectory, broker: Broker) -> None:
+    """Put the policy file in force; a file that can't be used leaves the old one. Both are noted in the audit log."""
+    try:
+        broker.policy = directory.load_policy()
+        digest = hashlib.sha256(directory.policy.read_bytes()).hexdigest()
+    except SealedLocalError as error:
+        _log.error("the policy file can't be used, the old policy stays", extra={"why": str(error)})
+        _note(broker, "policy-refused", directory.policy.name, str(error))
+    except Exception:
+        # A mistake in a file must not end the program.
+        _log.exception("the policy file can't be used, the old policy stays")
+        _note(broker, "policy-refused", directory.policy.name, "see the log")
+    else:
+        _log.info("the policy was read again")
+        _warn_of_sample(broker)
+        _note(broker, "policy-loaded", directory.policy.name, f"sha256={digest}")
+
+
+def _note(broker: Broker, action: str, subject: str, detail: str) -> None:
+    try:
+        broker.note(action, subject, detail)
+    except SealedLocalError as error:
+        _log.error("the audit log lacks an entry", extra={"action": action, "why": str(error)})
+
+
+def _handle_signals(reload: Callable[[], object]) -> None:
+    def hung_up(_: int, __: FrameType | None) -> None:
+        reload()
 
     def stopped(number: int, __: FrameType | None) -> None:
         """uvicorn raises the signal once more when it has stopped; the orderly end that follows is ours."""
         _log.info("stopping", extra={"signal": signal.Signals(number).name})
 
-    signal.signal(signal.SIGHUP, reload)
+    signal.signal(signal.SIGHUP, hung_up)
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, stopped)
 

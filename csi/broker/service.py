@@ -18,7 +18,7 @@ from csi.broker.tokens import Attested, TokenIssuer
 from csi.broker.vault import Vault
 from csi.broker.verifiers import VERIFIERS, Expected, Verifier, verifier_for
 from csi.broker.volumes import ACTIONS, Call, Volumes
-from csi.core.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError
+from csi.core.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError, Untrusted
 from csi.core.secret import Secret
 from csi.kbs import init_data, jwe, jwk, strict_json, volumes_api
 from csi.kbs import messages as kbs
@@ -79,8 +79,9 @@ class Broker:
             raise
         token = self.issuer.issue(attested)
         _log.info("attested", extra={"guest": attested.guest.name, "init_data": attested.guest.claims.init_data})
-        known = bool(appraise.memberships(self.policy, attested.guest.claims))
-        return self.sessions.attested(session, attested.guest, token, known=known), token
+        workloads = appraise.memberships(self.policy, attested.guest.claims)
+        self._note_attested(attested.guest, workloads)
+        return self.sessions.attested(session, attested.guest, token, known=bool(workloads)), token
 
     def attested_guest(self, session_id: str | None) -> Guest:
         """Who asks, by an attested session only; raises `NotAttested`.
@@ -113,9 +114,10 @@ class Broker:
 
     def resource(self, guest: Guest, path: kbs.ResourcePath) -> bytes:
         """A resource as JWE for a guest that may read it."""
-        event = Event(actor=guest.name, action="resource-released", subject=str(path))
-        with _RefusalNoted(self._refusals, guest, "resource", str(path)):
-            appraise.check_resource(self.policy, guest.claims, (path.repository, path.kind, path.tag))
+        policy = self.policy
+        with self._refusals_noted(guest, policy, "resource", str(path)):
+            work = appraise.check_resource(policy, guest.claims, (path.repository, path.kind, path.tag))
+        event = Event(actor=guest.acting_for([work.name]), action="resource-released", subject=str(path))
         secret = self.vault.unwrap(self.store.resource(str(path)), "resource", str(path))
         self.store.note(event)
         return jwe.encrypt(guest.key, secret)
@@ -135,11 +137,15 @@ class Broker:
         if action not in ACTIONS:
             raise NotFound(f"the register has no action {action!r}; there are: {', '.join(ACTIONS)}")
         policy = self.policy
-        with _RefusalNoted(self._refusals, guest, action, volume_id):
-            appraise.check_volume(policy, guest.claims, volume_id)
-            call = Call(guest=guest, volume_id=volume_id, body=body, policy=policy)
+        with self._refusals_noted(guest, policy, action, volume_id):
+            workloads = appraise.workloads_for_volume(policy, guest.claims, volume_id)
+            call = Call(guest=guest, workloads=workloads, volume_id=volume_id, body=body, policy=policy)
             answer = ACTIONS[action](self.volumes, call)
         return jwe.encrypt(guest.key, answer)
+
+    def _refusals_noted(self, guest: Guest, policy: ReleasePolicy, action: str, subject: str) -> "_RefusalNoted":
+        actor = guest.acting_for(appraise.memberships(policy, guest.claims))
+        return _RefusalNoted(self._refusals, actor, action, subject)
 
     def close(self) -> None:
         """Write what is left to write, and close the database."""
@@ -148,6 +154,25 @@ class Broker:
                 ration.flush()
         finally:
             self.store.close()
+
+    def note(self, action: str, subject: str, detail: str = "") -> None:
+        """Something that the program or its operator did, for the audit log."""
+        self.store.note(Event(actor="broker", action=action, subject=subject, detail=detail))
+
+    def refuse_administration(self, subject: str, detail: str) -> None:
+        """Note that somebody without the administrator's token wanted to be one; anyone can, so it is rationed."""
+        self._failures.note(Event(actor="unknown", action="administration-refused", subject=subject, detail=detail))
+
+    def _note_attested(self, guest: Guest, workloads: tuple[str, ...]) -> None:
+        """A guest of no workload may come as often as it likes, so those are rationed."""
+        claims = guest.claims
+        event = Event(
+            actor=guest.acting_for(workloads),
+            action="attested",
+            subject=claims.tee,
+            detail=f"measurement={claims.measurement} init_data={claims.init_data or 'none'}",
+        )
+        (self.store if workloads else self._refusals).note(event)
 
     def _examined(self, session: Session, body: bytes) -> Attested:
         message = strict_json.decode(body, kbs.Attestation, "Attestation")
@@ -187,7 +212,7 @@ class _RefusalNoted:
     """Writes what an attested guest was denied (by the policy) or refused (by the record) into the audit log."""
 
     ration: Ration
-    guest: Guest
+    actor: str
     action: str
     subject: str
 
@@ -195,10 +220,10 @@ class _RefusalNoted:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NotReleased | Refused | Busy):
+        if isinstance(error, NotReleased | Refused | Busy | Untrusted):
             noted = "denied" if isinstance(error, NotReleased) else "refused"
             self.ration.note(
-                Event(actor=self.guest.name, action=noted, subject=self.subject, detail=f"{self.action}: {error}")
+                Event(actor=self.actor, action=noted, subject=self.subject, detail=f"{self.action}: {error}")
             )
 
 

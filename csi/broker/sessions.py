@@ -1,17 +1,21 @@
 """Sessions of the KBS protocol: a nonce given out, then an attested guest. Kept in memory: a restart ends them all."""
 
 import base64
+import hashlib
+import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import assert_never
 
 from csi.broker.release import Claims
 from csi.core.errors import NotReleased, Unavailable
+from csi.kbs import base64url
 from csi.kbs import messages as kbs
-from csi.kbs.jwk import Jwk
+from csi.kbs.jwk import EcJwk, Jwk, RsaJwk
 
 _NONCE_BYTES = 32
 _ID_BYTES = 16
@@ -51,8 +55,24 @@ class Guest:
 
     @property
     def name(self) -> str:
-        """How it is called in logs and the audit log."""
-        return f"{self.claims.tee}:{self.claims.measurement}"
+        """How it is called in logs: by its key, which no other guest has, pods of one image neither (RFC 7638)."""
+        return thumbprint(self.key)
+
+    def acting_for(self, workloads: Iterable[str]) -> str:
+        """How it is called in the audit log: the key and the workloads as which it acted."""
+        return f"{self.name} {'+'.join(workloads) or '-'}"
+
+
+def thumbprint(key: Jwk) -> str:
+    """The JWK thumbprint of RFC 7638: SHA-256 over the members that make the key, in base64url."""
+    match key:
+        case EcJwk():
+            members = {"crv": key.crv, "kty": "EC", "x": key.x, "y": key.y}
+        case RsaJwk():
+            members = {"e": key.e, "kty": "RSA", "n": key.n}
+        case _:
+            assert_never(key)
+    return base64url.encode(hashlib.sha256(json.dumps(members, separators=(",", ":")).encode()).digest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,17 +8,21 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from csi.broker import audit, deadline, schema
 from csi.broker.audit import Entry, Event
+from csi.broker.seals import Row, Seals, tampered
 from csi.core.errors import InvalidInput, NotFound, Tampered, Unavailable
 from csi.kbs import strict_json
 from csi.kbs.register import VolumeRecord
 
+_SELECT = "SELECT volume_id, revision, record, wrapped_secret, owner, mac FROM volumes"
 _EPOCH_BYTES = 16
 _PROBE_SECONDS = 1.0
 
@@ -27,22 +31,33 @@ Change = Callable[[VolumeRecord], VolumeRecord]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredVolume:
-    """A record with its wrapped secret, None once it was shredded."""
+    """A record, its wrapped secret (None once it was shredded), and the workload that owns it (None: nobody yet)."""
 
     record: VolumeRecord
     wrapped_secret: bytes | None
+    owner: str | None = None
+
+
+Check = Callable[[StoredVolume], Event]
+
+
+def _anybody(_: StoredVolume) -> None:
+    """No check: an operator may change every volume."""
 
 
 class Store:
     """The open database. Safe for several threads, and for several processes (a command beside a running server)."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time, place: int | None = None) -> None:
+    def __init__(
+        self, path: Path, seals: Seals, *, clock: Callable[[], float] = time.time, place: int | None = None
+    ) -> None:
         """Open a database that `init` made; raises `Refused` for any other file, and leaves that as it is.
 
         `place` is a descriptor of `turns.together`, closed with the store.
         """
         self._place = place
         self._path = path
+        self._seals = seals
         self._clock = clock
         self._lock = threading.Lock()
         self._db = schema.connect(path)
@@ -57,10 +72,7 @@ class Store:
     def stored(self, volume_id: str) -> StoredVolume:
         """The record of a volume with its wrapped secret."""
         with self._reading():
-            stored = self._read_volume(volume_id)
-        if stored is None:
-            raise NotFound(f"volume {volume_id} is not in the register")
-        return stored
+            return self._present(volume_id)
 
     def volume(self, volume_id: str) -> VolumeRecord:
         """The record of a volume."""
@@ -68,9 +80,21 @@ class Store:
 
     def volumes(self) -> list[VolumeRecord]:
         """All records, by id."""
+        return [stored.record for stored in self.all_stored()]
+
+    def all_stored(self) -> list[StoredVolume]:
+        """All volumes, by id."""
         with self._reading():
-            rows = self._db.execute("SELECT volume_id, record FROM volumes ORDER BY volume_id").fetchall()
-        return [_decode(*row) for row in rows]
+            self._db.execute("BEGIN")  # Rows and log of one moment.
+            try:
+                rows = self._db.execute(f"{_SELECT} ORDER BY volume_id").fetchall()
+                noted = audit.newest_revisions(self._db)
+            finally:
+                self._db.execute("ROLLBACK")
+        found = [self._checked(row, noted) for row in rows]
+        if missing := sorted(noted.keys() - {stored.record.volume_id for stored in found}):
+            raise tampered(missing[0], "it was removed")
+        return found
 
     def epoch(self) -> str:
         """The random id of this life of the register, in hex; a restored register has another one."""
@@ -95,21 +119,17 @@ class Store:
         except schema.ERRORS as error:
             raise schema.translated(error, self._path) from error
 
-    def is_empty(self) -> bool:
-        """Whether no secret was ever stored here."""
-        with self._reading():
-            query = "SELECT EXISTS (SELECT 1 FROM volumes) OR EXISTS (SELECT 1 FROM resources)"
-            return not self._db.execute(query).fetchone()[0]
-
     def key_check(self, wrapped: bytes) -> bytes:
         """The value that was wrapped when the database was first used; `wrapped` itself when that is now."""
         with self._transaction():
             row = self._db.execute("SELECT wrapped FROM key_check").fetchone()
             if row is None:
                 self._db.execute("INSERT INTO key_check VALUES (?)", (wrapped,))
-            return wrapped if row is None else bytes(row[0])
+        return wrapped if row is None else self._bytes(row[0])
 
-    def allocate(self, record: VolumeRecord, wrapped_secret: bytes, event: Event) -> VolumeRecord | None:
+    def allocate(
+        self, record: VolumeRecord, wrapped_secret: bytes, event: Event, *, owner: str | None = None
+    ) -> VolumeRecord | None:
         """Add a volume unless it is there: of two guests that come first at the same time, both get one secret.
 
         Answers the record that was there already, None for a new volume.
@@ -118,52 +138,61 @@ class Store:
             stored = self._read_volume(record.volume_id)
             if stored is not None:
                 return stored.record
-            self._db.execute(
-                "INSERT INTO volumes VALUES (?, ?, ?, ?)",
-                (record.volume_id, record.revision, _encode(record), wrapped_secret),
-            )
-            self._note(event)
+            self._write(StoredVolume(record=record, wrapped_secret=wrapped_secret, owner=owner), event)
             return None
 
-    def release(self, volume_id: str, check: Callable[[VolumeRecord], Event]) -> StoredVolume | None:
+    def release(self, volume_id: str, check: Check, claim: tuple[str, Event] | None = None) -> StoredVolume | None:
         """A stored volume whose secret is about to be given out: `check` says no by raising, else what to note.
 
-        One transaction, so that no secret leaves after the log says that it was shredded. None for an unknown volume.
-        """
-        with self._transaction():
-            stored = self._read_volume(volume_id)
-            if stored is not None:
-                self._note(check(stored.record))
-            return stored
-
-    def change(self, volume_id: str, change: Change, event: Event, *, destroy_secret: bool = False) -> VolumeRecord:
-        """Replace a record by `change(record)`, atomically; an error of `change` leaves everything as it was.
-
-        A change that answers the same record (a repeated request) stores and notes nothing.
+        A volume without an owner becomes the one of `claim`, with its entry. One transaction, so that no secret leaves
+        after the log says that it was shredded. None for an unknown volume.
         """
         with self._transaction():
             stored = self._read_volume(volume_id)
             if stored is None:
-                raise NotFound(f"volume {volume_id} is not in the register")
+                return None
+            released = check(stored)
+            if stored.owner is None and claim is not None:
+                stored = replace(stored, owner=claim[0])
+                self._write(stored, claim[1])
+            self._note(released)
+            return stored
+
+    def change(
+        self,
+        volume_id: str,
+        change: Change,
+        event: Event,
+        *,
+        destroy_secret: bool = False,
+        check: Callable[[StoredVolume], None] = _anybody,
+    ) -> VolumeRecord:
+        """Replace a record by `change(record)`, atomically; an error of `check` or `change` leaves everything as it was.
+
+        A change that returns the same record (a repeated request) stores and notes nothing.
+        """
+        with self._transaction():
+            stored = self._present(volume_id)
+            check(stored)
             record = change(stored.record)
             if record != stored.record:
-                self._db.execute(
-                    "UPDATE volumes SET revision = ?, record = ?, wrapped_secret = ? WHERE volume_id = ?",
-                    (record.revision, _encode(record), None if destroy_secret else stored.wrapped_secret, volume_id),
-                )
-                self._note(event)
+                kept = None if destroy_secret else stored.wrapped_secret
+                self._write(replace(stored, record=record, wrapped_secret=kept), event)
         if destroy_secret:
             self._forget_old_pages()
         return record
 
+    def hand_over(self, volume_id: str, owner: str, change: Change, event: Event) -> None:
+        """Give a volume to another workload; the entry says whose it was."""
+        with self._transaction():
+            stored = self._present(volume_id)
+            detail = f"from={stored.owner or 'nobody'} to={owner}"
+            self._write(replace(stored, owner=owner, record=change(stored.record)), replace(event, detail=detail))
+
     def adopt(self, stored: StoredVolume, event: Event) -> None:
         """Put a volume as it is in the place of what is here, if anything: a restore takes it over."""
         with self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?)",
-                (stored.record.volume_id, stored.record.revision, _encode(stored.record), stored.wrapped_secret),
-            )
-            self._note(event)
+            self._write(stored, event)
 
     def renew_epoch(self, event: Event) -> str:
         """Begin a new life of the register; returns its id."""
@@ -184,7 +213,7 @@ class Store:
             row = self._db.execute("SELECT wrapped FROM resources WHERE path = ?", (path,)).fetchone()
         if row is None:
             raise NotFound(f"resource {path} does not exist")
-        return bytes(row[0])
+        return self._bytes(row[0])
 
     def put_resource(self, path: str, wrapped: bytes, event: Event) -> None:
         """Store a wrapped resource in place of an older one."""
@@ -213,7 +242,7 @@ class Store:
     def verify_audit(self, expected_head: str | None = None) -> tuple[int, str]:
         """See `audit.verify`."""
         with self._reading():
-            return audit.verify(self._db, expected_head)
+            return audit.verify(self._db, self._seals, expected_head)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -248,24 +277,65 @@ class Store:
         if busy:
             raise Unavailable("the secret is destroyed in the database but not yet in its write-ahead log; repeat it")
 
-    def _read_volume(self, volume_id: str) -> StoredVolume | None:
-        row = self._db.execute(
-            "SELECT record, wrapped_secret FROM volumes WHERE volume_id = ?", (volume_id,)
-        ).fetchone()
-        return None if row is None else StoredVolume(record=_decode(volume_id, row[0]), wrapped_secret=row[1])
+    def _bytes(self, value: object) -> bytes:
+        """A column of SQLite holds whatever was written into it."""
+        if not isinstance(value, bytes):
+            raise schema.damaged(self._path, "a wrapped secret is not bytes")
+        return value
 
-    def _note(self, event: Event) -> None:
-        audit.append(self._db, event, int(self._clock()))
+    def _present(self, volume_id: str) -> StoredVolume:
+        stored = self._read_volume(volume_id)
+        if stored is None:
+            raise NotFound(f"volume {volume_id} is not in the register")
+        return stored
+
+    def _read_volume(self, volume_id: str) -> StoredVolume | None:
+        row = self._db.execute(f"{_SELECT} WHERE volume_id = ?", (volume_id,)).fetchone()
+        noted = audit.newest_revisions(self._db, volume_id)
+        if row is None and noted:
+            raise tampered(volume_id, "it was removed")
+        return None if row is None else self._checked(row, noted)
+
+    def _checked(self, columns: Sequence[object], noted: Mapping[str, object]) -> StoredVolume:
+        """A row that this broker wrote last; raises `Tampered` for any other. The MAC tells who wrote it, the log when."""
+        *members, mac = columns
+        try:
+            row = msgspec.convert(dict(zip(Row.__slots__, members, strict=True)), Row, builtin_types=(bytes,))
+        except msgspec.ValidationError as error:
+            raise tampered(str(columns[0]), str(error)) from error
+        self._seals.check_row(row, mac)
+        if noted.get(row.volume_id) != row.revision:
+            raise tampered(
+                row.volume_id,
+                f"it is of revision {row.revision}, the audit log's newest is {noted.get(row.volume_id)}",
+            )
+        return StoredVolume(
+            record=_decode(row.volume_id, row.record), wrapped_secret=row.wrapped_secret, owner=row.owner
+        )
+
+    def _write(self, stored: StoredVolume, event: Event) -> None:
+        """The row and its entry in the log, which names the revision."""
+        record = stored.record
+        row = Row(
+            volume_id=record.volume_id,
+            revision=record.revision,
+            record=_encode(record),
+            wrapped_secret=stored.wrapped_secret,
+            owner=stored.owner,
+        )
+        members = (row.volume_id, row.revision, row.record, row.wrapped_secret, row.owner, self._seals.of_row(row))
+        self._db.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?, ?, ?)", members)
+        self._note(replace(event, subject=record.volume_id), record.revision)
+
+    def _note(self, event: Event, revision: int | None = None) -> None:
+        audit.append(self._db, event, int(self._clock()), self._seals, revision)
 
 
 def _encode(record: VolumeRecord) -> str:
     return strict_json.encode(record).decode()
 
 
-def _decode(volume_id: object, text: object) -> VolumeRecord:
-    """A column of SQLite holds whatever was written into it, so its type is looked at, too."""
-    if not isinstance(text, str):
-        raise Tampered(f"the stored record of volume {volume_id} is not text")
+def _decode(volume_id: str, text: str) -> VolumeRecord:
     try:
         return strict_json.decode(text, VolumeRecord, "record")
     except InvalidInput as error:

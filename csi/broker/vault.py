@@ -2,13 +2,16 @@
 
 import base64
 import binascii
+import hmac
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from csi.core.errors import InvalidInput, NotFound, Refused
 from csi.core.framing import framed
@@ -16,6 +19,7 @@ from csi.core.secret import Secret
 
 MASTER_KEY_VARIABLE = "SEALED_LOCAL_BROKER_MASTER_KEY"
 _KEY_BYTES, _IV_BYTES = 32, 12
+_MAC_INFO = b"sealed-local/vault/mac/v1"
 _READABLE_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -24,6 +28,7 @@ class Vault:
 
     def __init__(self, master: Secret, *, random: Callable[[int], bytes] = os.urandom) -> None:
         self._cipher = AESGCM(master.reveal())
+        self._mac_key = HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=None, info=_MAC_INFO).derive(master.reveal())
         self._random = random
 
     def wrap(self, secret: Secret, *purpose: str) -> bytes:
@@ -40,6 +45,10 @@ class Vault:
                 f"the stored secret of {' '.join(purpose)} does not decrypt: the database was altered, or this is not the "
                 "master key it was written with"
             ) from error
+
+    def mac(self, *parts: bytes, purpose: str) -> bytes:
+        """A MAC (HMAC-SHA256) over parts of one purpose, each with its length."""
+        return hmac.digest(self._mac_key, _framed((purpose.encode(), *parts)), "sha256")
 
 
 def load_master_key(path: Path, environment: Mapping[str, str]) -> Secret:

@@ -12,7 +12,7 @@ from csi.broker import rules as register
 from csi.broker.audit import Event
 from csi.broker.release import Allocate, ReleasePolicy
 from csi.broker.sessions import Guest
-from csi.broker.store import Store
+from csi.broker.store import Store, StoredVolume
 from csi.broker.vault import Vault
 from csi.core.errors import NotFound, NotReleased
 from csi.core.sealed import Profile
@@ -23,16 +23,25 @@ from csi.kbs.register import VolumeRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A request of a guest that the policy lets use this volume."""
+    """A request of a guest that the policy lets use a volume of this name, by one workload or several."""
 
     guest: Guest
+    workloads: tuple[str, ...]
     volume_id: str
     body: bytes
     policy: ReleasePolicy
 
     def event(self, action: str, detail: str = "") -> Event:
         """The entry of the audit log."""
-        return Event(actor=self.guest.name, action=action, subject=self.volume_id, detail=detail)
+        return Event(actor=self.guest.acting_for(self.workloads), action=action, subject=self.volume_id, detail=detail)
+
+    def check_owner(self, stored: StoredVolume) -> None:
+        """Raise `NotReleased` for a volume of another workload, whatever its patterns say."""
+        if stored.owner is not None and stored.owner not in self.workloads:
+            raise NotReleased(
+                f"volume {self.volume_id} belongs to another workload; an operator can hand it over: "
+                f"sealed-local broker volume hand-over {self.volume_id} --to {self.workloads[0]}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +57,16 @@ class Volumes:
         """The record and the secret; the first contact allocates both."""
         profile = strict_json.decode(call.body, volumes_api.OpenRequest, "open").profile
 
-        def check(record: VolumeRecord) -> Event:
-            register.check_open(record, profile)
-            return call.event("secret-released", f"revision={record.revision} state={record.state}")
+        def check(stored: StoredVolume) -> Event:
+            call.check_owner(stored)
+            register.check_open(stored.record, profile)
+            return call.event("secret-released", f"revision={stored.record.revision} state={stored.record.state}")
 
-        stored = self.store.release(call.volume_id, check)
+        claim = (call.workloads[0], call.event("claimed", f"by={call.workloads[0]}"))
+        stored = self.store.release(call.volume_id, check, claim)
         if stored is None:
             self._allocate(call, profile)
-            stored = self.store.release(call.volume_id, check)
+            stored = self.store.release(call.volume_id, check, claim)
         if stored is None or stored.wrapped_secret is None:
             raise NotFound(f"there is no secret of volume {call.volume_id}")
         secret = self.vault.unwrap(stored.wrapped_secret, *secret_purpose(stored.record))
@@ -117,7 +128,7 @@ class Volumes:
         return self._change(call, rule, call.event("opened", f"generation={request.generation}"))
 
     def _change(self, call: Call, rule: Callable[[VolumeRecord], VolumeRecord], event: Event) -> Secret:
-        return volumes_api.encode_answer(self.store.change(call.volume_id, rule, event))
+        return volumes_api.encode_answer(self.store.change(call.volume_id, rule, event, check=call.check_owner))
 
     def _allocate(self, call: Call, profile: Profile) -> None:
         if call.policy.allocate is Allocate.NEVER:
@@ -126,7 +137,8 @@ class Volumes:
                 f"if it is meant to be new: sealed-local broker volume allocate {call.volume_id}"
             )
         record, wrapped = new_volume(self.vault, call.volume_id, profile, random=self.random)
-        self.store.allocate(record, wrapped, call.event("allocated", f"profile={profile}"))
+        owner = call.workloads[0]
+        self.store.allocate(record, wrapped, call.event("allocated", f"profile={profile} owner={owner}"), owner=owner)
 
 
 ACTIONS: dict[str, Callable[[Volumes, Call], Secret]] = {

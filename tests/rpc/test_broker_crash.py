@@ -1,15 +1,20 @@
 """A broker process that is killed at any moment: what it answered stays, and a repeated request gets its answer."""
 
+import hashlib
 import os
 import random
 import re
 import signal
 import socket
+import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -183,6 +188,38 @@ def test_the_policy_is_read_again_on_sighup_unless_it_is_broken(broker: BrokerPr
     with pytest.raises(Exception, match="none of its patterns"):
         guest.open("pvc-1", Profile.XTS)
     assert "DEVELOPMENT ONLY" in Path(broker.log.name).read_text()
+    guest.close()
+
+
+def test_start_stop_and_policies_are_in_the_log(broker: BrokerProcess) -> None:
+    good = broker.directory.policy.read_text()
+    broker.directory.policy.write_text("broken")
+    os.kill(broker.process.pid, signal.SIGHUP)
+    wait_for(broker, "the old policy stays")
+    broker.directory.policy.write_text(good)
+    os.kill(broker.process.pid, signal.SIGHUP)
+    wait_for(broker, "was read again")
+    assert broker.stop(signal.SIGTERM) == 0
+    with closing(broker.directory.open_store()) as store:
+        entries = [entry.event for entry in store.audit_entries()]
+        assert store.verify_audit()[0] == len(entries)
+        assert store.epoch() in entries[0].detail
+    assert [event.action for event in entries] == ["started", "policy-refused", "policy-loaded", "stopped"]
+    assert hashlib.sha256(good.encode()).hexdigest() in entries[2].detail
+    assert {event.actor for event in entries} == {"broker"}
+
+
+def test_a_policy_is_read_again_while_the_database_is_locked(broker: BrokerProcess) -> None:
+    with closing(sqlite3.connect(broker.directory.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        os.kill(broker.process.pid, signal.SIGHUP)
+        wait_for(broker, "was read again")
+        guest = BrokerRegister(broker.settings(), sleep=lambda _: None)
+        context = ssl.create_default_context(cadata=broker.settings().ca_pem)
+        with urllib.request.urlopen(f"{broker.settings().url}/healthz", context=context, timeout=5) as answer:
+            assert answer.read() == b"ok\n"
+        other.execute("ROLLBACK")
+    guest.open("pvc-1", Profile.XTS)
     guest.close()
 
 

@@ -1,6 +1,7 @@
 """The guest's client against the real broker, over TLS on loopback: what a guest gets, and what it never gets."""
 
 import base64
+import hashlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from csi.core.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, 
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
+from csi.kbs import init_data, jwk
 from csi.kbs import messages as kbs
 from csi.kbs.register import VolumeRecord, VolumeState
-from tests.fakes.broker import OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
+from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
 
 NONCE, OTHER = "n" * 32, "o" * 32
 HEADER = "ab" * 32
@@ -286,6 +288,7 @@ def test_the_audit_log_tells_the_story(broker: RunningBroker) -> None:
         guest.begin_open(replace(active, revision=1), nonce=OTHER, generation=2)
     events = [(entry.event.action, entry.event.subject) for entry in broker.broker.store.audit_entries()]
     assert events == [
+        ("attested", "sample"),
         ("allocated", "pvc-1"),
         ("secret-released", "pvc-1"),
         ("format-begun", "pvc-1"),
@@ -298,6 +301,34 @@ def test_the_audit_log_tells_the_story(broker: RunningBroker) -> None:
     assert refused.detail.startswith("begin-format: volume pvc-1 is active in the register")
     assert busy.detail.startswith("begin-open: volume pvc-1 changed since it was read")
     assert broker.broker.store.verify_audit()[0] == len(events)
+
+
+def test_the_log_tells_two_guests_of_one_image_apart_and_names_their_workload(broker: RunningBroker) -> None:
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    for number, key in enumerate(keys):
+        broker.guest(key=key).open(f"pvc-{number}", Profile.XTS)
+    expected = []
+    for key in keys:
+        x, y = jwk.coordinates(key.public_key(), "P-256")
+        # The example of RFC 7638, section 3: required members only, in the order of their names, without spaces.
+        members = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
+        digest = hashlib.sha256(members.encode()).digest()
+        expected += [f"{base64.urlsafe_b64encode(digest).decode().rstrip('=')} spark"] * 3
+    entries = broker.broker.store.audit_entries()
+    assert [entry.event.actor for entry in entries] == expected
+    assert [entry.event.action for entry in entries] == ["attested", "allocated", "secret-released"] * 2
+    assert entries[0].event.detail == entries[3].event.detail
+    assert init_data.parse(INIT_DATA).digest in entries[0].event.detail
+
+
+def test_guests_of_no_workload_do_not_fill_the_log_by_attesting(broker: RunningBroker) -> None:
+    for _ in range(65):
+        with pytest.raises(NotReleased):
+            broker.guest(init_data=OTHER_INIT_DATA).open("pvc-1", Profile.XTS)
+    events = [entry.event for entry in broker.broker.store.audit_entries()]
+    assert len(events) == 60
+    assert {event.actor.partition(" ")[2] for event in events} == {"-"}
+    assert {event.action for event in events} == {"attested", "denied"}
 
 
 def test_failed_attestations_are_noted_but_do_not_fill_the_log(broker: RunningBroker) -> None:

@@ -8,7 +8,9 @@ import ssl
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -344,6 +346,18 @@ def test_an_administrator_stores_and_destroys_resources(broker: RunningBroker, c
     with pytest.raises(ResourceNotFound):
         client.get("default/test/new")
     assert client.http.delete(path, headers=good).status_code == 404
+
+
+def test_refused_administration_is_noted_and_rationed(tmp_path: Path) -> None:
+    with running_broker(tmp_path) as broker, closing(RustShapedClient(broker.url, ca(broker))) as client:
+        for _ in range(5):
+            for method in ("POST", "DELETE"):
+                answer = client.http.request(method, f"/resource/{PATH}", headers={"Authorization": "Bearer wrong"})
+                assert answer.status_code == 401
+        [event] = [entry.event for entry in broker.broker.store.audit_entries()]
+        assert (event.actor, event.action, event.subject) == ("unknown", "administration-refused", PATH)
+        assert event.detail.startswith("POST from 127.0.0.1: ")
+        assert "wrong;" not in event.detail
 
 
 def test_nobody_administers_without_a_token_file() -> None:

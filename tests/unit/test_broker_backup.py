@@ -226,7 +226,7 @@ def test_what_is_not_a_backup_of_this_broker_changes_nothing(
     whole = (tmp_path / "kept").read_bytes()
     other = make_directory(tmp_path / "other")
     with closing(other.load_broker({}).store) as store:
-        copies.back_up(store, tmp_path / "others", EVENT)
+        copies.back_up(store, tmp_path / "others", other.seals({}), EVENT)
     (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "noise").write_bytes(os.urandom(8192))
     (tmp_path / "empty").write_bytes(b"")

@@ -189,7 +189,7 @@ def test_volumes_are_listed_and_shown(root: Path, capsys: pytest.CaptureFixture[
     store.allocate(register.allocate("pvc-1", Profile.XTS), b"w", EVENT)
     store.close()
     assert main(["volume", "list", "--dir", str(root)]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == ["pvc-1", "allocated", "xts", "0", "1"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["pvc-1", "allocated", "xts", "0", "1", "-"]
     assert main(["volume", "list", "--json", "--dir", str(root)]) == 0
     assert json.loads(capsys.readouterr().out)["volume_id"] == "pvc-1"
     assert main(["volume", "show", "--dir", str(root), "pvc-1"]) == 0

@@ -8,19 +8,25 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from csi.broker import deadline, schema
+from csi.broker import audit, deadline, schema
 from csi.broker import rules as register
 from csi.broker.audit import GENESIS, Event, Ration
 from csi.broker.schema import LADDER, connect, empty_database
+from csi.broker.seals import Seals
 from csi.broker.store import Store
+from csi.broker.vault import Vault
 from csi.core.errors import NotFound, Refused, Tampered, Unavailable
 from csi.core.sealed import Profile
+from csi.core.secret import Secret
 from csi.kbs.register import VolumeRecord, VolumeState
 
+SEALS = Seals(vault=Vault(Secret(bytes(32))), signer=Ed25519PrivateKey.from_private_bytes(bytes(32)))
 EVENT = Event(actor="test", action="tested", subject="pvc-1")
 ALLOCATED = register.allocate("pvc-1", Profile.XTS)
 WRAPPED = b"wrapped-secret-bytes-that-are-easy-to-find-again"
@@ -29,7 +35,7 @@ WRAPPED = b"wrapped-secret-bytes-that-are-easy-to-find-again"
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     (tmp_path / "broker.sqlite").write_bytes(empty_database())
-    return Store(tmp_path / "broker.sqlite", clock=lambda: 1000.9)
+    return Store(tmp_path / "broker.sqlite", SEALS, clock=lambda: 1000.9)
 
 
 def begin(nonce: str, revision: int = 1):  # type: ignore[no-untyped-def]
@@ -49,7 +55,7 @@ def test_a_record_comes_back_as_it_was_stored(store: Store, tmp_path: Path) -> N
     changed = store.change("pvc-1", begin("n" * 16), EVENT)
     assert changed.state is VolumeState.FORMATTING
     store.close()
-    again = Store(tmp_path / "broker.sqlite")
+    again = Store(tmp_path / "broker.sqlite", SEALS)
     assert again.volume("pvc-1") == changed
     assert again.volumes() == [changed]
     stored = again.release("pvc-1", lambda _: EVENT)
@@ -126,7 +132,7 @@ def test_a_destroyed_resource_is_nowhere_in_the_files(store: Store, tmp_path: Pa
 
 
 def test_two_processes_see_one_order_of_changes(store: Store, tmp_path: Path) -> None:
-    other = Store(tmp_path / "broker.sqlite")
+    other = Store(tmp_path / "broker.sqlite", SEALS)
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     other.change("pvc-1", begin("a" * 16), EVENT)
     with pytest.raises(Refused):
@@ -161,13 +167,13 @@ def test_a_database_of_a_newer_program_is_refused(store: Store, tmp_path: Path) 
     store._db.execute("PRAGMA user_version = 99")
     store.close()
     with pytest.raises(Refused, match="newer version"):
-        Store(tmp_path / "broker.sqlite")
+        Store(tmp_path / "broker.sqlite", SEALS)
 
 
 def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"not a database" * 100)
     with pytest.raises(Refused, match=r"not a database.*newest backup"):
-        Store(tmp_path / "x")
+        Store(tmp_path / "x", SEALS)
 
 
 def database(path: Path, *statements: str) -> bytes:
@@ -181,7 +187,7 @@ def database(path: Path, *statements: str) -> bytes:
     ("statements", "found"),
     [
         (["CREATE TABLE other (x)"], "schema version is 0"),
-        (["PRAGMA user_version = 1"], "lacks volumes, resources, key_check, epoch, audit"),
+        (["PRAGMA user_version = 1"], "lacks volumes, resources, key_check, epoch, audit, audit_of_volumes"),
         (["CREATE TABLE volumes (x)", "PRAGMA user_version = 1"], "lacks resources"),
     ],
 )
@@ -190,7 +196,7 @@ def test_a_database_that_init_did_not_write_is_refused_and_left_as_it_is(
 ) -> None:
     before = database(tmp_path / "x", *statements)
     with pytest.raises(Refused, match=f"{found}.*newest backup"):
-        Store(tmp_path / "x")
+        Store(tmp_path / "x", SEALS)
     assert (tmp_path / "x").read_bytes() == before
 
 
@@ -199,7 +205,7 @@ def test_a_database_that_lacks_a_part_is_refused(store: Store, tmp_path: Path, p
     store._db.execute(f"DROP {part}")
     store.close()
     with pytest.raises(Refused, match=f"lacks .*{part.split()[1]}"):
-        Store(tmp_path / "broker.sqlite")
+        Store(tmp_path / "broker.sqlite", SEALS)
 
 
 def test_a_newer_program_brings_an_older_database_up_the_ladder(store: Store, tmp_path: Path) -> None:
@@ -213,7 +219,7 @@ def test_a_newer_program_brings_an_older_database_up_the_ladder(store: Store, tm
             assert db.execute("SELECT x FROM more").fetchall() == [("pvc-1",)]
             assert db.execute("SELECT id FROM epoch").fetchone() == (epoch,)
     with pytest.raises(Refused, match=r"newer version of this program \(schema 2\)"):
-        Store(path)
+        Store(path, SEALS)
 
 
 def test_a_rung_that_breaks_leaves_the_database_as_it_was(store: Store, tmp_path: Path) -> None:
@@ -222,15 +228,15 @@ def test_a_rung_that_breaks_leaves_the_database_as_it_was(store: Store, tmp_path
     path = tmp_path / "broker.sqlite"
     with pytest.raises(Refused, match="no such table"):
         connect(path, (*LADDER, "CREATE TABLE more (x); DROP TABLE volumes; INSERT INTO nowhere VALUES (1);"))
-    assert Store(path).volume("pvc-1") == ALLOCATED
+    assert Store(path, SEALS).volume("pvc-1") == ALLOCATED
 
 
 def test_each_new_register_has_an_epoch_of_its_own(tmp_path: Path) -> None:
     epochs = set()
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(empty_database())
-        epochs.add(Store(tmp_path / name).epoch())
-        assert Store(tmp_path / name).epoch() in epochs
+        epochs.add(Store(tmp_path / name, SEALS).epoch())
+        assert Store(tmp_path / name, SEALS).epoch() in epochs
     assert len(epochs) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", epoch) for epoch in epochs)
 
@@ -242,7 +248,7 @@ def test_a_truncated_database_is_refused(store: Store, tmp_path: Path, kept: int
     path = tmp_path / "broker.sqlite"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(Refused, match="newest backup"):
-        Store(path)
+        Store(path, SEALS)
 
 
 def test_an_emptied_database_does_not_lose_its_write_ahead_log(store: Store, tmp_path: Path) -> None:
@@ -251,13 +257,13 @@ def test_an_emptied_database_does_not_lose_its_write_ahead_log(store: Store, tmp
     (tmp_path / "x").write_bytes(b"")
     (tmp_path / "x-wal").write_bytes(log)
     with pytest.raises(Refused, match=r"file is empty.*newest backup"):
-        Store(tmp_path / "x")
+        Store(tmp_path / "x", SEALS)
     assert (tmp_path / "x-wal").read_bytes() == log
 
 
 def test_a_lost_database_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Store(tmp_path / "x")
+        Store(tmp_path / "x", SEALS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,12 +271,17 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from csi.broker.audit import Event
+from csi.broker.seals import Seals
 from csi.broker.store import Store
+from csi.broker.vault import Vault
+from csi.core.secret import Secret
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from csi.core.sealed import Profile
-from csi.broker import deadline, schema
+from csi.broker import audit, deadline, schema
 from csi.broker import rules as register
 
-store = Store(Path(sys.argv[1]))
+seals = Seals(vault=Vault(Secret(bytes(32))), signer=Ed25519PrivateKey.from_private_bytes(bytes(32)))
+store = Store(Path(sys.argv[1]), seals)
 event = Event(actor="test", action="tested", subject="pvc-1")
 store.allocate(register.allocate("pvc-1", Profile.XTS), b"wrapped", event)
 print("answered", flush=True)
@@ -289,7 +300,7 @@ def test_killed_inside_a_change_nothing_answered_is_lost_and_nothing_half_done_s
     path.write_bytes(empty_database())
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-9, "answered\n"), done.stderr
-    store = Store(path)
+    store = Store(path, SEALS)
     assert store.volume("pvc-1") == ALLOCATED
     assert store.verify_audit()[0] == 1
 
@@ -323,8 +334,11 @@ TAMPERING = {
     "removed inside": "DELETE FROM audit WHERE seq = 2",
     "removed first": "DELETE FROM audit WHERE seq = 1",
     "renumbered": "UPDATE audit SET seq = 9 WHERE seq = 4",
+    "another revision": "UPDATE audit SET revision = 1 WHERE seq = 2",
+    "no signature": "UPDATE audit SET signature = x'' WHERE seq = 2",
+    "another type": "UPDATE audit SET detail = x'00' WHERE seq = 2",
     "replaced digest": "UPDATE audit SET digest = 'x' WHERE seq = 3",
-    "added": "INSERT INTO audit VALUES (5, 0, 'a', 'b', 'c', '', 'x', 'y')",
+    "added": "INSERT INTO audit VALUES (5, 0, 'a', 'b', 'c', '', NULL, 'x', 'y', x'00')",
 }
 
 
@@ -345,6 +359,52 @@ def test_a_cut_off_end_is_detected_with_a_noted_digest(store: Store) -> None:
     assert store.verify_audit()[0] == 3
     with pytest.raises(Tampered, match="cut off"):
         store.verify_audit(head)
+
+
+def test_a_log_that_was_written_anew_is_detected(store: Store, tmp_path: Path) -> None:
+    """A whole chain, right in every digest, by somebody without the broker's key."""
+    log_of(store)
+    other = replace(SEALS, signer=Ed25519PrivateKey.generate())
+    for trigger in ("audit_is_not_changed", "audit_is_not_shortened"):
+        store._db.execute(f"DROP TRIGGER {trigger}")
+    store._db.execute("DELETE FROM audit")
+    for number in range(4):
+        audit.append(store._db, Event(actor="a", action="c", subject=str(number)), 1000, other)
+    assert audit.verify(store._db, other)[0] == 4
+    with pytest.raises(Tampered, match=r"entry 1: it is not signed by this broker's audit\.key"):
+        store.verify_audit()
+
+
+ROW_TAMPERING = {
+    "generation set back": "UPDATE volumes SET record = replace(record, '\"generation\":2', '\"generation\":1')",
+    "revision set back": "UPDATE volumes SET revision = 1",
+    "another secret": "UPDATE volumes SET wrapped_secret = x'00'",
+    "another owner": "UPDATE volumes SET owner = 'somebody'",
+    "another id": "UPDATE volumes SET volume_id = 'pvc-2'",
+    "no mac": "UPDATE volumes SET mac = x''",
+    "a text for a mac": "UPDATE volumes SET mac = ''",
+    "removed": "DELETE FROM volumes",
+    "the whole row of before, MAC and all": "INSERT OR REPLACE INTO volumes SELECT * FROM older",
+}
+
+
+@pytest.mark.parametrize("how", ROW_TAMPERING)
+def test_a_row_that_other_hands_changed_is_refused_as_tampered(store: Store, how: str) -> None:
+    store.allocate(ALLOCATED, WRAPPED, EVENT)
+    store.change("pvc-1", lambda record: replace(record, revision=2, generation=1), EVENT)
+    store._db.execute("CREATE TABLE older AS SELECT * FROM volumes")
+    store.change("pvc-1", lambda record: replace(record, revision=3, generation=2), EVENT)
+    assert store.volume("pvc-1").generation == 2
+    assert store._db.execute(ROW_TAMPERING[how]).rowcount == 1
+    for ask in (
+        lambda: store.volume("pvc-1"),
+        store.volumes,
+        lambda: store.release("pvc-1", lambda _: EVENT),
+        lambda: store.change("pvc-1", register.retire, EVENT),
+        lambda: store.allocate(ALLOCATED, WRAPPED, EVENT),
+    ):
+        with pytest.raises(Tampered, match=r"volume pvc-\d was changed by something else than the broker"):
+            ask()
 
 
 def test_stored_records_are_readable_json(store: Store) -> None:

@@ -16,10 +16,11 @@ from csi.kbs import strict_json
 def backup(arguments: Namespace) -> int:
     """Write a checked copy of the database."""
     target = Path(arguments.file)
-    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+    directory = BrokerDirectory(arguments.dir)
+    with closing(directory.open_store()) as store:
         epoch = store.epoch()
         event = Event(actor=OPERATOR, action="backed-up", subject=target.name, detail=f"epoch={epoch}")
-        copies.back_up(store, target, event)
+        copies.back_up(store, target, directory.seals(os.environ), event)
     print(f"the register of epoch {epoch} is in {target}, checked; keep master.key elsewhere: it is not in it")
     return 0
 

@@ -9,11 +9,12 @@ from contextlib import closing
 import msgspec
 
 from csi.broker import rules as register
-from csi.broker import volumes
 from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
+from csi.broker.store import StoredVolume
 from csi.broker.verbs.common import as_json
-from csi.core.errors import Refused
+from csi.broker.volumes import new_volume
+from csi.core.errors import InvalidInput, Refused
 from csi.core.sealed import Profile
 from csi.kbs import volumes_api
 from csi.kbs.register import VolumeRecord
@@ -22,13 +23,12 @@ from csi.kbs.register import VolumeRecord
 def list_all(arguments: Namespace) -> int:
     """One line a volume."""
     with closing(BrokerDirectory(arguments.dir).open_store()) as store:
-        records, epoch = store.volumes(), store.epoch()
+        volumes, epoch = store.all_stored(), store.epoch()
     if arguments.json:
-        for record in records:
-            print(as_json({**msgspec.to_builtins(record), "epoch": epoch}))
+        for stored in volumes:
+            print(as_json(_members(stored, epoch)))
         return 0
-    rows = [("VOLUME", "STATE", "PROFILE", "GENERATION", "REVISION")]
-    rows += [(item.volume_id, item.state, item.profile, str(item.generation), str(item.revision)) for item in records]
+    rows = [("VOLUME", "STATE", "PROFILE", "GENERATION", "REVISION", "OWNER"), *map(_columns, volumes)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -39,25 +39,40 @@ def list_all(arguments: Namespace) -> int:
 def show(arguments: Namespace) -> int:
     """A record, readable and as JSON at once."""
     with closing(BrokerDirectory(arguments.dir).open_store()) as store:
-        record, epoch = store.volume(arguments.id), store.epoch()
-    print(json.dumps({**msgspec.to_builtins(record), "epoch": epoch}, indent=2))
+        stored, epoch = store.stored(arguments.id), store.epoch()
+    print(json.dumps(_members(stored, epoch), indent=2))
     return 0
 
 
 def allocate(arguments: Namespace) -> int:
     """Make a record and its secret before any guest asks."""
     volumes_api.check_volume_id(arguments.id)
-    directory, profile = BrokerDirectory(arguments.dir), Profile(arguments.profile)
-    event = Event(actor=OPERATOR, action="allocated", subject=arguments.id, detail=f"profile={profile}")
+    directory, profile, owner = BrokerDirectory(arguments.dir), Profile(arguments.profile), arguments.workload
+    if owner is not None:
+        _check_workload(directory, owner)
+    detail = f"profile={profile}" + (f" owner={owner}" if owner else "")
+    event = Event(actor=OPERATOR, action="allocated", subject=arguments.id, detail=detail)
     with closing(directory.open_store()) as store:
-        record, wrapped = volumes.new_volume(directory.open_vault(os.environ, store), arguments.id, profile)
-        found = store.allocate(record, wrapped, event)
-    if found is not None and found != record:
+        record, wrapped = new_volume(directory.open_vault(os.environ, store), arguments.id, profile)
+        found = store.allocate(record, wrapped, event, owner=owner)
+        owned = store.stored(arguments.id).owner
+    if found is not None and (found != record or owned != owner):
         raise Refused(
             f"volume {found.volume_id} exists already: it is {found.state}, profile {found.profile}, revision "
-            f"{found.revision}. It stays as it is; a new volume needs another id"
+            f"{found.revision}, owner {owned or 'nobody'}. It stays as it is; a new volume needs another id"
         )
     print(f"volume {record.volume_id} is {record.state}{'' if found is None else ' already'}, profile {record.profile}")
+    return 0
+
+
+def hand_over(arguments: Namespace) -> int:
+    """Give a volume to another workload."""
+    directory = BrokerDirectory(arguments.dir)
+    _check_workload(directory, arguments.to)
+    event = Event(actor=OPERATOR, action="handed-over", subject=arguments.id)
+    with closing(directory.open_store()) as store:
+        store.hand_over(arguments.id, arguments.to, register.hand_over, event)
+    print(f"volume {arguments.id} belongs to workload {arguments.to}")
     return 0
 
 
@@ -91,3 +106,20 @@ def _operate(
         record = store.change(arguments.id, rule, event, destroy_secret=destroy_secret)
     print(f"volume {record.volume_id} is {record.state}")
     return 0
+
+
+def _members(stored: StoredVolume, epoch: str) -> dict[str, object]:
+    return {**msgspec.to_builtins(stored.record), "owner": stored.owner, "epoch": epoch}
+
+
+def _columns(stored: StoredVolume) -> tuple[str, str, str, str, str, str]:
+    record = stored.record
+    generation, revision = str(record.generation), str(record.revision)
+    return record.volume_id, record.state, record.profile, generation, revision, stored.owner or "-"
+
+
+def _check_workload(directory: BrokerDirectory, name: str) -> None:
+    """A misspelt name would be an owner that no guest ever is."""
+    names = [work.name for work in directory.load_policy().workloads]
+    if name not in names:
+        raise InvalidInput("workload", f"{name!r} is not in the policy; there are: {', '.join(names) or 'none'}")

@@ -1,0 +1,131 @@
+"""A volume belongs to the workload that made it, or for which it was made; a pattern that fits is not enough."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi.broker.main import main
+from csi.core.errors import Busy, NotReleased
+from csi.core.sealed import Profile
+from csi.guest.attest.kbs_client import BrokerRegister
+from csi.kbs import init_data
+from csi.kbs.register import VolumeRecord
+from tests.fakes.broker import OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
+
+TWO = (
+    POLICY
+    + f"""
+[[workload]]
+name = "web"
+tee = ["sample"]
+launch_digests = ["abcde"]
+init_data = ["{init_data.parse(OTHER_INIT_DATA).digest}"]
+volumes = ["pvc-*"]
+"""
+)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[RunningBroker]:
+    with running_broker(tmp_path / "broker", TWO) as running:
+        yield running
+
+
+@pytest.fixture
+def spark(broker: RunningBroker) -> BrokerRegister:
+    return broker.guest()
+
+
+@pytest.fixture
+def web(broker: RunningBroker) -> BrokerRegister:
+    return broker.guest(init_data=OTHER_INIT_DATA)
+
+
+def owner(broker: RunningBroker, volume: str) -> str | None:
+    return broker.broker.store.stored(volume).owner
+
+
+def operate(broker: RunningBroker, *words: str) -> int:
+    return main(["volume", *words, "--dir", str(broker.directory.root)])
+
+
+def active(guest: BrokerRegister) -> VolumeRecord:
+    record = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce="n" * 32, payload_bytes=4096)
+    return guest.commit_format(record, nonce="n" * 32, header_sha256="ab" * 32, payload_bytes=4096)
+
+
+CALLS: dict[str, Callable[[BrokerRegister, VolumeRecord], object]] = {
+    "open": lambda guest, _: guest.open("pvc-1", Profile.XTS),
+    "begin-format": lambda guest, record: guest.begin_format(record, nonce="o" * 32, payload_bytes=4096),
+    "commit-format": lambda guest, record: guest.commit_format(
+        record, nonce="o" * 32, header_sha256="ab" * 32, payload_bytes=4096
+    ),
+    "begin-open": lambda guest, record: guest.begin_open(record, nonce="o" * 32, generation=2),
+    "commit-open": lambda guest, record: guest.commit_open(record, nonce="o" * 32, generation=2),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_call_of_another_workload_reaches_a_volume(
+    broker: RunningBroker, spark: BrokerRegister, web: BrokerRegister, call: str
+) -> None:
+    record = active(spark)
+    with pytest.raises(NotReleased, match=r"belongs to another workload.*hand-over pvc-1 --to web"):
+        CALLS[call](web, record)
+    assert broker.broker.store.volume("pvc-1") == record
+    assert owner(broker, "pvc-1") == "spark"
+    entry = broker.broker.store.audit_entries()[-1].event
+    assert (entry.action, entry.subject, entry.actor.partition(" ")[2]) == ("denied", "pvc-1", "web")
+
+
+def test_a_hand_over_moves_a_volume_and_whoever_was_at_work_starts_over(
+    broker: RunningBroker, spark: BrokerRegister, web: BrokerRegister
+) -> None:
+    record = active(spark)
+    secret = spark.open("pvc-1", Profile.XTS)[1]
+    assert operate(broker, "hand-over", "pvc-1", "--to", "web") == 0
+    with pytest.raises(NotReleased, match="another workload"):
+        spark.begin_open(record, nonce="o" * 32, generation=2)
+    found, same = web.open("pvc-1", Profile.XTS)
+    assert same == secret
+    with pytest.raises(Busy):
+        web.begin_open(record, nonce="o" * 32, generation=2)
+    web.begin_open(found, nonce="o" * 32, generation=2)
+    [entry] = [e.event for e in broker.broker.store.audit_entries() if e.event.action == "handed-over"]
+    assert (entry.actor, entry.detail) == ("operator", "from=spark to=web")
+
+
+def test_a_volume_is_allocated_for_a_workload(
+    broker: RunningBroker, spark: BrokerRegister, web: BrokerRegister
+) -> None:
+    assert operate(broker, "allocate", "pvc-1", "--workload", "web") == 0
+    assert operate(broker, "allocate", "pvc-1", "--workload", "web") == 0
+    assert operate(broker, "allocate", "pvc-1", "--workload", "spark") == 1
+    with pytest.raises(NotReleased, match="another workload"):
+        spark.open("pvc-1", Profile.XTS)
+    web.open("pvc-1", Profile.XTS)
+
+
+def test_a_volume_of_nobody_is_the_first_ones_that_opens_it(
+    broker: RunningBroker, spark: BrokerRegister, web: BrokerRegister
+) -> None:
+    assert operate(broker, "allocate", "pvc-1") == 0
+    assert owner(broker, "pvc-1") is None
+    web.open("pvc-1", Profile.XTS)
+    assert owner(broker, "pvc-1") == "web"
+    with pytest.raises(NotReleased, match="another workload"):
+        spark.open("pvc-1", Profile.XTS)
+    actions = [entry.event.action for entry in broker.broker.store.audit_entries()]
+    assert actions == ["allocated", "attested", "claimed", "secret-released", "attested", "denied"]
+
+
+def test_an_owner_that_is_not_in_the_policy_is_refused(
+    broker: RunningBroker, spark: BrokerRegister, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spark.open("pvc-1", Profile.XTS)
+    for words in (("hand-over", "pvc-1", "--to", "wbe"), ("allocate", "pvc-2", "--workload", "wbe")):
+        assert operate(broker, *words) == 1
+        assert "'wbe' is not in the policy; there are: spark, web" in capsys.readouterr().err
+    assert operate(broker, "hand-over", "pvc-2", "--to", "web") == 1
+    assert owner(broker, "pvc-1") == "spark"
