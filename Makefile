@@ -4,7 +4,7 @@ CACHE ?= $(CURDIR)/.cache
 PYTHON = $(CACHE)/venv/bin/python
 export SEALED_LOCAL_CACHE = $(CACHE)
 
-.PHONY: help demo test fast bench setup protos lock
+.PHONY: help demo test fast mutate bench setup protos lock
 
 help:   ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,6 +17,9 @@ test: setup  ## the whole suite, the lab included
 
 fast: setup  ## everything but the lab: a minute
 	@$(PYTHON) -m pytest tests/unit tests/properties tests/rpc tests/tools $(PYTEST_ARGS)
+
+mutate: setup  ## break the lines that carry promises one by one; a survivor fails (PROMISE=word: only those with it)
+	@scripts/mutate $(PROMISE)
 
 bench: setup  ## measure against bare tools, in the lab, and print ratios
 	@$(PYTHON) -m bench
