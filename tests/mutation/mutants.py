@@ -48,9 +48,10 @@ def mutants_of(promise: Promise, operators: frozenset[str]) -> list[Mutant]:
 
 
 def _by_operators(source: str, lines: range, operators: frozenset[str]) -> Iterator[str]:
+    nodes = list(ast_nodes(get_ast(source)))
     for name in sorted(operators):
         operator = cosmic_ray.plugins.get_operator(name)()
-        positions = [position for node in ast_nodes(get_ast(source)) for position in operator.mutation_positions(node)]
+        positions = [position for node in nodes for position in operator.mutation_positions(node)]
         for occurrence, ((line, _), _) in enumerate(positions):
             if line in lines:
                 yield mutate_code(source, operator, occurrence)

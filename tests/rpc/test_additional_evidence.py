@@ -53,3 +53,13 @@ def test_what_nobody_verifies_is_refused(client: RustShapedClient, additional: s
 def test_evidence_that_is_right_for_another_nonce_is_refused(client: RustShapedClient) -> None:
     with pytest.raises(KbsError, match="the nonce is not the one of this session"):
         attest(client, "", nonce="AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"x": "AA"}, {"alg": "none"}, {"crv": "P-1"}], ids=["off the curve", "no encryption", "no such curve"]
+)
+def test_a_key_that_no_secret_can_be_encrypted_to_is_refused_at_once(
+    client: RustShapedClient, changes: dict[str, str]
+) -> None:
+    with pytest.raises(KbsError, match="tee-pubkey"):
+        attest(client, "", **{"tee-pubkey": client.jwk() | changes})

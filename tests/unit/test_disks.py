@@ -83,10 +83,15 @@ def test_progress_is_told_of_a_long_zeroing_only(kernel: Kernel, caplog: pytest.
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_disk_without_discard_says_so_and_a_failing_one_is_an_error(kernel: Kernel, number: int) -> None:
+def test_a_disk_without_discard_says_so_and_a_failing_one_is_an_error(
+    kernel: Kernel, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     assert disks.discard("/dev/x", 0, 4096) is True
+    assert caplog.messages == []
     kernel.fails = number
     assert disks.discard("/dev/x", 0, 4096) is False
+    assert caplog.messages == ["no discard"]
     kernel.fails = errno.EIO
     with pytest.raises(OSError, match="Input/output"):
         disks.discard("/dev/x", 0, 4096)
