@@ -5,7 +5,7 @@ SEALED_LOCAL_CACHE ?= $(CURDIR)/.cache
 PYTHON = $(SEALED_LOCAL_CACHE)/venv/bin/python
 export SEALED_LOCAL_CACHE
 
-.PHONY: help demo test fast bench setup protos tables lock
+.PHONY: help demo test fast mutate bench setup protos tables lock
 
 help:   ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -18,6 +18,9 @@ test: setup  ## the whole suite, the lab included
 
 fast: setup  ## everything but the lab: about a minute and a half on two free cores
 	@$(PYTHON) -m pytest tests/unit tests/properties tests/rpc tests/tools $(PYTEST_ARGS)
+
+mutate: setup  ## break the lines that carry promises one by one; a survivor fails (PROMISE=word: only those with it)
+	@scripts/mutate $(PROMISE)
 
 bench: setup  ## measure against bare tools, in the lab, and print ratios
 	@$(PYTHON) -m bench

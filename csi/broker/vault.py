@@ -5,7 +5,7 @@ import binascii
 import hmac
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -48,7 +48,7 @@ class Vault:
 
     def mac(self, *parts: bytes, purpose: str) -> bytes:
         """A MAC (HMAC-SHA256) over parts of one purpose, each with its length."""
-        return hmac.digest(self._mac_key, _framed((purpose.encode(), *parts)), "sha256")
+        return hmac.digest(self._mac_key, framed(purpose.encode(), *parts), "sha256")
 
 
 def load_master_key(path: Path, environment: Mapping[str, str]) -> Secret:

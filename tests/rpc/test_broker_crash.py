@@ -1,6 +1,7 @@
 """A broker process that is killed at any moment: what it answered stays, and a repeated request gets its answer."""
 
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -10,11 +11,11 @@ import sqlite3
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from enum import Enum, auto
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import pytest
 from csi.broker.directory import BrokerDirectory
 from csi.core.errors import Unavailable
 from csi.core.sealed import Profile
+from csi.guest.attest.https import HttpsTransport, Response
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs.register import VolumeRecord, VolumeState
@@ -133,31 +135,80 @@ def test_killed_between_any_two_changes_nothing_is_lost(broker: BrokerProcess) -
     store.close()
 
 
+class Moment(Enum):
+    """When in a request the broker is killed."""
+
+    BEFORE = auto()
+    """The connection stands, the request was not sent."""
+    SENT = auto()
+    """The request was sent; how far it comes nobody knows."""
+    WRITTEN = auto()
+    """The database was just written to, and nothing was answered."""
+    ANSWERED = auto()
+    """The whole answer is there and is lost on its way."""
+
+
+class KillingTransport(HttpsTransport):
+    """Counts requests, and kills the broker in those that `moments` names by their number."""
+
+    def __init__(self, broker: BrokerProcess, moments: dict[int, Moment]) -> None:
+        settings = broker.settings()
+        super().__init__(
+            url=settings.url,
+            ca_pem=settings.ca_pem,
+            timeout_seconds=settings.timeout_seconds,
+            max_body_bytes=1 << 20,
+            sleep=lambda _: broker.wait_until_it_listens(),
+        )
+        self._broker = broker
+        self._moments = moments
+        self._count = 0
+        self.killed: list[tuple[Moment, str]] = []
+
+    def _once(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Response:
+        self._count += 1
+        moment = self._moments.get(self._count)
+        if moment is None:
+            return super()._once(method, path, body, headers)
+        if moment is Moment.ANSWERED:
+            super()._once(method, path, body, headers)
+        else:
+            connection = self._connected()
+            before = self._written()
+            if moment is not Moment.BEFORE:
+                connection.request(method, path, body=body, headers=dict(headers))
+            # Only requests about volumes are sure to write: attesting well leaves no trace.
+            while moment is Moment.WRITTEN and "/volumes/" in path and self._written() == before:
+                assert self._broker.process.poll() is None
+        self._broker.kill()
+        self._broker.restart()
+        self.killed.append((moment, path))
+        raise ConnectionResetError(f"the broker was killed: {moment.name}")
+
+    def _written(self) -> list[tuple[str, int, int]]:
+        """What changes in the database's files when something is written."""
+        files = sorted(self._broker.directory.root.glob("broker.sqlite*"))
+        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
 def test_killed_inside_requests_a_guest_that_repeats_them_ends_well(broker: BrokerProcess) -> None:
-    done = threading.Event()
-
-    def kill_and_restart() -> None:
-        dice = random.Random(7)
-        for _ in range(KILLS):
-            time.sleep(dice.uniform(0.02, 0.3))  # In this time a guest makes some requests.
-            broker.kill()
-            broker.restart()
-            broker.wait_until_it_listens()
-        done.set()
-
-    thread = threading.Thread(target=kill_and_restart)
-    thread.start()
+    dice = random.Random(7)
+    # A killed broker has forgotten its sessions: a repeated request takes up to four (refused, auth, attest, itself).
+    numbers = itertools.accumulate(dice.randint(5, 8) for _ in range(KILLS))
+    moments = dict(zip(numbers, itertools.cycle(Moment), strict=False))
+    transport = KillingTransport(broker, moments)
+    guest = BrokerRegister(broker.settings())
+    guest._transport = transport
     lives = 0
-    guest = BrokerRegister(broker.settings(), sleep=lambda _: broker.wait_until_it_listens())
     try:
-        while not done.is_set():
+        while len(transport.killed) < KILLS:
             for record in life(guest, f"pvc-{lives}"):
                 last = record
             assert (last.state, last.generation, last.revision) == (VolumeState.ACTIVE, 3, 7)
             lives += 1
     finally:
         guest.close()
-        thread.join()
+    assert {moment for moment, path in transport.killed if "/volumes/" in path} == set(Moment)
     store = BrokerDirectory(broker.directory.root).open_store()
     assert len(store.volumes()) == lives
     store.verify_audit()

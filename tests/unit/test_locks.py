@@ -104,3 +104,13 @@ def test_threads_and_descriptors_of_one_process_exclude_one_another_too(tmp_path
     again = files.take_named_lock(tmp_path / "lock", "pvc-1")
     assert again is not None
     os.close(again)
+
+
+def test_a_refused_lock_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    first = files.take_named_lock(tmp_path / "lock", "pvc-1")
+    assert first is not None
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        assert files.take_named_lock(tmp_path / "lock", "pvc-1") is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    os.close(first)

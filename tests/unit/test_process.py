@@ -1,0 +1,62 @@
+"""What hardening does to a process, seen from the process and from outside: each in a child, since it can't be undone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PR_GET_DUMPABLE = 3
+
+
+def hardened(question: str, before: str = "") -> str:
+    """What a hardened process prints about itself, after `before` was run in it."""
+    script = f"import ctypes, os, resource\nfrom csi.core import process\n{before}\nprocess.harden()\nprint({question})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_nobody_of_the_same_user_may_trace_or_dump_it() -> None:
+    assert hardened(f"ctypes.CDLL(None).prctl({PR_GET_DUMPABLE}, 0, 0, 0, 0)") == "0"
+
+
+def test_a_core_dump_is_cut_to_nothing_even_into_a_pipe() -> None:
+    # 1 and not 0: core(5) says that a pipe in core_pattern gets a dump whatever the limit, but for 1.
+    assert hardened("resource.getrlimit(resource.RLIMIT_CORE)") == "(1, 1)"
+
+
+def may_lock() -> bool:
+    script = "import ctypes; print(ctypes.CDLL(None).mlockall(3))"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "0"
+
+
+LOCKED = "next(line for line in open('/proc/self/status') if line.startswith('VmLck')).split()[1]"
+LOGGED = "import logging, sys; logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s %(bounded)s')"
+
+
+def bounded_by(limit: str, user: int) -> str:
+    return f"resource.getrlimit = lambda _: ({limit}, {limit}); os.geteuid = lambda: {user}"
+
+
+@pytest.mark.skipif(not may_lock(), reason="this user may not lock memory")
+@pytest.mark.parametrize(("limit", "user"), [("1 << 30", 0), ("resource.RLIM_INFINITY", 1000)])
+def test_its_memory_is_locked_where_nothing_bounds_that(limit: str, user: int) -> None:
+    before = f"{LOGGED}\n{bounded_by(limit, user)}"
+    assert int(hardened(LOCKED, before)) > 1024
+    # What is mapped later is locked, too.
+    assert int(hardened(f"(kept := bytearray(64 << 20)) and {LOCKED}", before)) > 64 << 10
+
+
+@pytest.mark.skipif(not may_lock(), reason="this user may not lock memory")
+def test_under_a_bound_nothing_is_locked_so_that_no_later_thread_fails_and_that_is_told() -> None:
+    told, locked = hardened(LOCKED, f"{LOGGED}\n{bounded_by('1 << 30', 1000)}").splitlines()
+    assert (told, locked) == ("memory is not locked, so it may be swapped out True", "0")
+
+
+def test_a_refusal_of_the_lock_is_told_and_no_error() -> None:
+    refusing = "fake = lambda *_, **__: type('Libc', (), {'prctl': print, 'mlockall': lambda _, flags: -1})()"
+    before = f"{LOGGED}\n{bounded_by('1 << 30', 0)}\n{refusing}\nprocess.ctypes.CDLL = fake"
+    told = hardened("'alive'", before).splitlines()
+    assert told[-2:] == ["memory is not locked, so it may be swapped out False", "alive"]
