@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from csi.broker import appraise
 from csi.broker.audit import Event, Ration
-from csi.broker.release import Claims, ReleasePolicy
+from csi.broker.claims import Claims
+from csi.broker.release import ReleasePolicy
 from csi.broker.sessions import Guest, NotAttested, Session, Sessions
 from csi.broker.store import Store
 from csi.broker.tokens import Attested, TokenIssuer

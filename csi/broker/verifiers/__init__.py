@@ -1,4 +1,4 @@
-"""Evidence to claims, one module a TEE. A TEE without a verifier here is refused, never passed through.
+"""Evidence to claims, one verifier a TEE. A TEE without a verifier here is refused, never passed through.
 
 A verifier checks signatures and that the evidence carries the expected report data and init-data digest. Whether the
 claims are good enough is `csi.broker.appraise`'s question.
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from csi.broker.verifiers.base import Expected, Verifier
 from csi.broker.verifiers.sample import SampleVerifier
 from csi.core.errors import NotReleased
-from csi.kbs import messages as kbs
+from csi.kbs.messages import Tee
 
 __all__ = ["VERIFIERS", "Expected", "Verifier", "verifier_for"]
 
-VERIFIERS: Mapping[str, Verifier] = {str(kbs.Tee.SAMPLE): SampleVerifier()}
-"""By TEE name. A new TEE is a module of its own and a line here."""
+VERIFIERS: Mapping[str, Verifier] = {str(Tee.SAMPLE): SampleVerifier()}
+"""By TEE name. TDX and SEV-SNP are added here."""
 
 
 def verifier_for(tee: str, verifiers: Mapping[str, Verifier] = VERIFIERS) -> Verifier:
