@@ -334,15 +334,15 @@ def test_init_data_prints_what_the_policy_wants(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_policy_is_checked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["policy", "--dir", str(root)]) == 0
+    assert main(["policy", "check", "--dir", str(root)]) == 0
     assert "ALLOWED, development only" in capsys.readouterr().out
     (root / "policy.toml").write_text("version = 1\nallow_all = true")
-    assert main(["policy", "--dir", str(root)]) == 1
+    assert main(["policy", "check", "--dir", str(root)]) == 1
     assert "allow_all" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "arguments", [["volume", "list"], ["audit"], ["policy"], ["serve"], ["resource", "delete", "a/b/c"]]
+    "arguments", [["volume", "list"], ["audit"], ["policy", "check"], ["serve"], ["resource", "delete", "a/b/c"]]
 )
 def test_a_directory_without_a_broker_says_how_to_make_one(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]

@@ -1,7 +1,5 @@
 """The development TEE: it checks what can be checked, and nothing of it is signed."""
 
-import hmac
-
 from csi.broker.claims import SampleClaims
 from csi.broker.verifiers.base import Expected
 from csi.core.errors import InvalidInput, NotReleased
@@ -21,6 +19,5 @@ class SampleVerifier:
             report_data = kbs.standard_base64(sample.report_data, "primary_evidence.report_data")
         except InvalidInput as error:
             raise NotReleased(f"malformed sample evidence: {error}") from error
-        if not hmac.compare_digest(report_data, expected.report_data):
-            raise NotReleased("the evidence does not carry this session's nonce and key")
+        expected.check_digest(report_data)
         return SampleClaims(launch_digest=_LAUNCH_DIGEST, init_data=expected.init_data_digest(), svn=sample.svn)

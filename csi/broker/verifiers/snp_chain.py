@@ -75,7 +75,7 @@ class Roots:
         root = _signer(intermediate, tuple(self.roots.values()))
         _check_time(intermediate, root, now)
         _check_time(leaf, intermediate, now)
-        name = _common_name(leaf.subject)
+        name = common_name(leaf.subject)
         if name != f"SEV-{kind.upper()}":
             raise NotReleased(f"the certificate of {name!r} is not one of a {kind.upper()}")
         key = leaf.public_key()
@@ -121,7 +121,7 @@ def _signer(certificate: x509.Certificate, candidates: Sequence[x509.Certificate
         if certificate.issuer != candidate.subject:
             raise NotReleased("the issuer in a certificate is not the subject of who signed it")
         return candidate
-    known = ", ".join(_common_name(candidate.subject) for candidate in candidates)
+    known = ", ".join(common_name(candidate.subject) for candidate in candidates)
     raise NotReleased(
         f"a certificate is not signed by an authority of AMD's that this broker knows ({known}); for a VLEK, import AMD's "
         "VLEK chain: sealed-local broker collateral import FILE"
@@ -141,7 +141,7 @@ def _check_time(certificate: x509.Certificate, issuer: x509.Certificate, now: dt
     for one in (certificate, issuer):
         if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
             raise NotReleased(
-                f"the certificate of {_common_name(one.subject)!r} is valid from {one.not_valid_before_utc:%Y-%m-%d} to "
+                f"the certificate of {common_name(one.subject)!r} is valid from {one.not_valid_before_utc:%Y-%m-%d} to "
                 f"{one.not_valid_after_utc:%Y-%m-%d}, and it is {now:%Y-%m-%d}"
             )
 
@@ -170,7 +170,8 @@ def _extension(certificate: x509.Certificate, oid: str) -> bytes:
     return extension.value
 
 
-def _common_name(name: x509.Name) -> str:
+def common_name(name: x509.Name) -> str:
+    """The one common name, empty when there is none or there are several."""
     found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if len(found) == 1 else ""
 
