@@ -49,11 +49,14 @@ format_deadline_seconds = 3600
 [tee.sample]
 allow = false
 
+# Which TDX and SEV-SNP platforms and images are good: [tee.tdx], [tee.snp] and [[image]], see docs/attestation.md.
+# `sealed-local broker policy learn` prints an [[image]] from evidence.
+
 # One block for each kind of guest. A guest belongs to it when every list holds its value (or the word "any").
 # [[workload]]
 # name = "spark"
 # tee = ["sample"]                          # names of TEEs
-# launch_digests = ["abcde"]                # what was booted; the sample TEE always says "abcde"
+# launch_digests = ["abcde"]                # what was booted; the sample TEE always says "abcde". Others: images = ["NAME"]
 # init_data = ["sha384:..."]                # what it was configured with: sealed-local broker init-data FILE
 # volumes = ["pvc-*"]                       # volume ids: globs, or "regex:..." that has to match as a whole
 # resources = ["default/spark/*"]           # REPOSITORY/TYPE/TAG: a glob for each part, or "regex:..."
