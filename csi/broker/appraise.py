@@ -9,7 +9,7 @@ from fnmatch import translate
 from functools import lru_cache
 
 from csi.broker.claims import Claims
-from csi.broker.findings import SAMPLE_TEES, first_refusal, platform_findings, tee_findings, workload_findings
+from csi.broker.findings import first_refusal, platform_findings, proves_nothing, tee_findings, workload_findings
 from csi.broker.release import ReleasePolicy, Workload
 from csi.core.errors import NotReleased
 
@@ -28,8 +28,8 @@ def check_platform(policy: ReleasePolicy, claims: Claims) -> None:
 
 def check_known(policy: ReleasePolicy, claims: Claims) -> None:
     """Refuse a guest that belongs to no workload, and every guest of a TEE that proves nothing."""
-    if claims.tee in SAMPLE_TEES:
-        raise NotReleased("the sample TEE proves nothing")
+    if proves_nothing(claims):
+        raise NotReleased("evidence of the sample TEE or of a test authority proves nothing")
     check_platform(policy, claims)
     reasons = [
         f"workload {work.name!r}: {reason}"

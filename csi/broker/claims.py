@@ -178,7 +178,7 @@ class SnpKey(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpClaims:
-    """A SEV-SNP report that verified up to AMD's root.
+    """A SEV-SNP report that verified up to AMD's root, or to an authority of somebody's tests (`test_authority`).
 
     `init_data` is the digest of the text that the guest showed and that HOSTDATA carries; None when it showed none.
     """
@@ -201,6 +201,7 @@ class SnpClaims:
     launch_tcb: SnpTcb
     report_data: str
     init_data: str | None
+    test_authority: bool = False
 
     @property
     def tee(self) -> str:

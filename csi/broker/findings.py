@@ -36,6 +36,11 @@ def tee_findings(policy: ReleasePolicy, tee: str) -> Iterator[Finding]:
         )
 
 
+def proves_nothing(claims: Claims) -> bool:
+    """Whether anybody could have made this evidence."""
+    return claims.tee in SAMPLE_TEES or (isinstance(claims, SnpClaims) and claims.test_authority)
+
+
 def platform_findings(policy: ReleasePolicy, claims: Claims) -> Iterator[Finding]:
     """Is the machine good enough, whatever runs on it?"""
     match claims:
@@ -44,6 +49,7 @@ def platform_findings(policy: ReleasePolicy, claims: Claims) -> Iterator[Finding
         case TdxClaims():
             yield from _tdx_platform(policy.tdx, claims)
         case SnpClaims():
+            yield from _test_authority(policy, claims)
             yield from _snp_platform(policy.snp, claims)
         case _:
             assert_never(claims)
@@ -90,6 +96,12 @@ def _tdx_platform(floor: TdxFloor, claims: TdxClaims) -> Iterator[Finding]:
         if old
         else None,
     )
+
+
+def _test_authority(policy: ReleasePolicy, claims: SnpClaims) -> Iterator[Finding]:
+    if claims.test_authority:
+        refused = None if policy.allow_sample else "evidence of a test authority proves no more than the sample TEE"
+        yield Finding(rule="[tee.sample] allow = false:", refusal=refused)
 
 
 def _snp_platform(floor: SnpFloor, claims: SnpClaims) -> Iterator[Finding]:

@@ -111,6 +111,12 @@ def _add_serve(command: _Commands) -> None:
         default="info",
         help="the least that is written to standard error (default: %(default)s)",
     )
+    parser.add_argument(
+        "--snp-test-authority",
+        type=Path,
+        metavar="FILE",
+        help="DEVELOPMENT ONLY: PEM certificates that stand in the place of AMD's roots",
+    )
 
 
 def _add_volume(command: _Commands) -> None:

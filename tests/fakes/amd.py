@@ -136,3 +136,8 @@ class Platform:
 
 def der(one: x509.Certificate) -> bytes:
     return one.public_bytes(serialization.Encoding.DER)
+
+
+PEM_OF_NOBODY = certificate("Nobody", "Nobody", rsa_key("Nobody").public_key(), rsa_key("Nobody")).public_bytes(
+    serialization.Encoding.PEM
+)

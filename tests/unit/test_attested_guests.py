@@ -19,7 +19,8 @@ from csi.broker.service import Broker
 from csi.broker.sessions import NotAttested
 from csi.broker.verifiers.known import known_verifiers
 from csi.broker.verifiers.snp import SnpVerifier
-from csi.core.errors import NotReleased
+from csi.broker.verifiers.snp_chain import Roots
+from csi.core.errors import InvalidInput, NotReleased
 from csi.core.secret import Secret
 from csi.kbs import init_data, jwk, strict_json
 from csi.kbs import messages as kbs
@@ -209,3 +210,25 @@ def test_a_changed_token_is_refused(broker: Broker) -> None:
     changed = base64.urlsafe_b64decode(payload + "==").replace(MEASUREMENT.encode(), b"57" * 48)
     with pytest.raises(NotAttested):
         broker.guest(None, f"{head}.{base64.urlsafe_b64encode(changed).decode().rstrip('=')}.{signature}")
+
+
+def test_evidence_of_a_test_authority_is_as_good_as_the_sample_tees(broker: Broker) -> None:
+    pem = b"".join(
+        one.public_bytes(amd.serialization.Encoding.PEM) for one in (PLATFORM.root(), PLATFORM.intermediate())
+    )
+    broker.verifiers = {"snp": SnpVerifier(roots=Roots.of_tests(pem), clock=amd.NOW.timestamp)}
+    with pytest.raises(NotReleased, match=r"\[tee.sample\] allow = false: evidence of a test authority"):
+        SnpGuest(broker).resource()
+    broker.policy = dataclasses.replace(broker.policy, allow_sample=True)
+    token = SnpGuest(broker).attest()
+    assert broker.resource(broker.guest(None, token), PATH)
+    payload = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+    assert payload["submods"]["cpu0"]["ear.status"] == "contraindicated"
+    with pytest.raises(NotReleased, match=r"image 'spark-1': measurement does not list 57"):
+        SnpGuest(broker).resource(at_0x90=b"\x57" * 48)
+
+
+@pytest.mark.parametrize("pem", [b"", b"x", b"-----BEGIN CERTIFICATE-----\nx\n", amd.PEM_OF_NOBODY])
+def test_a_test_authority_has_to_be_one(pem: bytes) -> None:
+    with pytest.raises(InvalidInput, match="test authority"):
+        Roots.of_tests(pem)

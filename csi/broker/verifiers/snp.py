@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from csi.broker.claims import SnpClaims, SnpKey, SnpProduct
+from csi.broker.claims import SnpClaims, SnpKey
 from csi.broker.verifiers import snp_report
 from csi.broker.verifiers.base import Expected
 from csi.broker.verifiers.snp_chain import EndorsementKey, Roots, load_der
@@ -57,7 +57,7 @@ class SnpVerifier:
             report = snp_report.parse(raw)
             key = self._key(report.signing_key, decoded.cert_chain or [])
             _check_signature(report, key)
-            claims = _claims(report, key.product, key.kind)
+            claims = _claims(report, key)
             _check_same_platform(report, claims, key)
         except InvalidInput as error:
             raise NotReleased(f"malformed SEV-SNP evidence: {error}") from error
@@ -110,7 +110,8 @@ def _check_same_platform(report: SnpReport, claims: SnpClaims, key: EndorsementK
         raise NotReleased(f"the report names the TCB {claims.reported_tcb}, the certificate of its key {key.tcb}")
 
 
-def _claims(report: SnpReport, product: SnpProduct, kind: SnpKey) -> SnpClaims:
+def _claims(report: SnpReport, key: EndorsementKey) -> SnpClaims:
+    product = key.product
     return SnpClaims(
         launch_measurement=report.measurement.hex(),
         host_data=report.host_data.hex(),
@@ -123,11 +124,12 @@ def _claims(report: SnpReport, product: SnpProduct, kind: SnpKey) -> SnpClaims:
         guest_svn=report.guest_svn,
         chip_id=report.chip_id.hex(),
         product=product,
-        signing_key=kind,
+        signing_key=key.kind,
         current_tcb=snp_report.tcb(report.current_tcb, product),
         reported_tcb=snp_report.tcb(report.reported_tcb, product),
         committed_tcb=snp_report.tcb(report.committed_tcb, product),
         launch_tcb=snp_report.tcb(report.launch_tcb, product),
         report_data=report.report_data.hex(),
         init_data=None,
+        test_authority=key.test,
     )

@@ -7,7 +7,7 @@ of them. Certificates are read with `cryptography`; nothing is fetched.
 import datetime as dt
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Final, Self
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from csi.broker.claims import SnpKey, SnpProduct, SnpTcb
-from csi.core.errors import NotReleased
+from csi.core.errors import InvalidInput, NotReleased
 
 # AMD gives VCEK certificates the serial number 0, which `cryptography` complains about at each one.
 warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
@@ -41,6 +41,7 @@ class EndorsementKey:
     product: SnpProduct
     tcb: SnpTcb
     chip_id: bytes | None
+    test: bool
     key: ec.EllipticCurvePublicKey
 
 
@@ -50,6 +51,7 @@ class Roots:
 
     roots: Mapping[SnpProduct, x509.Certificate]
     intermediates: tuple[x509.Certificate, ...]
+    test: bool = False
 
     @classmethod
     def of_amd(cls) -> Self:
@@ -60,9 +62,26 @@ class Roots:
             intermediates=tuple(intermediate for intermediate, _ in chains.values()),
         )
 
+    @classmethod
+    def of_tests(cls, pem: bytes) -> Self:
+        """An authority that is not AMD's, in the place of all of AMD's: PEM of roots named `ARK-<product>` and of what is
+        below them. Raises `InvalidInput`.
+        """
+        try:
+            found = x509.load_pem_x509_certificates(pem)
+            names = {product: f"ARK-{product.title()}" for product in SnpProduct}
+            roots = {
+                product: one for product, name in names.items() for one in found if common_name(one.subject) == name
+            }
+        except (ValueError, x509.InvalidVersion) as error:
+            raise InvalidInput("test authority", f"not certificates in PEM: {error}") from error
+        if not roots:
+            raise InvalidInput("test authority", f"none of its certificates is called {', '.join(names.values())}")
+        return cls(roots=roots, intermediates=tuple(one for one in found if one not in roots.values()), test=True)
+
     def with_intermediates(self, found: Sequence[x509.Certificate]) -> Self:
         """The same roots, with further certificates that may stand between them and a key."""
-        return type(self)(roots=self.roots, intermediates=(*self.intermediates, *found))
+        return replace(self, intermediates=(*self.intermediates, *found))
 
     def check_authority(self, certificate: x509.Certificate, now: dt.datetime) -> None:
         """Raise `NotReleased` unless this is one of the roots, or directly below one."""
@@ -87,6 +106,7 @@ class Roots:
             product=product,
             tcb=_tcb(leaf, product),
             chip_id=_extension(leaf, _CHIP_ID) if kind is SnpKey.VCEK else None,
+            test=self.test,
             key=key,
         )
 
