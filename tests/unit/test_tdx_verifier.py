@@ -15,9 +15,12 @@ import pytest
 from csi.broker.claims import TcbStatus, TdxClaims
 from csi.broker.verifiers import tdx, tdx_quote
 from csi.broker.verifiers.base import Expected
+from csi.broker.verifiers.intel_chain import INTEL
 from csi.broker.verifiers.tdx import TdxVerifier
 from csi.broker.verifiers.tdx_collateral import TdxCollateral
 from csi.core.errors import InvalidInput, NotReleased
+from csi.kbs import init_data
+from tests.fakes import intel
 
 DATA = Path(__file__).parents[1] / "data" / "attestation"
 ROOT = Path(__file__).parents[2]
@@ -224,14 +227,14 @@ def test_every_single_changed_character_of_collateral_is_refused(capsys: pytest.
 @pytest.mark.parametrize("length", [0, 1, 47, 48, 100, 631, 636, 700, 1000, 4000, 4935])
 def test_a_quote_that_ends_too_early_is_refused(length: int) -> None:
     with pytest.raises(InvalidInput):
-        tdx_quote.parse(quote("tdx-v4")[:length])
+        tdx_quote.parse(quote("tdx-v4")[:length], INTEL)
 
 
 def test_zeros_after_a_quote_are_padding_and_other_bytes_are_not() -> None:
     raw = quote("tdx-v4")
-    assert tdx_quote.parse(raw + bytes(100)).quote == raw.rstrip(b"\0") + b"\0"
+    assert tdx_quote.parse(raw + bytes(100), INTEL).quote == raw.rstrip(b"\0") + b"\0"
     with pytest.raises(InvalidInput, match="after its end"):
-        tdx_quote.parse(raw + b"\1")
+        tdx_quote.parse(raw + b"\1", INTEL)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ def test_other_quotes_are_refused_by_name(offset: int, value: int, told: str) ->
     raw = bytearray(quote("tdx-v5"))
     raw[offset] = value
     with pytest.raises(InvalidInput, match=told):
-        tdx_quote.parse(bytes(raw))
+        tdx_quote.parse(bytes(raw), INTEL)
 
 
 @pytest.mark.parametrize("wrong", [None, {}, [], {"quote": 1}, {"quote": "!"}, {"quote": ""}, {"quote": "AAAA"}])
@@ -284,3 +287,60 @@ def test_what_a_file_has_beside_the_nine_members_is_left_out() -> None:
     assert "pck_certificate_chain" in collateral_text("tdx-v5-td15ex")
     assert "pck_certificate_chain" not in collateral("tdx-v5-td15ex").json
     assert dataclasses.replace(collateral("tdx-v4"), ca="x") != collateral("tdx-v4")
+
+
+# A platform of the test's own: what real quotes can't show
+
+
+def made(expected: Expected, **registers: bytes) -> TdxClaims:
+    one = TdxVerifier(
+        collateral=intel.TestCollateral(intel.collateral()), root=intel.intel_root(), clock=intel.NOW.timestamp
+    )
+    return one.verify(evidence(intel.quote(**registers)), expected)
+
+
+@pytest.mark.parametrize(("algorithm", "size"), [("sha256", 32), ("sha384", 48), ("sha512", 64)])
+def test_report_data_and_init_data_of_a_quote_are_bound_as_the_protocol_says(algorithm: str, size: int) -> None:
+    text = INIT_DATA.replace("sha384", algorithm)
+    digest = init_data.parse(text).digest
+    register = bytes.fromhex(digest.partition(":")[2]).ljust(48, b"\0")[:48]
+    assert len(digest.partition(":")[2]) == 2 * size
+    expected = Expected(report_data=b"\x07" * 48, init_data_text=text)
+    carried = b"\x07" * 48 + bytes(16)
+    assert made(expected, report_data=carried, mrconfigid=register).init_data == digest
+    with pytest.raises(NotReleased, match="MRCONFIGID does not carry"):
+        made(expected, report_data=carried, mrconfigid=register[:-1] + b"\x01")
+    with pytest.raises(NotReleased, match="nonce and key"):
+        made(expected, report_data=b"\x07" * 48 + b"\x01" + bytes(15), mrconfigid=register)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ("0100001000000000", "debug mode"),
+        ("0000003000000000", "may be migrated"),
+        ("0000000000000000", "SEPT_VE_DISABLE"),
+    ],
+)
+def test_a_signed_quote_of_a_td_that_the_host_may_meddle_with_is_refused(attributes: str, told: str) -> None:
+    with pytest.raises(NotReleased, match=told):
+        made(
+            Expected(report_data=b"", init_data_text=None), attributes=bytes.fromhex(attributes), report_data=bytes(64)
+        )
+
+
+@pytest.mark.parametrize("register", ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"])
+def test_each_register_is_read_from_its_own_place(register: str) -> None:
+    claims = made(Expected(report_data=b"", init_data_text=None), report_data=bytes(64), **{register: b"\xfe" * 48})
+    assert [name for name, value in claims.registers.items() if value == "fe" * 48] == [register]
+
+
+def test_a_test_root_is_nothing_to_the_broker_and_intels_nothing_to_the_test() -> None:
+    expected = Expected(report_data=bytes(64), init_data_text=None)
+    with pytest.raises(NotReleased, match="the last certificate is not"):
+        verifier("tdx-v4").verify(evidence(intel.quote(report_data=bytes(64))), expected)
+    one = TdxVerifier(collateral=Only(collateral("tdx-v4")), root=intel.intel_root(), clock=intel.NOW.timestamp)
+    with pytest.raises(NotReleased, match="the last certificate is not"):
+        one.verify(evidence(quote("tdx-v4")), expected_of("tdx-v4"))
+    with pytest.raises(InvalidInput, match="the last certificate is not"):
+        TdxCollateral.parse(intel.collateral().json)

@@ -1,5 +1,6 @@
 """Certificates of Intel: strict reading of a PEM chain that ends in the one root, and checks of what a chain signs."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -18,17 +19,28 @@ _UNREADABLE: Final = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntelRoot:
+    """What every chain ends in. `der` is None for Intel's own, which `dcap-qvl` carries; tests have theirs."""
+
+    sha256: str = ROOT_SHA256
+    der: bytes | None = None
+
+
+INTEL: Final = IntelRoot()
+
+
 @lru_cache(maxsize=64)
-def check_pem_chain(text: str, length: int, field: str) -> tuple[x509.Certificate, ...]:
+def check_pem_chain(text: str, length: int, field: str, root: IntelRoot) -> tuple[x509.Certificate, ...]:
     """The certificates of a chain, leaf first. Raises `InvalidInput` unless the text is exactly those certificates in PEM,
-    each signed by the next, and the last is Intel's root. Remembered, as the same few chains come again and again.
+    each signed by the next, and the last is `root`. Remembered, as the same few chains come again and again.
     """
     try:
         chain = x509.load_pem_x509_certificates(text.encode("utf-8"))
         pem = "".join(one.public_bytes(serialization.Encoding.PEM).decode("ascii") for one in chain)
         if len(chain) != length or pem != text:
             raise InvalidInput(field, f"not exactly {length} certificates in PEM")
-        if chain[-1].fingerprint(hashes.SHA256()).hex() != ROOT_SHA256:
+        if chain[-1].fingerprint(hashes.SHA256()).hex() != root.sha256:
             raise InvalidInput(field, "the last certificate is not Intel's root")
         for certificate, issuer in zip(reversed(chain[:-1]), reversed(chain[1:]), strict=True):
             certificate.verify_directly_issued_by(issuer)

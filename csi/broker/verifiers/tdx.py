@@ -15,6 +15,7 @@ import msgspec
 from csi.broker.claims import TcbStatus, TdAttributes, TdxClaims
 from csi.broker.verifiers import tdx_quote
 from csi.broker.verifiers.base import Expected
+from csi.broker.verifiers.intel_chain import INTEL, IntelRoot
 from csi.broker.verifiers.tdx_collateral import TdxCollateral
 from csi.core.errors import InvalidInput, NotReleased
 from csi.kbs import messages as kbs
@@ -83,13 +84,14 @@ class TdxVerifier:
     """Verifies quotes of TDs up to Intel's root."""
 
     collateral: CollateralSource
+    root: IntelRoot = INTEL
     clock: Callable[[], float] = time.time
 
     def verify(self, evidence: object, expected: Expected) -> TdxClaims:
         """See `Verifier.verify`. A TD that the host may look into or move is refused whatever the policy says."""
         try:
             decoded = strict_json.convert(evidence, _Evidence, "primary_evidence")
-            frame = tdx_quote.parse(kbs.standard_base64(decoded.quote, "primary_evidence.quote"))
+            frame = tdx_quote.parse(kbs.standard_base64(decoded.quote, "primary_evidence.quote"), self.root)
         except InvalidInput as error:
             raise NotReleased(f"malformed TDX evidence: {error}") from error
         _check_attributes(TdAttributes.parse(frame.attributes))
@@ -121,7 +123,7 @@ class TdxVerifier:
         now = int(self.clock())
         try:
             parts = dcap_qvl.QuoteCollateralV3.from_json(collateral.json)
-            verifier, policy = dcap_qvl.QuoteVerifier(), dcap_qvl.QuotePolicy.claims_only(now)
+            verifier, policy = dcap_qvl.QuoteVerifier(self.root.der), dcap_qvl.QuotePolicy.claims_only(now)
             claims = verifier.verify_with_policy(quote, parts, now, policy)
         except ValueError as error:
             raise NotReleased(f"the TDX quote does not verify: {error}") from error

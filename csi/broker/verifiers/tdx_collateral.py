@@ -10,7 +10,7 @@ from typing import Final, Self
 import msgspec
 from cryptography import x509
 
-from csi.broker.verifiers.intel_chain import check_crl, check_pem_chain, check_signed
+from csi.broker.verifiers.intel_chain import INTEL, IntelRoot, check_crl, check_pem_chain, check_signed
 from csi.core.errors import InvalidInput
 from csi.kbs import strict_json
 
@@ -53,14 +53,14 @@ class TdxCollateral:
     json: str
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, root: IntelRoot = INTEL) -> Self:
         """Read and verify it; raises `InvalidInput`. Whether it has expired is not asked here."""
         if len(text) > LIMIT_BYTES:
             raise InvalidInput(_FIELD, f"more than {LIMIT_BYTES} bytes")
         parts = strict_json.decode(text, _Parts, _FIELD)
-        info_chain = check_pem_chain(parts.tcb_info_issuer_chain, 2, f"{_FIELD}.tcb_info_issuer_chain")
-        identity_chain = check_pem_chain(parts.qe_identity_issuer_chain, 2, f"{_FIELD}.qe_identity_issuer_chain")
-        pck_chain = check_pem_chain(parts.pck_crl_issuer_chain, 2, f"{_FIELD}.pck_crl_issuer_chain")
+        info_chain = check_pem_chain(parts.tcb_info_issuer_chain, 2, f"{_FIELD}.tcb_info_issuer_chain", root)
+        identity_chain = check_pem_chain(parts.qe_identity_issuer_chain, 2, f"{_FIELD}.qe_identity_issuer_chain", root)
+        pck_chain = check_pem_chain(parts.pck_crl_issuer_chain, 2, f"{_FIELD}.pck_crl_issuer_chain", root)
         info = _signed(parts.tcb_info, parts.tcb_info_signature, info_chain[0], "tcb_info")
         identity = _signed(parts.qe_identity, parts.qe_identity_signature, identity_chain[0], "qe_identity")
         if (info.id, identity.id) != ("TDX", "TD_QE"):

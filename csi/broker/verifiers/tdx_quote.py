@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from csi.broker.verifiers.intel_chain import check_pem_chain
+from csi.broker.verifiers.intel_chain import IntelRoot, check_pem_chain
 from csi.core.errors import InvalidInput
 
 _FIELD: Final = "TDX quote"
@@ -52,7 +52,7 @@ class _Reader:
         return self.take(len(self._rest))
 
 
-def parse(raw: bytes) -> QuoteFrame:
+def parse(raw: bytes, root: IntelRoot) -> QuoteFrame:
     """Check the frame; raises `InvalidInput`. Zeros after the quote are padding of the host's buffer, and are cut off."""
     reader = _Reader(raw)
     version, key_type, tee_type = _HEADER.unpack(reader.take(_HEADER.size))
@@ -63,7 +63,7 @@ def parse(raw: bytes) -> QuoteFrame:
         raise InvalidInput(_FIELD, f"key type {key_type} and TEE type {tee_type:#x}, not ECDSA P-256 and TDX")
     body = reader.take(_BODY_V4_BYTES if version == 4 else _body_size(reader))
     size = reader.number(4)
-    _check_authentication(reader.take(size))
+    _check_authentication(reader.take(size), root)
     padding = reader.rest()
     if any(padding):
         raise InvalidInput(_FIELD, "bytes after its end are not zero")
@@ -77,7 +77,7 @@ def _body_size(reader: _Reader) -> int:
     return size
 
 
-def _check_authentication(data: bytes) -> None:
+def _check_authentication(data: bytes, root: IntelRoot) -> None:
     """Signature and key, then what certifies the key: the quoting enclave's report and the chain of its own key."""
     reader = _Reader(data)
     reader.take(_SIGNATURE_AND_KEY_BYTES)
@@ -91,4 +91,4 @@ def _check_authentication(data: bytes) -> None:
     chain = certification.take(size)
     if kind != _PCK_CHAIN or certification.rest():
         raise InvalidInput(f"{_FIELD}.certificates", f"type {kind}, not a PCK chain, or bytes after it")
-    check_pem_chain(chain.removesuffix(b"\0").decode("ascii", errors="replace"), 3, f"{_FIELD}.certificates")
+    check_pem_chain(chain.removesuffix(b"\0").decode("ascii", errors="replace"), 3, f"{_FIELD}.certificates", root)
