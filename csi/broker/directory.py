@@ -14,6 +14,7 @@ from cryptography import x509
 from csi.broker import certificates, schema, seals, turns, vault
 from csi.broker import policy as broker_policy
 from csi.broker.certificates import Pair
+from csi.broker.collateral import CollateralFolder
 from csi.broker.release import ReleasePolicy
 from csi.broker.schema import empty_database
 from csi.broker.seals import Seals
@@ -21,6 +22,7 @@ from csi.broker.service import Broker
 from csi.broker.store import Store
 from csi.broker.tokens import TokenIssuer
 from csi.broker.vault import Vault
+from csi.broker.verifiers.known import known_verifiers
 from csi.core.errors import InvalidInput, NotFound, Refused, SealedLocalError
 from csi.core.files import write_atomic
 from csi.core.secret import Secret
@@ -47,11 +49,14 @@ format_deadline_seconds = 3600
 [tee.sample]
 allow = false
 
+# Which TDX and SEV-SNP platforms and images are good: [tee.tdx], [tee.snp] and [[image]], see docs/attestation.md.
+# `sealed-local broker policy learn` prints an [[image]] from evidence.
+
 # One block for each kind of guest. A guest belongs to it when every list holds its value (or the word "any").
 # [[workload]]
 # name = "spark"
 # tee = ["sample"]                          # names of TEEs
-# launch_digests = ["abcde"]                # what was booted; the sample TEE always says "abcde"
+# launch_digests = ["abcde"]                # what was booted; the sample TEE always says "abcde". Others: images = ["NAME"]
 # init_data = ["sha384:..."]                # what it was configured with: sealed-local broker init-data FILE
 # volumes = ["pvc-*"]                       # volume ids: globs, or "regex:..." that has to match as a whole
 # resources = ["default/spark/*"]           # REPOSITORY/TYPE/TAG: a glob for each part, or "regex:..."
@@ -88,6 +93,11 @@ class BrokerDirectory:
     def write_ahead_log(self) -> Path:
         """The newest changes of the database; without the database itself it is not readable."""
         return self.root / "broker.sqlite-wal"
+
+    @property
+    def collateral(self) -> CollateralFolder:
+        """What an operator imported for verifying evidence."""
+        return CollateralFolder(self.root / "collateral")
 
     def certificate(self, name: str) -> Path:
         """The certificate `ca`, `server` or `token`."""
@@ -174,7 +184,13 @@ class BrokerDirectory:
         except SealedLocalError:
             store.close()
             raise
-        return Broker(store=store, vault=master, issuer=TokenIssuer(signer.key, chain), policy=policy)
+        return Broker(
+            store=store,
+            vault=master,
+            issuer=TokenIssuer(signer.key, chain),
+            policy=policy,
+            verifiers=known_verifiers(self.collateral),
+        )
 
     def _missing(self, path: Path) -> NotFound:
         return NotFound(f"{path} does not exist; `sealed-local broker init {self.root}` makes a broker's directory")

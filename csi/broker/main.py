@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from csi.broker.verbs import audit, backup, resource, setup, volume
+from csi.broker.verbs import audit, backup, collateral, policy, resource, setup, volume
 from csi.core.errors import SealedLocalError
 from csi.core.sealed import Profile
 
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _add_audit(command)
     _add_backup(command)
     _add_init_data(command)
+    _add_collateral(command)
     _add_policy(command)
     return parser
 
@@ -109,6 +110,12 @@ def _add_serve(command: _Commands) -> None:
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="the least that is written to standard error (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--snp-test-authority",
+        type=Path,
+        metavar="FILE",
+        help="DEVELOPMENT ONLY: PEM certificates that stand in the place of AMD's roots",
     )
 
 
@@ -187,5 +194,36 @@ def _add_init_data(command: _Commands) -> None:
     parser.add_argument("file", type=Path, metavar="FILE")
 
 
+def _add_collateral(command: _Commands) -> None:
+    group = command.add_parser("collateral", help="what verifying evidence needs beside it; nothing is ever fetched")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    imported = _add(actions, "import", collateral.import_file, "verify a file of Intel or AMD and keep it")
+    imported.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="JSON: collateral of TDX platforms; PEM: AMD's chain for VLEK certificates",
+    )
+    _add(actions, "list", collateral.list_all, "what is there and how long it is good")
+
+
 def _add_policy(command: _Commands) -> None:
-    _add(command, "policy", setup.policy, "check the policy file and say what it allows")
+    group = command.add_parser("policy", help="check the policy file, and hold evidence against it")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    _add(actions, "check", setup.policy, "check the policy file and say what it allows")
+    explain = _add(actions, "explain", policy.explain, "say which rules of the policy given evidence keeps and breaks")
+    learn = _add(actions, "learn", policy.learn, "print the reference set of given evidence, to be put into the policy")
+    learn.add_argument("--name", required=True, metavar="NAME", help="what the image is called")
+    for parser in (explain, learn):
+        parser.add_argument(
+            "evidence",
+            type=Path,
+            metavar="EVIDENCE",
+            help="evidence as JSON, a whole attestation message, or a bare TDX quote",
+        )
+        parser.add_argument(
+            "--init-data", type=Path, metavar="FILE", help="the init-data that the guest was started with"
+        )
+        parser.add_argument(
+            "--at", metavar="TIME", help="verify as of this time, for example 2026-11-25T12:00:00Z (default: now)"
+        )

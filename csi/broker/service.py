@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 from csi.broker import appraise
 from csi.broker.audit import Event, Ration
-from csi.broker.release import Claims, ReleasePolicy
+from csi.broker.claims import Claims
+from csi.broker.release import ReleasePolicy
 from csi.broker.sessions import Guest, NotAttested, Session, Sessions
 from csi.broker.store import Store
 from csi.broker.tokens import Attested, TokenIssuer
 from csi.broker.vault import Vault
-from csi.broker.verifiers import VERIFIERS, Expected, Verifier, verifier_for
+from csi.broker.verifiers import Expected, Verifier, verifier_for
 from csi.broker.volumes import ACTIONS, Call, Volumes
 from csi.core.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError, Untrusted
 from csi.core.secret import Secret
@@ -36,8 +37,8 @@ class Broker:
     vault: Vault
     issuer: TokenIssuer
     policy: ReleasePolicy
+    verifiers: Mapping[str, Verifier]
     sessions: Sessions = field(default_factory=Sessions)
-    verifiers: Mapping[str, Verifier] = field(default_factory=lambda: VERIFIERS)
     clock: Callable[[], float] = time.time
     _failures: Ration = field(init=False)
     _refusals: Ration = field(init=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import assert_never
 
-from csi.broker.release import Claims
+from csi.broker.claims import Claims
 from csi.core.errors import NotReleased, Unavailable
 from csi.kbs import base64url
 from csi.kbs import messages as kbs

@@ -7,6 +7,7 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import msgspec
 from cryptography import x509
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from csi import __version__
-from csi.broker.release import Claims
+from csi.broker.claims import Claims, SampleClaims, SnpClaims, StoredClaims, TdxClaims
 from csi.broker.sessions import Guest, NotAttested
 from csi.core.errors import InvalidInput
 from csi.kbs import base64url, jwk, strict_json
@@ -39,7 +40,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 class _Evidence(msgspec.Struct, frozen=True, kw_only=True):
     runtime_data_claims: RuntimeData
-    sealed_local_claims: Claims
+    sealed_local_claims: StoredClaims
 
 
 class _Cpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +110,7 @@ class TokenIssuer:
         if payload.exp <= self._clock() or payload.iss != _ISSUER:
             raise NotAttested("the bearer token has expired; attest again")
         evidence = payload.submods.cpu0.evidence
-        return Guest(claims=evidence.sealed_local_claims, key=evidence.runtime_data_claims.tee_pubkey)
+        return Guest(claims=evidence.sealed_local_claims.claims, key=evidence.runtime_data_claims.tee_pubkey)
 
     def _verified(self, token: str) -> _Payload:
         signed, _, signature_text = token.rpartition(".")
@@ -134,8 +135,8 @@ def _cpu(attested: Attested) -> dict[str, object]:
             "additional-evidence": attested.additional_evidence,
             **msgspec.to_builtins(attested.runtime),
         },
-        claims.tee: {"launch_digest": claims.launch_digest, "svn": claims.svn, "debug": claims.debug},
-        "sealed_local_claims": claims,
+        claims.tee: _shown(claims),
+        "sealed_local_claims": StoredClaims.of(claims),
     }
     if claims.init_data is not None:
         evidence["init_data"] = base64.b64encode(bytes.fromhex(claims.init_data.partition(":")[2])).decode("ascii")
@@ -145,3 +146,13 @@ def _cpu(attested: Attested) -> dict[str, object]:
         "ear.appraisal-policy-id": "default",
         "ear.veraison.annotated-evidence": evidence,
     }
+
+
+def _shown(claims: Claims) -> object:
+    """What the token shows of the TEE to policies of other brokers, which know the sample TEE's members by these names."""
+    match claims:
+        case SampleClaims():
+            return {"launch_digest": claims.launch_digest, "svn": claims.svn, "debug": claims.debug}
+        case TdxClaims() | SnpClaims():
+            return claims
+    assert_never(claims)

@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from csi.broker import server
+from csi.broker.claims import SampleClaims
 from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
-from csi.broker.release import Claims
 from csi.broker.sessions import Guest
 from csi.core.sealed import Profile
 from csi.kbs.jwk import EcJwk
@@ -142,7 +142,7 @@ def test_an_allowed_guest_gets_in_beside_20_000_hostile_sessions(broker: Running
     key = EcJwk(crv="P-256", alg="ECDH-ES+A256KW", x="x", y="y")
     sessions = broker.broker.sessions
     for number in range(20_000):
-        claims = Claims(tee="sample", launch_digest="abcde", init_data=f"sha384:{number:096x}", svn="1")
+        claims = SampleClaims(launch_digest="abcde", init_data=f"sha384:{number:096x}", svn="1")
         sessions.attested(sessions.begin("sample"), Guest(claims=claims, key=key), "token", known=False)
     assert len(sessions._sessions) == 20_000
     began = time.monotonic()

@@ -108,7 +108,7 @@ def test_other_versions_are_refused_with_the_phrase_that_clients_know(client: Ru
         b"\xff",
         b'{"version":"0.4.0","tee":"sample"}',
         b'{"version":"0.4.0","extra-params":""}',
-        b'{"version":"0.4.0","tee":"tdx","extra-params":""}',
+        b'{"version":"0.4.0","tee":"sgx","extra-params":""}',
         b'{"version":"0.4.0","tee":"nonsense","extra-params":""}',
     ],
 )

@@ -7,15 +7,19 @@ import threading
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from csi.broker import rules as register
 from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.main import main
 from csi.broker.server import parse_address
+from csi.broker.service import Broker
+from csi.broker.verifiers.snp import SnpVerifier
 from csi.core import process
 from csi.core.errors import InvalidInput, Refused
 from csi.core.sealed import Profile
+from tests.fakes import amd
 from tests.fakes.broker import INIT_DATA, make_directory
 
 EVENT = Event(actor="test", action="tested", subject="pvc-1")
@@ -334,15 +338,15 @@ def test_init_data_prints_what_the_policy_wants(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_policy_is_checked(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["policy", "--dir", str(root)]) == 0
+    assert main(["policy", "check", "--dir", str(root)]) == 0
     assert "ALLOWED, development only" in capsys.readouterr().out
     (root / "policy.toml").write_text("version = 1\nallow_all = true")
-    assert main(["policy", "--dir", str(root)]) == 1
+    assert main(["policy", "check", "--dir", str(root)]) == 1
     assert "allow_all" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "arguments", [["volume", "list"], ["audit"], ["policy"], ["serve"], ["resource", "delete", "a/b/c"]]
+    "arguments", [["volume", "list"], ["audit"], ["policy", "check"], ["serve"], ["resource", "delete", "a/b/c"]]
 )
 def test_a_directory_without_a_broker_says_how_to_make_one(
     tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -395,3 +399,28 @@ def test_help_exists(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         main(arguments)
     assert caught.value.code == 0
     assert "sealed-local broker" in capsys.readouterr().out
+
+
+def test_a_test_authority_is_trusted_loudly_and_in_the_place_of_amds(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[Broker] = []
+
+    def serve(directory: BrokerDirectory, broker: Broker, address: tuple[str, int]) -> None:
+        served.append(broker)
+        broker.close()
+
+    monkeypatch.setattr("csi.broker.server.serve", serve)
+    platform = amd.Platform()
+    pem = tmp_path / "authority.pem"
+    pem.write_bytes(b"".join(one.public_bytes(Encoding.PEM) for one in (platform.root(), platform.intermediate())))
+    command = ["serve", str(root), "--listen", "127.0.0.1:0"]
+    assert main(command) == 0
+    assert "DEVELOPMENT ONLY" not in capsys.readouterr().err
+    assert main([*command, "--snp-test-authority", str(pem)]) == 0
+    assert "DEVELOPMENT ONLY: SEV-SNP evidence is verified against a test authority" in capsys.readouterr().err
+    verifiers = [broker.verifiers["snp"] for broker in served]
+    assert [verifier.roots.test for verifier in verifiers if isinstance(verifier, SnpVerifier)] == [False, True]
+    pem.write_text("nothing")
+    assert main([*command, "--snp-test-authority", str(pem)]) == 1
+    assert "test authority: not certificates" in capsys.readouterr().err

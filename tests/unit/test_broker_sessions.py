@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from csi.broker.release import Claims
+from csi.broker.claims import SampleClaims
 from csi.broker.sessions import Guest, NotAttested, Session, Sessions, Standing
 from csi.core.errors import Unavailable
 from csi.kbs.jwk import EcJwk
 
 GUEST = Guest(
-    claims=Claims(tee="sample", launch_digest="abcde", init_data=None, svn="1"),
+    claims=SampleClaims(launch_digest="abcde", init_data=None, svn="1"),
     key=EcJwk(crv="P-256", alg="ECDH-ES+A256KW", x="x", y="y"),
 )
 
@@ -82,7 +82,7 @@ def test_a_session_that_gave_way_while_it_attested_is_gone(sessions: Sessions) -
 
 
 def guest(number: int) -> Guest:
-    claims = Claims(tee="sample", launch_digest="abcde", init_data=f"sha384:{number:096x}", svn="1")
+    claims = SampleClaims(launch_digest="abcde", init_data=f"sha384:{number:096x}", svn="1")
     return Guest(claims=claims, key=GUEST.key)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.broker.release import Claims
+from csi.broker.claims import SampleClaims
 from csi.broker.vault import Vault
 from csi.core.framing import framed
 from csi.core.secret import Secret
@@ -35,7 +35,7 @@ def test_two_lists_of_fields_never_give_the_same_bytes(first: list[bytes], secon
 
 
 def test_a_measurement_and_a_stored_secret_of_earlier_versions_are_still_understood() -> None:
-    guest = Claims(tee="sample", launch_digest="abcde", init_data=None, svn="1")
+    guest = SampleClaims(launch_digest="abcde", init_data=None, svn="1")
     assert guest.measurement == "d9911188a214d88db286172cf70ef28e1c64aa4c0ee98518b94453534d51a428"
     stored = bytes.fromhex("000000000000000000000000bdc2234f2814c440a9ec8395dd2351895c150fd28721")
     assert Vault(Secret(bytes(32))).unwrap(stored, "volume", "pvc-1", "1") == Secret(b"secret")

@@ -1,4 +1,4 @@
-"""Evidence to claims, one module a TEE. A TEE without a verifier here is refused, never passed through.
+"""Evidence to claims, one verifier a TEE. A TEE without a verifier here is refused, never passed through.
 
 A verifier checks signatures and that the evidence carries the expected report data and init-data digest. Whether the
 claims are good enough is `csi.broker.appraise`'s question.
@@ -7,17 +7,12 @@ claims are good enough is `csi.broker.appraise`'s question.
 from collections.abc import Mapping
 
 from csi.broker.verifiers.base import Expected, Verifier
-from csi.broker.verifiers.sample import SampleVerifier
 from csi.core.errors import NotReleased
-from csi.kbs import messages as kbs
 
-__all__ = ["VERIFIERS", "Expected", "Verifier", "verifier_for"]
-
-VERIFIERS: Mapping[str, Verifier] = {str(kbs.Tee.SAMPLE): SampleVerifier()}
-"""By TEE name. A new TEE is a module of its own and a line here."""
+__all__ = ["Expected", "Verifier", "verifier_for"]
 
 
-def verifier_for(tee: str, verifiers: Mapping[str, Verifier] = VERIFIERS) -> Verifier:
+def verifier_for(tee: str, verifiers: Mapping[str, Verifier]) -> Verifier:
     """The verifier of a TEE; raises `NotReleased` when there is none."""
     if tee not in verifiers:
         raise NotReleased(f"this broker can't verify evidence of {tee!r}; it verifies: {', '.join(verifiers)}")

@@ -1,10 +1,14 @@
-"""What every verifier is given and gives. A TEE is one module beside this one."""
+"""What every verifier is given and gives. A new TEE is one module beside this one."""
 
+import hmac
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.broker.release import Claims
+from csi.broker.claims import Claims
+from csi.core.errors import NotReleased
 from csi.kbs import init_data
+
+REPORT_DATA_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +21,33 @@ class Expected:
     report_data: bytes
     init_data_text: str | None
 
+    def check_report_data(self, found: bytes) -> None:
+        """Raise `NotReleased` unless a TEE's 64 bytes carry this session's digest, filled up with zeros on the right."""
+        if not hmac.compare_digest(found, self.report_data.ljust(REPORT_DATA_BYTES, b"\0")):
+            raise NotReleased("the evidence does not carry this session's nonce and key")
+
+    def check_digest(self, found: bytes) -> None:
+        """The same for a TEE that carries the digest as it is."""
+        if not hmac.compare_digest(found, self.report_data):
+            raise NotReleased("the evidence does not carry this session's nonce and key")
+
     def init_data_digest(self) -> str | None:
         """Parse the text, which names its hash; raises `InvalidInput` for a text that is not init-data."""
         return None if self.init_data_text is None else init_data.parse(self.init_data_text).digest
+
+    def bound_init_data(self, register: bytes, name: str) -> str | None:
+        """The digest of the text that was sent, proven by a TEE's register, which may be shorter or longer than it.
+
+        The whole text was sent, so its whole digest is known; the register holds as much of it as fits, or zeros after
+        it. What the register holds is never taken for the beginning of some other digest. Raises `NotReleased`.
+        """
+        digest = self.init_data_digest()
+        if digest is None:
+            return None
+        whole = bytes.fromhex(digest.partition(":")[2])
+        if not hmac.compare_digest(register, whole[: len(register)].ljust(len(register), b"\0")):
+            raise NotReleased(f"{name} does not carry the digest of the init-data that was sent ({digest})")
+        return digest
 
 
 class Verifier(Protocol):

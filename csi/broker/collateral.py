@@ -1,0 +1,161 @@
+"""What an operator imports for verifying evidence: Intel's collateral for TDX, AMD's VLEK authorities for SEV-SNP.
+
+Files of the broker's directory, read again when they change. Each is verified up to its root whenever it is read, so that
+the folder is trusted with availability alone. Nothing is fetched from anywhere.
+"""
+
+import datetime as dt
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from csi.broker.verifiers.snp_chain import Roots, common_name, load_der
+from csi.broker.verifiers.tdx_collateral import TdxCollateral
+from csi.core.errors import InvalidInput, NotReleased, Refused
+from csi.core.files import write_atomic
+
+_MODE: Final = 0o644
+_TDX: Final = re.compile(r"tdx-[0-9A-F]{12}-(platform|processor)\.json", re.ASCII)
+_AMD: Final = re.compile(r"amd-[A-Za-z0-9-]{1,64}\.pem", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One file of the folder: what it is for, and until when it is good."""
+
+    path: Path
+    what: str
+    expires: dt.datetime
+
+
+@dataclass(slots=True)
+class CollateralFolder:
+    """`collateral/` of a broker's directory. It need not exist."""
+
+    root: Path
+    roots: Roots = field(default_factory=Roots.of_amd)
+    _read: dict[str, tuple[tuple[int, int], TdxCollateral]] = field(default_factory=dict)
+
+    def tdx(self, fmspc: str, ca: str) -> TdxCollateral | None:
+        """The collateral for TDX platforms of this kind; None when there is none, or the file is not what was imported."""
+        name = f"tdx-{fmspc}-{ca}.json"
+        if not _TDX.fullmatch(name):
+            return None
+        path = self.root / name
+        try:
+            state = path.stat()
+            known = self._read.get(name)
+            if known is None or known[0] != (state.st_mtime_ns, state.st_size):
+                known = (state.st_mtime_ns, state.st_size), _tdx(path)
+                self._read[name] = known
+        except (FileNotFoundError, InvalidInput):
+            return None
+        return known[1]
+
+    def amd(self) -> Sequence[x509.Certificate]:
+        """Authorities that stand between AMD's roots and keys. Each is verified where it is used."""
+        return [
+            certificate for path in self._files(_AMD) for certificate in _certificates(path.read_bytes(), path.name)
+        ]
+
+    def entries(self) -> list[Entry]:
+        """Everything that is there; raises `InvalidInput` for a file that is not what was imported."""
+        tdx = [_entry(path, _tdx(path)) for path in self._files(_TDX)]
+        return tdx + [
+            _amd_entry(path, one) for path in self._files(_AMD) for one in _certificates(path.read_bytes(), "")
+        ]
+
+    def add(self, content: bytes, now: dt.datetime) -> list[Entry]:
+        """Import one file: JSON is Intel's, PEM is AMD's. Raises `InvalidInput` or `Refused`; then nothing was written."""
+        if content.lstrip()[:1] == b"{":
+            return [self._add_tdx(content, now)]
+        if b"-----BEGIN CERTIFICATE-----" in content:
+            return self._add_amd(content, now)
+        raise InvalidInput("collateral", "neither JSON (Intel's collateral for TDX) nor PEM (AMD's VLEK chain)")
+
+    def _add_tdx(self, content: bytes, now: dt.datetime) -> Entry:
+        found = TdxCollateral.parse(_text(content))
+        if found.expires <= now:
+            raise Refused(f"this collateral {in_words(found.expires, now)}; get newer collateral from Intel")
+        path = self.root / f"tdx-{found.fmspc}-{found.ca}.json"
+        if not _TDX.fullmatch(path.name):
+            raise InvalidInput("collateral.tcb_info.fmspc", f"{found.fmspc!r} is not 12 hex digits")
+        present = self.tdx(found.fmspc, found.ca)
+        if present is not None and present.issued > found.issued:
+            raise Refused(
+                f"{path} is from {present.issued:%Y-%m-%d %H:%M} UTC, this is older: {found.issued:%Y-%m-%d %H:%M} UTC; "
+                f"to go back to it, remove that file first"
+            )
+        self._write(path, found.json.encode())
+        return _entry(path, found)
+
+    def _add_amd(self, content: bytes, now: dt.datetime) -> list[Entry]:
+        certificates = _certificates(content, "imported")
+        below = [one for one in certificates if one not in self.roots.roots.values()]
+        try:
+            for certificate in certificates:
+                self.roots.check_authority(certificate, now)
+        except NotReleased as error:
+            raise InvalidInput("collateral", str(error)) from error
+        if not below:
+            raise InvalidInput("collateral", "AMD's root alone; the broker has it")
+        entries = []
+        for certificate in below:
+            path = self.root / f"amd-{common_name(certificate.subject)}.pem"
+            if not _AMD.fullmatch(path.name):
+                raise InvalidInput("collateral", f"{common_name(certificate.subject)!r} is no name of an authority")
+            self._write(path, certificate.public_bytes(serialization.Encoding.PEM))
+            entries.append(_amd_entry(path, certificate))
+        return entries
+
+    def _write(self, path: Path, content: bytes) -> None:
+        self.root.mkdir(mode=0o755, exist_ok=True)
+        write_atomic(path, content, mode=_MODE, temporary=path.with_name(f".{path.name}.new"))
+
+    def _files(self, pattern: re.Pattern[str]) -> Iterator[Path]:
+        return (path for path in sorted(self.root.glob("*")) if pattern.fullmatch(path.name))
+
+
+def in_words(expires: dt.datetime, now: dt.datetime) -> str:
+    """How long something is good for, as a person would say it."""
+    moment, days = f"{expires:%Y-%m-%d %H:%M} UTC", abs((expires - now).days)
+    if expires <= now:
+        return f"ended on {moment}, {(now - expires).days} days ago"
+    return f"is good until {moment}, {days} days from now"
+
+
+def _tdx(path: Path) -> TdxCollateral:
+    return TdxCollateral.parse(_text(path.read_bytes()))
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput("collateral", "not UTF-8") from error
+
+
+def _certificates(content: bytes, name: str) -> list[x509.Certificate]:
+    try:
+        found = x509.load_pem_x509_certificates(content)
+        return [load_der(one.public_bytes(serialization.Encoding.DER), name) for one in found]
+    except (ValueError, x509.InvalidVersion, NotReleased) as error:
+        raise InvalidInput("collateral", f"not certificates in PEM: {error}") from error
+
+
+def _entry(path: Path, found: TdxCollateral) -> Entry:
+    what = f"TDX, platforms of FMSPC {found.fmspc} ({found.ca} CA), TCB evaluation {found.evaluation}"
+    return Entry(path=path, what=what, expires=found.expires)
+
+
+def _amd_entry(path: Path, certificate: x509.Certificate) -> Entry:
+    return Entry(
+        path=path,
+        what=f"SEV-SNP, authority {common_name(certificate.subject)}",
+        expires=certificate.not_valid_after_utc,
+    )

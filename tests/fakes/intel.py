@@ -1,0 +1,138 @@
+"""A TDX platform that never was: an authority like Intel's, collateral signed by it, and quotes of version 4.
+
+What only Intel can make up is taken from a real quote and its collateral: the platform's extension in the certificate, the
+quoting enclave's report, TCB info and QE identity. All signatures are the test's.
+"""
+
+import datetime as dt
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.x509.oid import ObjectIdentifier
+
+from csi.broker.verifiers.intel_chain import IntelRoot
+from csi.broker.verifiers.tdx_collateral import TdxCollateral
+
+DATA = Path(__file__).parents[1] / "data" / "attestation"
+QUOTE = (DATA / "tdx-v4.bin").read_bytes()
+COLLATERAL: dict[str, str] = json.loads((DATA / "tdx-v4-collateral.json").read_text())
+NOW = dt.datetime(2025, 6, 20, tzinfo=dt.UTC)
+_AUTHENTICATION_AT = 636
+_QE_REPORT_AT = _AUTHENTICATION_AT + 134
+_QE_DATA_AT = _QE_REPORT_AT + 450
+_SGX_EXTENSION = ObjectIdentifier("1.2.840.113741.1.13.1")
+_FIELDS = {"mrtd": 136, "mrconfigid": 184, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472, "report_data": 520,
+           "attributes": 120}  # fmt: skip
+
+
+@cache
+def key(name: str) -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def real_chain(text: str) -> list[x509.Certificate]:
+    return x509.load_pem_x509_certificates(text.encode())
+
+
+@cache
+def real_pck() -> tuple[x509.Certificate, ...]:
+    return tuple(real_chain(QUOTE[QUOTE.index(b"-----BEGIN") : QUOTE.rindex(b"-----END") + 26].decode()))
+
+
+def like(real: x509.Certificate, name: str, signer: str) -> x509.Certificate:
+    """A certificate with another key, of the same names and extensions, signed by another key."""
+    builder = x509.CertificateBuilder().subject_name(real.subject).issuer_name(real.issuer)
+    builder = builder.public_key(key(name).public_key()).serial_number(real.serial_number >> 8)
+    builder = builder.not_valid_before(real.not_valid_before_utc).not_valid_after(real.not_valid_after_utc)
+    for extension in real.extensions:
+        if extension.oid.dotted_string not in ("2.5.29.35", "2.5.29.14"):
+            builder = builder.add_extension(extension.value, critical=extension.critical)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key(name).public_key()), critical=False)
+    authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(key(signer).public_key())
+    return builder.add_extension(authority, critical=False).sign(key(signer), hashes.SHA256())
+
+
+@cache
+def root() -> x509.Certificate:
+    return like(real_pck()[2], "root", "root")
+
+
+def intel_root() -> IntelRoot:
+    return IntelRoot(
+        sha256=root().fingerprint(hashes.SHA256()).hex(), der=root().public_bytes(serialization.Encoding.DER)
+    )
+
+
+def pem(*certificates: x509.Certificate) -> str:
+    return "".join(one.public_bytes(serialization.Encoding.PEM).decode() for one in certificates)
+
+
+def raw_signature(name: str, content: bytes) -> bytes:
+    r, s = decode_dss_signature(key(name).sign(content, ec.ECDSA(hashes.SHA256())))
+    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+
+def crl(real: str, signer: str) -> str:
+    found = x509.load_der_x509_crl(bytes.fromhex(real))
+    assert found.next_update_utc is not None
+    builder = x509.CertificateRevocationListBuilder().issuer_name(found.issuer)
+    builder = builder.last_update(found.last_update_utc).next_update(found.next_update_utc)
+    builder = builder.add_extension(x509.CRLNumber(1), critical=False)
+    authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(key(signer).public_key())
+    signed = builder.add_extension(authority, critical=False).sign(key(signer), hashes.SHA256())
+    return signed.public_bytes(serialization.Encoding.DER).hex()
+
+
+def collateral() -> TdxCollateral:
+    signing = like(real_chain(COLLATERAL["tcb_info_issuer_chain"])[0], "tcb", "root")
+    pck_ca = like(real_pck()[1], "ca", "root")
+    parts = {
+        "pck_crl_issuer_chain": pem(pck_ca, root()),
+        "root_ca_crl": crl(COLLATERAL["root_ca_crl"], "root"),
+        "pck_crl": crl(COLLATERAL["pck_crl"], "ca"),
+        "tcb_info_issuer_chain": pem(signing, root()),
+        "tcb_info": COLLATERAL["tcb_info"],
+        "tcb_info_signature": raw_signature("tcb", COLLATERAL["tcb_info"].encode()).hex(),
+        "qe_identity_issuer_chain": pem(signing, root()),
+        "qe_identity": COLLATERAL["qe_identity"],
+        "qe_identity_signature": raw_signature("tcb", COLLATERAL["qe_identity"].encode()).hex(),
+    }
+    return TdxCollateral.parse(json.dumps(parts), intel_root())
+
+
+@dataclass(frozen=True)
+class TestCollateral:
+    """Where a verifier finds it."""
+
+    __test__ = False
+    found: TdxCollateral
+
+    def tdx(self, fmspc: str, ca: str) -> TdxCollateral | None:
+        return self.found if (fmspc, ca) == (self.found.fmspc, self.found.ca) else None
+
+
+def quote(**changes: bytes) -> bytes:
+    """A signed quote; `changes` are registers of the TD."""
+    signed = bytearray(QUOTE[:632])
+    for name, value in changes.items():
+        at = 48 + _FIELDS[name]
+        signed[at : at + len(value)] = value
+    numbers = key("attestation").public_key().public_numbers()
+    attestation_key = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+    qe_data = QUOTE[_QE_DATA_AT : _QE_DATA_AT + 32]
+    report = bytearray(QUOTE[_QE_REPORT_AT : _QE_REPORT_AT + 384])
+    report[320:384] = hashlib.sha256(attestation_key + qe_data).digest() + bytes(32)
+    chain = pem(like(real_pck()[0], "pck", "ca"), like(real_pck()[1], "ca", "root"), root()).encode() + b"\0"
+    nested = bytes(report) + raw_signature("pck", bytes(report)) + struct.pack("<H", len(qe_data)) + qe_data
+    nested += struct.pack("<HI", 5, len(chain)) + chain
+    authentication = raw_signature("attestation", bytes(signed)) + attestation_key
+    authentication += struct.pack("<HI", 6, len(nested)) + nested
+    return bytes(signed) + struct.pack("<I", len(authentication)) + authentication

@@ -1,0 +1,108 @@
+"""Collateral is verified when it is imported, says in words how long it is good, and never goes back unnoticed."""
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import pytest
+
+from csi.broker.collateral import CollateralFolder, in_words
+from csi.broker.directory import BrokerDirectory, initialise
+from csi.broker.main import main
+from csi.broker.verifiers.snp_chain import Roots
+from csi.core.errors import InvalidInput, Refused
+from tests.fakes import amd
+from tests.unit.test_tdx_verifier import collateral, collateral_text
+
+THEN = collateral("tdx-v4").issued + dt.timedelta(hours=1)
+LATER = collateral("tdx-v5-td15ex").issued + dt.timedelta(hours=1)
+NAME = "tdx-B0C06F000000-platform.json"
+AMD = Path(__file__).parents[2] / "csi/broker/verifiers/amd"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CollateralFolder:
+    return CollateralFolder(tmp_path / "collateral")
+
+
+def test_imported_collateral_is_found_by_platform(folder: CollateralFolder) -> None:
+    assert folder.tdx("B0C06F000000", "platform") is None
+    (entry,) = folder.add(collateral_text("tdx-v4").encode(), THEN)
+    assert entry.path.name == NAME
+    assert in_words(entry.expires, THEN) == "is good until 2025-07-19 10:00 UTC, 29 days from now"
+    assert folder.tdx("B0C06F000000", "platform") == collateral("tdx-v4")
+    assert folder.tdx("B0C06F000000", "processor") is None
+    assert folder.tdx("90C06F000000", "platform") is None
+    assert folder.entries() == [entry]
+
+
+@pytest.mark.parametrize(("fmspc", "ca"), [("../x", "platform"), ("B0C06F000000", "../platform"), ("", "")])
+def test_a_quote_never_names_a_file_elsewhere(folder: CollateralFolder, fmspc: str, ca: str) -> None:
+    assert folder.tdx(fmspc, ca) is None
+
+
+def test_newer_collateral_replaces_older_and_not_the_other_way_round(folder: CollateralFolder) -> None:
+    folder.add(collateral_text("tdx-v4").encode(), THEN)
+    assert folder.tdx("B0C06F000000", "platform") == collateral("tdx-v4")
+    folder.add(collateral_text("tdx-v5-td15ex").encode(), LATER)
+    assert folder.tdx("B0C06F000000", "platform") == collateral("tdx-v5-td15ex")
+    with pytest.raises(Refused, match=r"this is older.*remove that file first"):
+        folder.add(collateral_text("tdx-v4").encode(), THEN)
+    assert folder.tdx("B0C06F000000", "platform") == collateral("tdx-v5-td15ex")
+
+
+def test_collateral_that_has_ended_is_not_imported(folder: CollateralFolder) -> None:
+    with pytest.raises(Refused, match="ended on 2025-07-19 10:00 UTC, 445 days ago; get newer"):
+        folder.add(collateral_text("tdx-v4").encode(), LATER)
+    assert not folder.root.exists()
+
+
+def test_a_file_that_was_changed_is_as_good_as_none(folder: CollateralFolder) -> None:
+    (entry,) = folder.add(collateral_text("tdx-v4").encode(), THEN)
+    parts = json.loads(entry.path.read_text())
+    entry.path.write_text(json.dumps(parts | {"tcb_info": parts["tcb_info"].replace("UpToDate", "OutOfDate")}))
+    assert folder.tdx("B0C06F000000", "platform") is None
+    with pytest.raises(InvalidInput, match="tcb_info: not signed"):
+        folder.entries()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"{\xff", b"hello", b"-----BEGIN CERTIFICATE-----\nx\n"])
+def test_anything_else_is_not_imported(folder: CollateralFolder, content: bytes) -> None:
+    with pytest.raises(InvalidInput, match="collateral"):
+        folder.add(content, THEN)
+    assert not folder.root.exists()
+
+
+def test_an_authority_of_amd_is_imported_and_one_of_somebody_else_is_not(folder: CollateralFolder) -> None:
+    (entry,) = folder.add((AMD / "genoa.pem").read_bytes(), THEN)
+    assert (entry.path.name, entry.what) == ("amd-SEV-Genoa.pem", "SEV-SNP, authority SEV-Genoa")
+    assert [one.subject for one in folder.amd()] == [Roots.of_amd().intermediates[1].subject]
+    platform = amd.Platform()
+    pem = platform.intermediate().public_bytes(amd.serialization.Encoding.PEM)
+    with pytest.raises(InvalidInput, match="not signed by an authority of AMD's"):
+        folder.add(pem, amd.NOW)
+    with pytest.raises(InvalidInput, match="root alone"):
+        folder.add(Roots.of_amd().roots[amd.SnpProduct.MILAN].public_bytes(amd.serialization.Encoding.PEM), THEN)
+
+
+def test_the_commands_say_what_is_there_and_for_how_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = BrokerDirectory(tmp_path / "broker")
+    initialise(directory, ["localhost"], {})
+    at = ["--dir", str(directory.root)]
+    assert main(["collateral", "list", *at]) == 0
+    assert "none: TDX guests" in capsys.readouterr().out
+    assert main(["collateral", "import", str(AMD / "genoa.pem"), *at]) == 0
+    assert (
+        "imported amd-SEV-Genoa.pem: SEV-SNP, authority SEV-Genoa; it is good until 2047-10-31"
+        in capsys.readouterr().out
+    )
+    ended = tmp_path / "ended.json"
+    ended.write_text(collateral_text("tdx-v4"))
+    assert main(["collateral", "import", str(ended), *at]) == 1
+    assert "this collateral ended on 2025-07-19 10:00 UTC" in capsys.readouterr().err
+    directory.collateral.add(ended.read_bytes(), THEN)
+    assert main(["collateral", "list", *at]) == 1
+    assert (
+        f"{NAME}: TDX, platforms of FMSPC B0C06F000000 (platform CA), TCB evaluation 17; it ended on"
+        in capsys.readouterr().out
+    )
