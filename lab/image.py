@@ -73,7 +73,8 @@ class Builder:
         return image, key
 
     def _key(self, stage: Stage, base: str) -> str:
-        key = hashlib.sha256(base.encode())
+        # An image that this file makes otherwise is another image.
+        key = hashlib.sha256(base.encode() + Path(__file__).read_bytes())
         for instruction, rest in stage.instructions:
             key.update(f"{instruction} {rest}\n".encode())
             if instruction != "COPY":
