@@ -13,6 +13,7 @@ from csi.broker import audit
 from csi.core.errors import Refused, SealedLocalError, Unavailable
 
 BUSY_SECONDS = 10.0
+_MAGIC = b"SQLite format 3\0"
 _TRY_AGAIN = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -59,9 +60,11 @@ def connect(path: Path, ladder: Ladder = LADDER) -> sqlite3.Connection:
 
     Raises `Refused` for a file that is damaged or from a newer program, `Unavailable` where trying again may help.
     """
-    # To SQLite a file without bytes is an empty database, and opening it throws away the write-ahead log beside it.
-    if path.stat().st_size == 0:
-        raise damaged(path, "the file is empty")
+    # SQLite takes a file without bytes for an empty database, and removes the write-ahead log beside that and beside noise.
+    with path.open("rb") as file:
+        begin = file.read(len(_MAGIC))
+    if begin != _MAGIC:
+        raise damaged(path, "the file is not a database" if begin else "the file is empty")
     try:
         db = plainly(path, BUSY_SECONDS)
     except ERRORS as error:

@@ -251,12 +251,15 @@ def test_a_truncated_database_is_refused(store: Store, tmp_path: Path, kept: int
         Store(path, SEALS)
 
 
-def test_an_emptied_database_does_not_lose_its_write_ahead_log(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "found"), [(b"", "file is empty"), (b"noise" * 1000, "file is not a database")])
+def test_a_destroyed_database_does_not_lose_its_write_ahead_log(
+    store: Store, tmp_path: Path, content: bytes, found: str
+) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     log = (tmp_path / "broker.sqlite-wal").read_bytes()
-    (tmp_path / "x").write_bytes(b"")
+    (tmp_path / "x").write_bytes(content)
     (tmp_path / "x-wal").write_bytes(log)
-    with pytest.raises(Refused, match=r"file is empty.*newest backup"):
+    with pytest.raises(Refused, match=rf"{found}.*newest backup"):
         Store(tmp_path / "x", SEALS)
     assert (tmp_path / "x-wal").read_bytes() == log
 
