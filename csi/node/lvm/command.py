@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -151,10 +151,22 @@ class Lvm:
         if arrived is not None and last is not None and last[0] >= arrived:
             return last[1]
         began = time.monotonic()
-        report = lvm_report.parse(self._run(_REPORT, _READ_SECONDS).stdout)
+        report = lvm_report.parse(self._look())
         if arrived is not None:
             self._last = (began, report)
         return report
+
+    def _look(self) -> bytes:
+        """LVM's report alone: standard output also carries what LVM says of damaged disks, in the middle of the JSON.
+
+        A file in memory, not a pipe: nobody has to read it while LVM writes.
+        """
+        descriptor = os.memfd_create("lvm-report")
+        with os.fdopen(descriptor, "rb") as written:
+            own = {**_ENVIRONMENT, "LVM_REPORT_FD": str(descriptor)}
+            self._run(_REPORT, _READ_SECONDS, environment=own, pass_fds=(descriptor,))
+            written.seek(0)
+            return written.read()
 
     def create(
         self,
@@ -246,10 +258,19 @@ class Lvm:
         finally:
             self._last = None
 
-    def _run(self, argv: Sequence[str], timeout: float, *, hints: bool = False) -> Result:
+    def _run(
+        self,
+        argv: Sequence[str],
+        timeout: float,
+        *,
+        hints: bool = False,
+        environment: Mapping[str, str] = _ENVIRONMENT,
+        pass_fds: Sequence[int] = (),
+    ) -> Result:
         config = self._config if hints else f"{self._config} {_NO_HINTS}"
         # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
-        return self._runner.run(["lvm", argv[0], "--config", config, *argv[1:]], timeout=timeout, env=_ENVIRONMENT)
+        full = ["lvm", argv[0], "--config", config, *argv[1:]]
+        return self._runner.run(full, timeout=timeout, env=environment, pass_fds=pass_fds)
 
 
 def _require_wanted(still_wanted: Callable[[], bool], holder: str) -> None:
