@@ -1,30 +1,41 @@
-"""Evidence of additional devices is refused though it is bound as the protocol says: nobody here verifies it."""
+"""Evidence that is refused though it is bound as the protocol says: of more devices, for another nonce, key or policy."""
 
 import base64
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.broker import INIT_DATA, running_broker
+from tests.fakes.broker import INIT_DATA, RunningBroker, running_broker
 from tests.fakes.rust_shaped_client import KbsError, RustShapedClient
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[RustShapedClient]:
-    with running_broker(tmp_path) as broker:
-        client = RustShapedClient(broker.url, broker.directory.certificate("ca").read_text(), init_data=INIT_DATA)
-        yield client
-        client.close()
+def broker(tmp_path: Path) -> Iterator[RunningBroker]:
+    with running_broker(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def client(broker: RunningBroker) -> Iterator[RustShapedClient]:
+    client = RustShapedClient(broker.url, broker.directory.certificate("ca").read_text(), init_data=INIT_DATA)
+    yield client
+    client.close()
+
+
+def begin(client: RustShapedClient) -> str:
+    """A session; its nonce."""
+    answer = client.http.post("/auth", json={"version": "0.4.0", "tee": "sample", "extra-params": ""})
+    return str(answer.json()["nonce"])
 
 
 def attest(client: RustShapedClient, additional: str, **runtime_changes: Any) -> str:
     """An attestation whose report data covers the additional evidence, right in all other respects."""
-    answer = client.http.post("/auth", json={"version": "0.4.0", "tee": "sample", "extra-params": ""})
-    message = client.attestation(answer.json()["nonce"])
+    message = client.attestation(begin(client))
     message["runtime-data"] |= runtime_changes
     hashed = json.dumps(
         {**message["runtime-data"], "additional-evidence": additional}, sort_keys=True, separators=(",", ":")
@@ -63,3 +74,13 @@ def test_a_key_that_no_secret_can_be_encrypted_to_is_refused_at_once(
 ) -> None:
     with pytest.raises(KbsError, match="tee-pubkey"):
         attest(client, "", **{"tee-pubkey": client.jwk() | changes})
+
+
+def test_a_tee_that_the_policy_forbids_meanwhile_gets_no_token_for_its_session(
+    broker: RunningBroker, client: RustShapedClient
+) -> None:
+    message = client.attestation(begin(client))
+    broker.broker.policy = replace(broker.broker.policy, allow_sample=False)
+    answer = client.http.post("/attest", content=json.dumps(message))
+    with pytest.raises(KbsError, match="does not accept it"):
+        client.raise_401(answer)

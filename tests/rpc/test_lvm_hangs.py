@@ -31,13 +31,13 @@ class HangingLvm:
     """Puts a script in the place of lvm, which says its process number and never ends by itself."""
 
     def __init__(self, csi: CsiServer, folder: Path, patch: pytest.MonkeyPatch) -> None:
-        self._started = folder / "started"
+        self._started, self._over = folder / "started", folder / "over"
         os.mkfifo(self._started)
         self._pipe = os.open(self._started, os.O_RDWR | os.O_NONBLOCK)
         self._text = b""
         self.pids: list[int] = []
         program = folder / "hanging"
-        program.write_text(f"#!/bin/sh\necho $$ >{self._started}\nexec sleep 1000\n")
+        program.write_text(f"#!/bin/sh\necho $$ 1<>{self._started}\n[ -e {self._over} ] && exit 5\nexec sleep 1000\n")
         program.chmod(0o755)
         real = Lvm(LocalRunner((str(program),)), udev=False, lock_file=folder / "lvm.lock")
         patch.setattr(csi.lvm, "report", real.report)
@@ -54,15 +54,20 @@ class HangingLvm:
     @property
     def count(self) -> int:
         """How many commands have begun so far."""
+        self._look()
+        return len(self.pids)
+
+    def _look(self) -> None:
         os.set_blocking(self._pipe, False)
         with contextlib.suppress(BlockingIOError):
             self._text += os.read(self._pipe, 4096)
         self.pids = [int(line) for line in self._text.split()]
-        return len(self.pids)
 
     def end(self) -> None:
-        """End what still hangs."""
-        for pid in self.pids[: self.count]:
+        """End what still hangs, and let nothing hang that a waiting call starts from now on."""
+        self._over.touch()
+        self._look()
+        for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         os.close(self._pipe)

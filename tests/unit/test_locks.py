@@ -1,5 +1,6 @@
 """One operation a volume at a time: the second is told who has it, at once, and nobody keeps a lock by failing."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -114,3 +115,16 @@ def test_a_refused_lock_leaves_no_descriptor_open(tmp_path: Path) -> None:
         assert files.take_named_lock(tmp_path / "lock", "pvc-1") is None
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     os.close(first)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_when_an_operation_ends_another_process_gets_the_volume(tmp_path: Path, fails: bool) -> None:
+    locks = VolumeLocks(tmp_path / "lock")
+    with contextlib.suppress(ZeroDivisionError), locks.hold("pvc-1", "Stage"):
+        assert files.take_named_lock(tmp_path / "lock", "pvc-1") is None
+        if fails:
+            raise ZeroDivisionError
+    # Locks of this kind belong to descriptors, so this one stands for another process's.
+    again = files.take_named_lock(tmp_path / "lock", "pvc-1")
+    assert again is not None
+    os.close(again)
