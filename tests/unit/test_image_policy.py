@@ -177,6 +177,13 @@ def test_a_workload_takes_only_its_own_images_and_tees() -> None:
     assert "images: none is of snp" in refusal(SNP, text)
 
 
+def test_a_workload_has_a_name_of_its_own() -> None:
+    workload = POLICY[POLICY.index("[[workload]]") :]
+    with pytest.raises(InvalidInput, match=r"workload\[1\].name: there are two workloads 'spark'"):
+        broker_policy.parse(POLICY + workload)
+    broker_policy.parse(POLICY + workload.replace('"spark"', '"spark-2"'))
+
+
 MRTD = f'mrtd = ["{TDX.mrtd}"]'
 ALONE = f'version = 1\n[[image]]\nname = "td-1"\ntee = "tdx"\n{MRTD}\n'
 
