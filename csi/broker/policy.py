@@ -84,6 +84,7 @@ def parse(text: str) -> ReleasePolicy:
     if file.version != _VERSION:
         raise InvalidInput("policy.version", f"{file.version} is not known; this broker reads version {_VERSION}")
     reference = _images(file)
+    _no_name_twice(file)
     return ReleasePolicy(
         allow_sample=file.tee.sample.allow,
         tdx=_tdx(file.tee.tdx),
@@ -125,6 +126,14 @@ def _images(file: _File) -> tuple[Image, ...]:
             raise InvalidInput(f"{field}.name", f"there are two images {image.name!r}")
         found[image.name] = image
     return tuple(found.values())
+
+
+def _no_name_twice(file: _File) -> None:
+    """A volume belongs to a workload by its name."""
+    names = [item.name for item in file.workload]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InvalidInput(f"policy.workload[{index}].name", f"there are two workloads {name!r}")
 
 
 def _workload(item: _Workload, reference: tuple[Image, ...], field: str) -> Workload:

@@ -177,6 +177,23 @@ def test_a_workload_takes_only_its_own_images_and_tees() -> None:
     assert "images: none is of snp" in refusal(SNP, text)
 
 
+def test_a_workload_has_a_name_of_its_own() -> None:
+    workload = POLICY[POLICY.index("[[workload]]") :]
+    with pytest.raises(InvalidInput, match=r"workload\[1\].name: there are two workloads 'spark'"):
+        broker_policy.parse(POLICY + workload)
+    broker_policy.parse(POLICY + workload.replace('"spark"', '"spark-2"'))
+
+
+def test_a_volume_is_used_by_the_workloads_that_the_guest_belongs_to_and_by_no_other() -> None:
+    workload = POLICY[POLICY.index("[[workload]]") :]
+    other = workload.replace('"spark"', '"other"').replace(INIT_DATA_DIGEST, "none")
+    elsewhere = workload.replace('"spark"', '"elsewhere"').replace("pvc-*", "data-*")
+    policy = broker_policy.parse(POLICY + other + elsewhere)
+    assert appraise.workloads_for_volume(policy, SNP, "pvc-1") == ("spark",)
+    assert appraise.memberships(policy, SNP) == ("spark", "elsewhere")
+    assert appraise.memberships(policy, replace(SNP, product=SnpProduct.GENOA)) == ()
+
+
 MRTD = f'mrtd = ["{TDX.mrtd}"]'
 ALONE = f'version = 1\n[[image]]\nname = "td-1"\ntee = "tdx"\n{MRTD}\n'
 
