@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = "csi"
+PYTHONS = (".py", ".pyi", ".pyc", ".typed")
+"""Sources, stubs, byte code, and the mark for type checkers."""
 
 
 def roots(program: str) -> tuple[str, str]:
@@ -35,10 +37,23 @@ def reached(folder: Path, program: str) -> set[Path]:
     return set(modules.values())
 
 
+def data_of(folder: Path, modules: set[Path]) -> set[Path]:
+    """Files that are not Python's and lie in a package that is reached: its code reads them by the package's name."""
+    packages = {path.parent for path in modules if path.name == "__init__.py"}
+    return {
+        path
+        for path in (folder / PACKAGE).rglob("*")
+        if path.is_file()
+        and path.suffix not in PYTHONS
+        and next(place for place in path.parents if (place / "__init__.py").is_file()) in packages
+    }
+
+
 def prune(folder: Path, program: str) -> str:
     """Remove what the program doesn't reach, byte code and type stubs included; returns one line with the counts."""
     kept = reached(folder, program)
-    gone = [path for path in (folder / PACKAGE).rglob("*") if path.is_file() and path not in kept]
+    stay = kept | data_of(folder, kept)
+    gone = [path for path in (folder / PACKAGE).rglob("*") if path.is_file() and path not in stay]
     sources = [path for path in gone if path.suffix == ".py"]
     lines_gone = sum(map(_lines, sources))
     for path in gone:

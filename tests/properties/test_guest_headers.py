@@ -10,12 +10,13 @@ import pytest
 from csi.core.errors import Tampered
 from csi.guest.seal import keys, luks_header, state_record
 from csi.guest.seal.state_record import StateRecord
-from tests.fakes.sealed_guest import RECORD_OFFSETS, SECRET, VOLUME, Machine
+from tests.fakes.sealed_guest import RECORD_OFFSETS, SECRET, VOLUME, Machine, small_format
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    with Machine(str(tmp_path)).installed() as made:
+    with small_format():
+        made = Machine(str(tmp_path))
         made.open()
         made.close()
         yield made

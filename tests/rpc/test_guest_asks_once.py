@@ -52,4 +52,4 @@ def test_an_open_without_a_device_releases_the_secret_once(
         before = len(broker.broker.store.audit_entries())
         assert run("open", "--policy", str(policy)) == 0
     told = [entry.event.action for entry in broker.broker.store.audit_entries()[before:]]
-    assert told == ["secret-released", "open-begun", "opened"]
+    assert told == ["attested", "secret-released", "open-begun", "opened"]

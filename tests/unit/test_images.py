@@ -75,7 +75,7 @@ def test_an_image_holds_what_its_programs_imports_reach_and_nothing_else(
     wanted = measured(graph, program)
     everything = {str(path.relative_to(ROOT)) for path in (ROOT / "csi").rglob("*.py")}
     told = prune(copied(tmp_path), program)
-    found = left(tmp_path)
+    found = {name for name in left(tmp_path) if name.endswith(".py")}
     with capsys.disabled():
         print(
             f"\n{program}: {len(found)} files, {lines(found)} lines in the image, {lines(found - wanted)} of them not"
@@ -88,7 +88,8 @@ def test_an_image_holds_what_its_programs_imports_reach_and_nothing_else(
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_module_of_an_image_can_be_imported_there_and_asks_for_no_other(tmp_path: Path, program: str) -> None:
     prune(copied(tmp_path), program)
-    names = sorted(file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in left(tmp_path))
+    modules = [file for file in left(tmp_path) if file.endswith(".py")]
+    names = sorted(file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in modules)
     code = (
         "import importlib, json, sys\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
@@ -101,6 +102,13 @@ def test_every_module_of_an_image_can_be_imported_there_and_asks_for_no_other(tm
     loaded = json.loads(done.stdout)
     assert set(loaded) == set(names)
     assert all(file.startswith(str(tmp_path)) for file in loaded.values())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_data_goes_with_the_program_whose_package_reads_it(tmp_path: Path, program: str) -> None:
+    prune(copied(tmp_path), program)
+    roots = {f"csi/broker/verifiers/amd/{product}.pem" for product in ("milan", "genoa", "turin")}
+    assert {name for name in left(tmp_path) if not name.endswith(".py")} == (roots if program == "broker" else set())
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -162,7 +170,13 @@ def _code(path: Path) -> str:
     tree = ast.parse(path.read_text())
     names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
     names += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names += [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if (node.module, alias.name) != ("importlib", "resources")  # reads data; imports nothing that it does not name
+    ]
     return " ".join(names)
 
 
