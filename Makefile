@@ -20,7 +20,7 @@ fast: setup  ## everything but the lab: about a minute and a half on two free co
 	@$(PYTHON) -m pytest tests/unit tests/properties tests/rpc tests/tools $(PYTEST_ARGS)
 
 mutate: setup  ## break the lines that carry promises one by one; a survivor fails (PROMISE=word: only those with it)
-	@scripts/mutate $(PROMISE)
+	@scripts/mutate "$(PROMISE)"
 
 bench: setup  ## measure against bare tools, in the lab, and print ratios
 	@$(PYTHON) -m bench
