@@ -80,8 +80,9 @@ def test_an_image_holds_what_its_program_reaches_and_all_of_it_compiled(
     shutil.copytree(REPOSITORY / "csi", tmp_path / "csi")
     subprocess.run([sys.executable, REPOSITORY / "scripts/reached.py", tmp_path, program], check=True)
     (site,) = images[program].root.glob("opt/sealed-local/lib/python3*/site-packages")
-    sources = {path.relative_to(site) for path in (site / "csi").rglob("*") if path.is_file() and path.suffix != ".pyc"}
-    assert sources == {path.relative_to(tmp_path) for path in tmp_path.rglob("*.py")}
+    files = {path.relative_to(site) for path in (site / "csi").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert files == {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    sources = {file for file in files if file.suffix == ".py"}
     compiled = {path.relative_to(site) for path in (site / "csi").rglob("*.pyc")}
     assert compiled == {file.parent / "__pycache__" / f"{file.stem}.cpython-311.pyc" for file in sources}
 
