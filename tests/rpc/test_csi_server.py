@@ -694,7 +694,8 @@ def test_a_graceful_stop_finishes_the_running_call_and_takes_no_new_one(csi: Csi
     requests = live(csi, "NodeStageVolume")
     with csi.running("NodeStageVolume", requests.of("NodeStageVolume"), steps.MakeFilesystem) as future:
         stopped = csi.server.stop(PATIENCE)
-        assert csi.refused("Probe", csi_pb2.ProbeRequest())[0] is Code.UNAVAILABLE
+        # gRPC turns a new call away by either code, as it meets the listener or the connection while they close.
+        assert csi.refused("Probe", csi_pb2.ProbeRequest())[0] in (Code.UNAVAILABLE, Code.CANCELLED)
         assert not stopped.is_set()
         assert not future.done()
     assert future.code() is Code.OK
