@@ -1044,6 +1044,7 @@ def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str
 
 _FAKE_LVM = """#!/bin/sh
 case "$2" in
+  lvmconfig) echo 'global_filter=[]' ;;
   version) echo '  LVM version:     2.03.16(2) (2022-05-18)' ;;
   fullreport)
     if [ -e "$0.hold" ]; then

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 
 from csi.core import disks as devices
 from csi.core import filesystems
-from csi.core.command import LocalRunner
+from csi.core.command import LocalRunner, Result
 from csi.core.errors import SealedLocalError
 from csi.node.apply import apply
 from csi.node.config import NodeConfig, Pool
@@ -81,10 +81,17 @@ def _own_places() -> None:
     os.mknod("/dev/urandom", 0o020666, os.makedev(1, 9))
 
 
+class WithoutDeviceMapper(LocalRunner):
+    """Runs LVM on a machine whose kernel has no device-mapper."""
+
+    def run(self, argv: Sequence[str], **how: Any) -> Result:
+        if argv[0] == "lvm":
+            argv = [*argv[:2], "--config", "global/activation=0", *argv[2:]]
+        return super().run(argv, **how)
+
+
 def _lvm(**settings: Any) -> Lvm:
-    made = Lvm(LocalRunner(), udev=False, lock_file=Path("/run/lock-file"), **settings)
-    made._config += " global/activation=0"
-    return made
+    return Lvm(WithoutDeviceMapper(), udev=False, lock_file=Path("/run/lock-file"), **settings)
 
 
 def _node(minor: int, name: str, *links: str) -> str:
