@@ -731,18 +731,25 @@ def test_each_class_of_error_has_its_code_and_keeps_its_text(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected", "said"),
     [
-        (errors.CommandError(["lvm", "lvcreate"], 5, "", "  PV /dev/sdb went missing"), "PV /dev/sdb went missing"),
-        (errors.CommandTimeout(["mkfs.ext4"], 600.0), "no end after 600 s"),
-        (errors.ToolFailed("lvm: not found on PATH"), "lvm: not found on PATH"),
-        (OSError(5, "Input/output error", "/dev/vg0/pvc-1"), "Input/output error on /dev/vg0/pvc-1"),
+        (
+            errors.CommandError(["lvm", "lvcreate"], 5, "", "  PV /dev/sdb went missing"),
+            Code.INTERNAL,
+            "PV /dev/sdb went missing",
+        ),
+        (errors.CommandTimeout(["mkfs.ext4"], 600.0), Code.DEADLINE_EXCEEDED, "no end after 600 s"),
+        (errors.CommandKilled(["lvm", "lvcreate"], 9), Code.UNAVAILABLE, "lvm lvcreate: ended by signal 9"),
+        (errors.ToolFailed("lvm: not found on PATH"), Code.INTERNAL, "lvm: not found on PATH"),
+        (OSError(5, "Input/output error", "/dev/vg0/pvc-1"), Code.INTERNAL, "Input/output error on /dev/vg0/pvc-1"),
     ],
 )
-def test_what_a_tool_said_reaches_the_caller_with_what_to_do(csi: CsiServer, error: Exception, said: str) -> None:
+def test_what_a_tool_said_reaches_the_caller_with_what_to_do(
+    csi: CsiServer, error: Exception, expected: Code, said: str
+) -> None:
     csi.failures[steps.CreateLV] = error
     code, message = csi.refused("CreateVolume", Requests(csi).of("CreateVolume"))
-    assert code is Code.INTERNAL
+    assert code is expected
     assert said in message
     assert message.endswith(WHAT_TO_DO)
 

@@ -6,6 +6,7 @@ A command that writes is never ended because a caller lost patience: half-made v
 
 import fcntl
 import json
+import logging
 import os
 import threading
 import time
@@ -16,16 +17,17 @@ from types import MappingProxyType
 
 from csi.core import disks
 from csi.core.command import Result, Runner
-from csi.core.errors import CommandError, InUse, Refused, ToolFailed, Unavailable
+from csi.core.errors import CommandEnded, CommandError, Refused, SealedLocalError, ToolFailed, Unavailable
 from csi.node import caller
-from csi.node.lvm import dm_name, settings
+from csi.node.lvm import dm_name, failures, settings
 from csi.node.lvm import report as lvm_report
 from csi.node.lvm.model import Report
 from csi.node.lvm.system_dir import SystemDirs
 
+_log = logging.getLogger(__name__)
+
 _READ_SECONDS = 60.0
 _WRITE_SECONDS = 600.0
-_FAILED = 5
 _TURN_POLL_SECONDS = 0.25
 
 _REPORT = (
@@ -136,7 +138,11 @@ class Lvm:
         stripe_kib: int | None = None,
         pvs: Sequence[str] = (),
     ) -> None:
-        """Make an inactive LV with its tags in one metadata change. Nothing is zeroed: the first stage does that."""
+        """Make an inactive LV with its tags in one metadata change. Nothing is zeroed: the first stage does that.
+
+        Raises `NoSpace` where LVM will not allocate in this group. After any failure it is looked whether the volume is
+        there after all; only when that can't be told either, a volume may be there that the caller doesn't know.
+        """
         argv = ["lvcreate", "--yes", "--name", name, "--extents", str(extents)]
         argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n"]
         for tag in tags:
@@ -144,11 +150,36 @@ class Lvm:
         if stripes > 1:
             argv += ["--stripes", str(stripes)]
             argv += ["--stripesize", f"{stripe_kib}k"] if stripe_kib is not None else []
-        self._change([*argv, vg, *pvs])
+        try:
+            self._change([*argv, vg, *pvs])
+        except CommandEnded as error:
+            if not self._was_made(vg, name, tags, error):
+                raise
+        except CommandError as error:
+            if not self._was_made(vg, name, tags, error):
+                raise failures.of_allocation(vg, error) from error
+
+    def _was_made(self, vg: str, name: str, tags: Sequence[str], failure: ToolFailed) -> bool:
+        """Whether a failed `lvcreate` made the volume all the same.
+
+        Raises `Unavailable` when nobody can tell: the claim's provisioner must not take the failure as the last word.
+        """
+        try:
+            found = [lv for lv in self.report().lvs if (lv.vg, lv.name) == (vg, name)]
+        except SealedLocalError as error:
+            raise Unavailable(
+                f"whether {vg}/{name} was made is not known ({failure}; then: {error}); a repeat will find it or make it"
+            ) from error
+        made = any(lv.tags >= frozenset(tags) for lv in found)
+        if made:
+            _log.warning(
+                "lvcreate failed, and the volume is there", extra={"lv": f"{vg}/{name}", "error": str(failure)}
+            )
+        return made
 
     def remove(self, vg: str, name: str) -> None:
         """Remove an inactive LV."""
-        self._change(["lvremove", "--yes", f"{vg}/{name}"])
+        self._change_lv(["lvremove", "--yes", f"{vg}/{name}"])
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
         """Change tags of an LV in one metadata change."""
@@ -157,7 +188,7 @@ class Lvm:
             argv += ["--deltag", tag]
         for tag in add:
             argv += ["--addtag", tag]
-        self._change([*argv, f"{vg}/{name}"])
+        self._change_lv([*argv, f"{vg}/{name}"])
 
     def activate(self, vg: str, name: str) -> None:
         """Make the kernel device, and see that the LV's path in /dev leads to that very device.
@@ -165,7 +196,7 @@ class Lvm:
         `vgmknodes` brings back an entry that a restart of udev or of the pod lost, and mends one that is left over from
         another time. Raises `Refused` when it doesn't: writing through a wrong path would destroy another volume.
         """
-        self._change(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
+        self._change_lv(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
         device = disks.mapped(dm_name.encode(vg, name))
         if device is None:
             raise ToolFailed(f"LVM says that {vg}/{name} is active, and the kernel has no such device")
@@ -178,23 +209,12 @@ class Lvm:
                 f"`dmsetup ls`, remove the stale entry, then repeat"
             )
 
-    def deactivate(self, vg: str, name: str, *, patience_seconds: float = 5.0) -> None:
-        """Take the kernel device away. A virtual machine may close it a moment late, so busy is tried again for a while.
+    def deactivate(self, vg: str, name: str) -> None:
+        """Take the kernel device away. A virtual machine may close it a moment late: LVM itself waits 5 s for that.
 
         Raises `InUse` when it stays open.
         """
-        give_up = time.monotonic() + patience_seconds
-        while True:
-            try:
-                self._change(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
-            except CommandError as error:
-                if error.returncode != _FAILED or "in use" not in error.stderr:
-                    raise
-                if time.monotonic() > give_up:
-                    raise InUse(f"{vg}/{name} stays open; end the process or virtual machine that holds it") from error
-                time.sleep(0.25)
-            else:
-                return
+        self._change_lv(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
 
     def create_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
@@ -219,6 +239,12 @@ class Lvm:
                 f"LVM does not read {folder}/lvm.conf, without which it must not run; with --lvm-prefix the state "
                 f"directory must lie at the same path where LVM runs ({error})"
             ) from error
+
+    def _change_lv(self, argv: Sequence[str]) -> None:
+        try:
+            self._change(argv)
+        except CommandError as error:
+            raise failures.of_change(error) from error
 
     def _change(self, argv: Sequence[str], *, hints: bool = False) -> None:
         try:
