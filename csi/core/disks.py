@@ -19,7 +19,6 @@ _log = logging.getLogger(__name__)
 
 # Numbers of linux/fs.h.
 _BLKROSET: Final = 0x125D
-_BLKROGET: Final = 0x125E
 _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
 _SLICE_BYTES: Final = 1 * GIB
@@ -61,12 +60,6 @@ def discard(device: str, offset: int, length: int) -> bool:
                 _log.info("no discard", extra={"device": device, "reason": error.strerror})
                 return False
     return True
-
-
-def read_only(device: str) -> bool:
-    """The kernel's read-only flag."""
-    with _opened(device, os.O_RDONLY) as descriptor:
-        return bool(struct.unpack("i", fcntl.ioctl(descriptor, _BLKROGET, struct.pack("i", 0)))[0])
 
 
 def set_read_only(device: str, flag: bool) -> None:
@@ -118,10 +111,15 @@ def mapping_name(device: DeviceNumber, sysfs: Path = Path("/sys")) -> str | None
     return _text(sysfs / f"dev/block/{device}/dm/name")
 
 
-def has_loop(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:
-    """Whether a loop device lies on this device."""
+def loops_on(device: DeviceNumber, sysfs: Path = Path("/sys")) -> int:
+    """How many loop devices lie on this device."""
     files = (_text(entry) for entry in sysfs.glob("block/loop*/loop/backing_file"))
-    return any(leads_to(file) == device for file in files if file)
+    return sum(leads_to(file) == device for file in files if file)
+
+
+def read_only(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:
+    """The kernel's read-only flag, without opening the device."""
+    return _text(sysfs / f"dev/block/{device}/ro") == "1"
 
 
 def _text(path: Path) -> str | None:

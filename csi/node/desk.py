@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from csi.core import disks, mounts
+from csi.core import mounts
 from csi.core.command import LocalRunner, Runner
 from csi.core.errors import NotFound
 from csi.core.mount import Mount
@@ -77,12 +77,7 @@ class View:
     @property
     def node_is_right(self) -> bool:
         """Whether the volume's path in /dev leads to its own kernel device."""
-        return self.volume is not None and observe.node_is_right(self.volume.lv)
-
-    @property
-    def device_read_only(self) -> bool:
-        """The kernel's read-only flag of the volume's device; False where its path doesn't lead to it."""
-        return self.volume is not None and self.node_is_right and disks.read_only(self.volume.lv.path)
+        return self.volume is not None and observe.node_is_right(self.volume)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +120,8 @@ class Desk:
         """The volume and what is around it now, for a call that changes nothing or holds the lock."""
         report = self.report(f"{call} {volume_id}")
         volume = provision.by_id(report, volume_id)
-        return View(volume_id=volume_id, volume=volume, report=report, around=self.surroundings())
+        seen = observe.alive(volume) if volume is not None else None
+        return View(volume_id=volume_id, volume=seen, report=report, around=self.surroundings())
 
     def report(self, holder: str) -> Report:
         """What LVM shows. `holder` is named to whoever waits for LVM meanwhile."""

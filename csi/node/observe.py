@@ -5,14 +5,17 @@ Changes nothing, and lists nothing itself: `csi.node.desk` does so once a call.
 
 import os
 import stat
+from dataclasses import replace
 
 from csi.core import disks
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 from csi.core.mount import Mount
+from csi.node import device_mapper
 from csi.node.kata.record import Record
 from csi.node.kata.registry import Entry
 from csi.node.lvm import dm_name
+from csi.node.lvm.live_device import LiveDevice
 from csi.node.lvm.model import LogicalVolume
 from csi.node.lvm.names import VolumeId
 from csi.node.plan.node_view import PathKind, PathView, Publications
@@ -42,9 +45,37 @@ def path(value: str, listed: tuple[Mount, ...]) -> PathView:
     )
 
 
-def node_is_right(lv: LogicalVolume) -> bool:
-    """Whether the LV's path in /dev leads to the kernel's device of this LV. Without udev stale nodes are left behind."""
-    return lv.device is not None and disks.leads_to(lv.path) == lv.device
+def alive(volume: Volume) -> Volume:
+    """The volume with the kernel's device of this moment."""
+    return replace(volume, live=live_device(volume.lv))
+
+
+def live_device(lv: LogicalVolume) -> LiveDevice | None:
+    """The LV's device; None while it is inactive.
+
+    Raises `Refused` when another LV's device has this one's name: a group of the same name was here before.
+    """
+    found = device_mapper.status(lv.mapping_name)
+    if found is None:
+        return None
+    if lv.mapping_uuid is not None and found.uuid != lv.mapping_uuid:
+        raise Refused(
+            f"the kernel's device {lv.mapping_name} is not that of {lv.vg}/{lv.name} (it is {found.uuid or 'unnamed'}); a "
+            f"volume group of the same name was used before. Look at `dmsetup info {lv.mapping_name}`, and remove it when "
+            "nothing needs it any more"
+        )
+    return LiveDevice(
+        number=found.number,
+        open_count=found.open_count,
+        loops=disks.loops_on(found.number),
+        read_only=disks.read_only(found.number),
+        suspended=found.suspended,
+    )
+
+
+def node_is_right(volume: Volume) -> bool:
+    """Whether the volume's path in /dev leads to its own kernel device. Without udev stale nodes are left behind."""
+    return volume.device is not None and disks.leads_to(volume.lv.path) == volume.device
 
 
 def is_volume(device: DeviceNumber | None, volume_id: VolumeId) -> bool:
@@ -54,18 +85,13 @@ def is_volume(device: DeviceNumber | None, volume_id: VolumeId) -> bool:
     return found is not None and found[1] == volume_id
 
 
-def held_open(lv: LogicalVolume) -> bool:
-    """Whether anything has the LV open but a loop device: kubelet attaches one to every raw block volume that it maps."""
-    return lv.is_open and not (lv.device is not None and disks.has_loop(lv.device))
-
-
 def publications(
     entries: tuple[Entry, ...], listed: tuple[Mount, ...], volume: Volume | None, staging_path: str = ""
 ) -> Publications:
     """Every place that shows the volume now. Without a volume, none."""
     if volume is None:
         return Publications()
-    device = volume.lv.device
+    device = volume.device
     return Publications(
         mounts=tuple(
             mount.target

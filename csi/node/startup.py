@@ -7,6 +7,7 @@ from pathlib import Path
 from csi.core import disks, filesystems
 from csi.core.command import Runner
 from csi.core.errors import SealedLocalError
+from csi.node import observe
 from csi.node.config import Pool
 from csi.node.desk import Desk, Surroundings
 from csi.node.lvm.model import Report
@@ -77,7 +78,8 @@ def sweep(desk: Desk, report: Report) -> None:
 
 def _is_stale(report: Report, around: Surroundings, target: str, volume_id: str) -> bool:
     volume = provision.by_id(report, VolumeId(volume_id))
-    held = volume is not None and volume.lv.is_open
+    seen = observe.alive(volume).live if volume is not None else None
+    held = seen is not None and seen.is_open
     return not held and around.path(target).kind is PathKind.ABSENT and not _pod_exists(target)
 
 

@@ -239,10 +239,9 @@ def serving(folder: Path, patch: pytest.MonkeyPatch, config: str = _CONFIG) -> I
 
     patch.setattr(observe, "path", path)
     patch.setattr(observe, "publications", publications)
-    patch.setattr(observe, "node_is_right", lambda lv: lv.device is not None)
-    patch.setattr(observe, "held_open", lambda lv: lv.is_open)
-    patch.setattr(observe, "is_volume", lambda device, name: name in node.lvs and device == node.lvs[name].device)
-    patch.setattr(disks, "read_only", lambda device: node.named(device) in node.read_only)
+    patch.setattr(observe, "live_device", lambda lv: node.live(lv.name))
+    patch.setattr(observe, "node_is_right", lambda volume: volume.live is not None)
+    patch.setattr(observe, "is_volume", lambda device, name: device is not None and device == node.devices.get(name))
     patch.setattr(disks, "size", lambda path: 4096)
     logger = logging.getLogger("csi")
     before = logger.level

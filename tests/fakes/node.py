@@ -11,7 +11,8 @@ from csi.core.device_number import DeviceNumber
 from csi.core.errors import ForeignContent, InUse, Refused
 from csi.core.mount import Mount
 from csi.node.kata.record import Record
-from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.live_device import LiveDevice
+from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import steps
 from csi.node.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
 
@@ -30,6 +31,8 @@ class Node:
     """The state of the toy. `fuse` counts down at every moment at which the process may die."""
 
     lvs: dict[str, LogicalVolume] = field(default_factory=dict)
+    devices: dict[str, DeviceNumber] = field(default_factory=dict)
+    """The kernel's devices of active LVs."""
     content: dict[str, str] = field(default_factory=dict)
     mounts: list[Mount] = field(default_factory=list)
     directories: set[str] = field(default_factory=set)
@@ -59,13 +62,11 @@ class Node:
         self.mounts.clear()
         self.records.clear()
         self.read_only.clear()
-        for name, lv in self.lvs.items():
-            self.lvs[name] = replace(lv, activation=Activation.INACTIVE, device=None)
+        self.devices.clear()
 
     def report(self) -> Report:
         """What LVM would show."""
         used = sum(lv.size_bytes // EXTENT for lv in self.lvs.values())
-        lvs = tuple(replace(lv, is_open=self._is_open(lv)) for lv in self.lvs.values())
         pv = PhysicalVolume(name="/dev/a", extents=1000, free_extents=1000 - used, allocatable=True, missing=False)
         vg = VolumeGroup(
             name="vg0",
@@ -76,7 +77,7 @@ class Node:
             exported=False,
             partial=False,
             pvs=(pv,),
-            lvs=lvs,
+            lvs=tuple(self.lvs.values()),
         )
         return Report(vgs=(vg,))
 
@@ -96,7 +97,7 @@ class Node:
         lv = self.lvs.get(name)
         if lv is None:
             return Publications()
-        shown = [mount for mount in self.mounts if lv.device is not None and mount.device == lv.device]
+        shown = [mount for mount in self.mounts if mount.device == self.devices.get(name)]
         return Publications(
             mounts=tuple(m.target for m in shown if m.fstype != "devtmpfs" and m.target != staging),
             devices=tuple(m.target for m in shown if m.fstype == "devtmpfs"),
@@ -117,20 +118,24 @@ class Node:
         self.content[name] = data
         return "volume"
 
-    def _is_open(self, lv: LogicalVolume) -> bool:
-        return lv.device is not None and any(m.device == lv.device and m.fstype != "devtmpfs" for m in self.mounts)
+    def live(self, name: str) -> LiveDevice | None:
+        """What `csi.node.observe.live_device` would show."""
+        number = self.devices.get(name)
+        if number is None:
+            return None
+        mounted = any(mount.device == number and mount.fstype != "devtmpfs" for mount in self.mounts)
+        return LiveDevice(number=number, open_count=int(mounted), read_only=name in self.read_only)
 
     def activate(self, name: str) -> None:
         """Give the LV a device number."""
-        lv = self.lvs[name]
-        if lv.device is None:
+        if name not in self.devices:
             self._minor += 1
-            self.lvs[name] = replace(lv, activation=Activation.ACTIVE, device=DeviceNumber(254, self._minor))
+            self.devices[name] = DeviceNumber(254, self._minor)
 
     def named(self, device: str) -> str:
         """The LV of a device path, which must be active."""
         name = device.rsplit("/", 1)[-1]
-        if self.lvs[name].device is None:
+        if name not in self.devices:
             raise Refused(f"{device} is not active")
         return name
 
@@ -157,10 +162,7 @@ def _create(node: Node, step: steps.CreateLV) -> None:
         vg=step.vg,
         size_bytes=step.extents * EXTENT,
         tags=frozenset(step.tags),
-        activation=Activation.INACTIVE,
-        is_open=False,
         partial=False,
-        device=None,
     )
     node.content[step.name] = FRESH
 
@@ -175,10 +177,10 @@ def _tags(node: Node, step: steps.ChangeTags) -> None:
 
 
 def _deactivate(node: Node, step: steps.Deactivate) -> None:
-    lv = node.lvs[step.name]
-    if node._is_open(lv):
+    live = node.live(step.name)
+    if live is not None and live.is_open:
         raise InUse(step.name)
-    node.lvs[step.name] = replace(lv, activation=Activation.INACTIVE, device=None)
+    node.devices.pop(step.name, None)
     node.read_only.discard(step.name)
 
 
@@ -206,8 +208,7 @@ def _require(node: Node, step: steps.RequireFilesystem) -> None:
 def _mount_filesystem(node: Node, step: steps.MountFilesystem) -> None:
     node.directories.add(step.target)
     node.moment()
-    device = node.lvs[node.named(step.device)].device
-    assert device is not None
+    device = node.devices[node.named(step.device)]
     node.mount(step.target, device, step.fstype, step.device, read_only="ro" in step.options)
 
 
@@ -222,8 +223,7 @@ def _bind_directory(node: Node, step: steps.BindDirectory) -> None:
 def _bind_device(node: Node, step: steps.BindDevice) -> None:
     node.files.add(step.target)
     node.moment()
-    device = node.lvs[node.named(step.device)].device
-    assert device is not None
+    device = node.devices[node.named(step.device)]
     node.mount(step.target, device, "devtmpfs", step.device, read_only=False)
 
 

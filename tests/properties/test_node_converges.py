@@ -64,7 +64,8 @@ class Driver:
 
     @property
     def volume(self) -> Volume | None:
-        return provision.by_id(self.node.report(), _NAME)
+        found = provision.by_id(self.node.report(), _NAME)
+        return replace(found, live=self.node.live(_NAME)) if found is not None else None
 
     def call(self, name: str) -> None:
         getattr(self, f"_{name}")()
@@ -85,9 +86,7 @@ class Driver:
             staging=self.node.path(_STAGING),
             target=self.node.path(_TARGET),
             publications=self.node.publications(_NAME, _STAGING),
-            device_read_only=_NAME in self.node.read_only,
-            node_is_right=self.volume.lv.device is not None,
-            held_open=self.volume.lv.is_open,
+            node_is_right=self.volume.live is not None,
         )
         self.node.apply(publish.publish(view))
 

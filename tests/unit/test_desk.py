@@ -11,6 +11,7 @@ from csi.core import disks
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Busy, NotFound
 from csi.node import desk as desks
+from csi.node import observe
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
 from csi.node.kata.record import Record
@@ -69,9 +70,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     for call in ("create", "stage"):
         made.call(call)
     assert made.volume is not None
-    device = made.volume.lv.device
+    device = made.volume.device
+    monkeypatch.setattr(observe, "live_device", lambda lv: made.node.live(lv.name))
     monkeypatch.setattr(disks, "leads_to", lambda _: device)
-    monkeypatch.setattr(disks, "read_only", lambda _: False)
     return made
 
 
@@ -108,7 +109,7 @@ def test_one_publish_reads_the_mount_table_once_and_asks_lvm_once(
 def test_what_happens_after_the_look_does_not_change_the_view(driver: Driver, tmp_path: Path) -> None:
     made, _ = desk(driver, tmp_path)
     with made.volume(NAME, "NodePublishVolume") as view:
-        assert view.existing.lv.device == DeviceNumber(254, 1)
+        assert view.existing.device == DeviceNumber(254, 1)
         made.registry.put("/k/late", Record(device="/dev/vg0/pvc-1", fstype="ext4"))
         driver.call("publish")
         assert not view.around.has_record("/k/late")
@@ -134,7 +135,7 @@ def test_an_allocation_holds_both(driver: Driver, tmp_path: Path) -> None:
 def test_a_volume_that_is_not_there_is_absent_or_not_found(driver: Driver, tmp_path: Path) -> None:
     made, _ = desk(driver, tmp_path)
     view = made.look(names.checked_id("pvc-2"), "ValidateVolumeCapabilities")
-    assert (view.volume, view.publications().targets, view.device_read_only) == (None, (), False)
+    assert (view.volume, view.publications().targets) == (None, ())
     with pytest.raises(NotFound, match="there is no volume pvc-2"):
         _ = view.existing
 

@@ -38,8 +38,8 @@ def test_a_mapping_is_found_by_its_whole_name(tmp_path: Path) -> None:
 def test_a_loop_device_is_known_by_what_it_lies_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = sysfs(tmp_path, {}, {"loop7": "/k/volumeDevices/pvc-1", "loop8": "/absent"})
     monkeypatch.setattr(disks, "leads_to", {"/k/volumeDevices/pvc-1": DeviceNumber(254, 3)}.get)
-    assert disks.has_loop(DeviceNumber(254, 3), made)
-    assert not disks.has_loop(DeviceNumber(254, 4), made)
+    assert disks.loops_on(DeviceNumber(254, 3), made) == 1
+    assert disks.loops_on(DeviceNumber(254, 4), made) == 0
 
 
 class Kernel:

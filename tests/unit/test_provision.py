@@ -18,7 +18,8 @@ from csi.node.content import HoldsFilesystem
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.layout import Striped
-from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.live_device import LiveDevice
+from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import provision, steps
 from csi.node.volume import State, Volume, Wanted, Wipe
 
@@ -45,10 +46,7 @@ def lv(name: str = "pvc-1", tags: Iterable[str] = (), vg: str = "vg0", **changes
         vg=vg,
         size_bytes=SIZE,
         tags=frozenset(tags),
-        activation=Activation.INACTIVE,
-        is_open=False,
         partial=False,
-        device=None,
     )
     return dataclasses.replace(plain, **changes)
 
@@ -194,12 +192,10 @@ def test_an_lv_of_the_same_name_that_is_not_ours_does_not_confuse() -> None:
 # Delete
 
 
-def volume(
-    *, size: int = SIZE, activation: Activation = Activation.INACTIVE, is_open: bool = False, **fields: Any
-) -> Volume:
-    device = DeviceNumber(254, 1) if activation is Activation.ACTIVE else None
+def volume(*, size: int = SIZE, active: bool = False, open_count: int = 0, **fields: Any) -> Volume:
+    live = LiveDevice(number=DeviceNumber(254, 1), open_count=open_count) if active else None
     plain = Volume(
-        lv=lv(size_bytes=size, activation=activation, is_open=is_open, device=device),
+        lv=lv(size_bytes=size),
         name_digest="",
         state=State.READY,
         size_bytes=size,
@@ -210,6 +206,7 @@ def volume(
         holds=HoldsFilesystem(Filesystem.EXT4),
         fstype=None,
         mkfs_options=(),
+        live=live,
     )
     return dataclasses.replace(plain, **fields)
 
@@ -276,9 +273,8 @@ def test_a_volume_that_needs_no_wipe_is_not_even_activated(fields: dict[str, Any
     assert [type(step) for step in plan if step != MARK] == [steps.RemoveLV]
 
 
-@pytest.mark.parametrize("activation", [Activation.ACTIVE, Activation.UNKNOWN])
-def test_a_volume_that_may_be_active_is_deactivated_before_it_is_removed(activation: Activation) -> None:
-    assert provision.delete(volume(wipe=Wipe.NONE, activation=activation), ()) == (MARK, DEACTIVATE, REMOVE)
+def test_a_volume_that_is_active_is_deactivated_before_it_is_removed() -> None:
+    assert provision.delete(volume(wipe=Wipe.NONE, active=True), ()) == (MARK, DEACTIVATE, REMOVE)
 
 
 def test_a_volume_that_is_published_is_not_touched() -> None:
@@ -289,7 +285,7 @@ def test_a_volume_that_is_published_is_not_touched() -> None:
 @pytest.mark.parametrize("state", State)
 def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
     with pytest.raises(InUse, match="pvc-1 is held open"):
-        provision.delete(volume(state=state, activation=Activation.ACTIVE, is_open=True), ())
+        provision.delete(volume(state=state, active=True, open_count=1), ())
 
 
 # A volume is gone only when that is certain

@@ -15,7 +15,8 @@ from csi.core.sealed import PAYLOAD_OFFSET, Profile
 from csi.node import content
 from csi.node.content import Raw
 from csi.node.kata.record import Record
-from csi.node.lvm.model import Activation, LogicalVolume
+from csi.node.lvm.live_device import LiveDevice
+from csi.node.lvm.model import LogicalVolume
 from csi.node.plan import publish, stage, steps
 from csi.node.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
 from csi.node.volume import Access, Capability, State, Volume, Wipe
@@ -37,7 +38,7 @@ def volume(
     formatted: str | None = "ext4",
     *,
     state: State = State.READY,
-    activation: Activation = Activation.ACTIVE,
+    active: bool = True,
     **fields: Any,
 ) -> Volume:
     """A staged, plain ext4 volume, but for what is named. Fields of the LV begin with `lv_`."""
@@ -46,11 +47,10 @@ def volume(
         vg="vg0",
         size_bytes=fields.pop("lv_size", SIZE),
         tags=frozenset(),
-        activation=activation,
-        is_open=fields.pop("lv_is_open", False),
         partial=fields.pop("lv_partial", False),
-        device=NUMBER if activation is Activation.ACTIVE else None,
     )
+    opened, read_only = fields.pop("open_count", 0), fields.pop("device_read_only", False)
+    live = LiveDevice(number=NUMBER, open_count=opened, read_only=read_only)
     plain = Volume(
         lv=lv,
         name_digest="",
@@ -63,13 +63,14 @@ def volume(
         holds=held(formatted),
         fstype=None,
         mkfs_options=(),
+        live=live if active else None,
     )
     return dataclasses.replace(plain, **fields)
 
 
 def new(**fields: Any) -> Volume:
     """A volume that nobody ever had."""
-    return volume(None, state=State.CREATING, activation=Activation.INACTIVE, **fields)
+    return volume(None, state=State.CREATING, active=False, **fields)
 
 
 def asked(
@@ -209,9 +210,8 @@ def test_a_first_stage_that_was_killed_after_activation_goes_on() -> None:
 LOOKED = tuple(kind(device=DEVICE, fstype="ext4") for kind in (steps.RequireFilesystem, steps.CheckFilesystem))
 
 
-@pytest.mark.parametrize("activation", [Activation.INACTIVE, Activation.UNKNOWN])
-def test_a_formatted_volume_is_looked_at_and_mounted(activation: Activation) -> None:
-    plan = staged(volume(activation=activation), MOUNT, FREE_STAGING)
+def test_a_formatted_volume_is_looked_at_and_mounted() -> None:
+    plan = staged(volume(active=False), MOUNT, FREE_STAGING)
     assert plan == (ACTIVATE, *LOOKED, mounted("ext4"))
 
 
@@ -272,7 +272,7 @@ def test_a_filesystem_that_stopped_writing_after_an_error_is_still_staged_and_pu
 @given(
     formatted=st.sampled_from([None, "ext4", "xfs", "block", "sealed"]),
     state=st.sampled_from([State.READY, State.DELETING]),
-    activation=st.sampled_from(Activation),
+    active=st.booleans(),
     sealed_or_direct=st.sampled_from([{}, DIRECT, SEALED]),
     capability=st.builds(
         asked, st.sampled_from(["", "ext4", "xfs"]), block=st.booleans(), access=st.sampled_from(Access)
@@ -283,12 +283,12 @@ def test_what_somebody_was_given_once_is_never_written_to(
     *,
     formatted: str | None,
     state: State,
-    activation: Activation,
+    active: bool,
     sealed_or_direct: dict[str, Any],
     capability: Capability,
     staging: PathView,
 ) -> None:
-    there = volume(formatted, state=state, activation=activation, **sealed_or_direct)
+    there = volume(formatted, state=state, active=active, **sealed_or_direct)
     try:
         plan = staged(there, capability, staging)
     except (Refused, AlreadyExists):
@@ -321,7 +321,7 @@ def test_a_volume_that_is_not_what_is_asked_for_is_refused(there: Volume, capabi
         staged(there, capability, FREE_STAGING)
 
 
-@pytest.mark.parametrize("there", [volume(), new(), volume("block"), volume(activation=Activation.INACTIVE)])
+@pytest.mark.parametrize("there", [volume(), new(), volume("block"), volume(active=False)])
 def test_a_staging_path_with_a_mount_of_something_else_is_refused(there: Volume) -> None:
     foreign = path(STAGING, mount(STAGING, device=FOREIGN, source="/dev/sdb1"))
     with pytest.raises(Refused, match="/k/staging is already a mount of /dev/sdb1; unmount it"):
@@ -365,7 +365,7 @@ def test_a_volume_that_is_only_active_is_deactivated() -> None:
     assert stage.unstage(volume("block"), FREE_STAGING, NOWHERE) == (DEACTIVATE,)
 
 
-@pytest.mark.parametrize("there", [None, volume(activation=Activation.INACTIVE)])
+@pytest.mark.parametrize("there", [None, volume(active=False)])
 def test_unstaging_what_is_not_staged_does_nothing(there: Volume | None) -> None:
     assert stage.unstage(there, FREE_STAGING, NOWHERE) == ()
 
@@ -413,9 +413,7 @@ def view(
         staging=fields.get("staging", STAGED if stage.host_mounts(there, capability) else FREE_STAGING),
         target=target or path(TARGET),
         publications=shown,
-        device_read_only=fields.get("device_read_only", False),
         node_is_right=fields.get("node_is_right", True),
-        held_open=fields.get("held_open", there.lv.is_open),
     )
 
 
@@ -472,9 +470,9 @@ def test_a_target_that_is_no_empty_directory_is_refused(there: Volume, target: P
     "fields",
     [
         {"there": volume(None, state=State.CREATING)},
-        {"there": volume(activation=Activation.INACTIVE), "staging": FREE_STAGING},
-        {"there": volume("block", activation=Activation.INACTIVE), "capability": BLOCK},
-        {"there": volume("sealed", activation=Activation.INACTIVE, **SEALED)},
+        {"there": volume(active=False), "staging": FREE_STAGING},
+        {"there": volume("block", active=False), "capability": BLOCK},
+        {"there": volume("sealed", active=False, **SEALED)},
         {"staging": FREE_STAGING},
         {"staging": path(STAGING, kind=PathKind.DIRECTORY)},
         {"staging": path(STAGING, mount(STAGING, device=FOREIGN))},
@@ -544,18 +542,18 @@ def read_only_flag(on: bool) -> steps.SetReadOnly:
 def test_a_block_volume_has_its_flag_set_before_a_pod_sees_it(
     target: PathView, read_only: bool, flag: bool, before: steps.Plan
 ) -> None:
-    request = view(volume("block"), BLOCK, target=target, read_only=read_only, device_read_only=flag)
+    request = view(volume("block", device_read_only=flag), BLOCK, target=target, read_only=read_only)
     assert publish.publish(request) == (*before, BIND_DEVICE)
 
 
 @pytest.mark.parametrize("flag", [False, True])
 def test_a_published_block_volume_needs_nothing(flag: bool) -> None:
-    fields: dict[str, Any] = {"target": BOUND, "device_read_only": flag, "shown": Publications(devices=(TARGET,))}
-    assert publish.publish(view(volume("block"), BLOCK, read_only=flag, **fields)) == ()
+    fields: dict[str, Any] = {"target": BOUND, "shown": Publications(devices=(TARGET,))}
+    assert publish.publish(view(volume("block", device_read_only=flag), BLOCK, read_only=flag, **fields)) == ()
     with pytest.raises(
         AlreadyExists, match="is published read-only already" if flag else "is published writable already"
     ):
-        publish.publish(view(volume("block"), BLOCK, read_only=not flag, **fields))
+        publish.publish(view(volume("block", device_read_only=flag), BLOCK, read_only=not flag, **fields))
 
 
 def test_a_target_that_is_another_device_is_refused() -> None:
@@ -581,7 +579,7 @@ def test_a_block_volume_of_two_pods_is_read_only_for_both_or_for_none(read_only:
     shared = asked(block=True, access=Access.SINGLE_NODE_MULTI_WRITER)
     shown = Publications(devices=(OTHER,))
     with pytest.raises(InUse, match="can't be read-only for one pod and writable for another"):
-        publish.publish(view(volume("block"), shared, shown=shown, read_only=read_only, device_read_only=not read_only))
+        publish.publish(view(volume("block", device_read_only=not read_only), shared, shown=shown, read_only=read_only))
 
 
 # Direct
@@ -635,12 +633,12 @@ def test_a_direct_volume_never_gets_a_second_guest(access: Access, shown: Public
 
 def test_a_device_that_a_guest_still_holds_is_not_given_to_the_next() -> None:
     with pytest.raises(InUse, match="still held open on this node"):
-        publish.publish(view(volume(lv_is_open=True, **DIRECT)))
+        publish.publish(view(volume(open_count=1, **DIRECT)))
 
 
 def test_a_running_guest_does_not_disturb_the_repeated_call() -> None:
     shown = Publications(records={TARGET: RECORD})
-    assert publish.publish(view(volume(lv_is_open=True, **DIRECT), target=TOMBSTONE, shown=shown)) == ()
+    assert publish.publish(view(volume(open_count=1, **DIRECT), target=TOMBSTONE, shown=shown)) == ()
 
 
 @pytest.mark.parametrize(
@@ -726,6 +724,6 @@ def test_a_sealed_block_volume_goes_to_one_guest_whatever_the_access_mode_says(a
 
 
 def test_a_sealed_block_volume_that_a_dying_guest_still_holds_is_not_given_to_the_next() -> None:
-    there = volume("sealed", **SEALED)
+    there = volume("sealed", open_count=1, **SEALED)
     with pytest.raises(InUse, match="still held open"):
-        publish.publish(view(there, BLOCK, held_open=True))
+        publish.publish(view(there, BLOCK))

@@ -14,7 +14,7 @@ from csi.node import parameters
 from csi.node.content import Content, HoldsFilesystem, Raw, Sealed
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Activation, LogicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import LogicalVolume, Report, VolumeGroup
 from csi.node.volume import Parameters, State, Volume, Wanted, Wipe
 
 # lvm(8), "TAGS".
@@ -39,10 +39,7 @@ def lv(tags: tuple[str, ...] | frozenset[str], name: str = "pvc-1") -> LogicalVo
         vg="vg0",
         size_bytes=1 << 30,
         tags=frozenset(tags),
-        activation=Activation.INACTIVE,
-        is_open=False,
         partial=False,
-        device=None,
     )
 
 

@@ -1,18 +1,13 @@
-"""LVM's objects as one `lvm fullreport` shows them. Extents are LVM's allocation unit; sizes are bytes."""
+"""LVM's objects as its metadata records them. Extents are LVM's allocation unit; sizes are bytes.
+
+A record changes only when somebody commits a change of its group. What the kernel does with an LV now is `csi.node.live`.
+"""
 
 from dataclasses import dataclass
-from enum import Enum
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
-
-
-class Activation(Enum):
-    """Whether the kernel has the LV. `UNKNOWN` is what LVM says where it can't ask device-mapper."""
-
-    ACTIVE = "active"
-    INACTIVE = "inactive"
-    UNKNOWN = "unknown"
+from csi.node.lvm import dm_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +36,31 @@ class LogicalVolume:
     vg: str
     size_bytes: int
     tags: frozenset[str]
-    activation: Activation
-    is_open: bool
     partial: bool
     """A disk that holds part of it is missing."""
-    device: DeviceNumber | None
-    """The kernel's device while active."""
+    uuid: str = ""
+    vg_uuid: str = ""
+    origin: str = ""
+    """The LV that this one is a snapshot of."""
+    pool: str = ""
+    """The thin pool that holds it."""
 
     @property
     def path(self) -> str:
         """The one canonical device path. Kata's Rust runtime compares these texts, so no other form is ever used."""
         return f"/dev/{self.vg}/{self.name}"
+
+    @property
+    def mapping_name(self) -> str:
+        """Device-mapper's name of it while it is active."""
+        return dm_name.encode(self.vg, self.name)
+
+    @property
+    def mapping_uuid(self) -> str | None:
+        """Device-mapper's UUID of it while it is active; None when LVM did not tell the parts."""
+        if not (self.uuid and self.vg_uuid):
+            return None
+        return "LVM-" + self.vg_uuid.replace("-", "") + self.uuid.replace("-", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

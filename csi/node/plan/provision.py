@@ -7,7 +7,7 @@ from csi.core.errors import AlreadyExists, ForeignContent, InUse, Refused, Unava
 from csi.core.sealed import needs
 from csi.node.config import NodeConfig
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Activation, Report
+from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
 from csi.node.volume import State, Volume, Wanted, Wipe
@@ -43,7 +43,7 @@ def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:
     """
     if published:
         raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
-    if volume.lv.is_open:
+    if volume.live is not None and volume.live.is_open:
         raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
     vg, name = volume.lv.vg, volume.lv.name
     mark: steps.Plan = ()
@@ -59,7 +59,7 @@ def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:
             steps.SetReadOnly(device=volume.lv.path, read_only=False),
             *wiped,
         )
-    active = wiped or volume.lv.activation is not Activation.INACTIVE
+    active = wiped or volume.live is not None
     off: steps.Plan = (steps.Deactivate(vg=vg, name=name),) if active else ()
     return (*mark, *wiped, *off, steps.RemoveLV(vg=vg, name=name))
 

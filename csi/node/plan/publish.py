@@ -11,7 +11,6 @@ from csi.core.errors import AlreadyExists, InUse, Refused
 from csi.core.filesystem import Filesystem
 from csi.node.content import HoldsFilesystem, Raw, Sealed
 from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, directory_name, guest_options
-from csi.node.lvm.model import Activation
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathKind, PathView, Publications
 from csi.node.plan.stage import host_mounts, named_filesystem, require_not_deleted
@@ -29,12 +28,18 @@ class Publishing:
     staging: PathView
     target: PathView
     publications: Publications
-    device_read_only: bool
-    """The kernel's read-only flag of the device, which block mode uses."""
     node_is_right: bool
     """Whether the volume's path in /dev leads to its own kernel device."""
-    held_open: bool
-    """Whether a process or virtual machine has the device open, kubelet's own loop devices not counted."""
+
+    @property
+    def device_read_only(self) -> bool:
+        """The kernel's read-only flag of the device, which block mode uses."""
+        return self.volume.live is not None and self.volume.live.read_only
+
+    @property
+    def held_open(self) -> bool:
+        """Whether a process or virtual machine has the device open, kubelet's own loop devices not counted."""
+        return self.volume.live is not None and self.volume.live.held
 
 
 def publish(view: Publishing) -> steps.Plan:
@@ -68,10 +73,10 @@ def unpublish(target: PathView, *, has_record: bool, reset_device: str | None) -
 
 def require_own(volume: Volume | None, target: PathView) -> None:
     """Raises `InUse` when the target shows another volume's device: a wrong id must not unmount somebody's data."""
-    if volume is None or volume.lv.device is None or target.top is None or target.is_tombstone:
+    if volume is None or volume.device is None or target.top is None or target.is_tombstone:
         return
     shown = target.device if target.kind is PathKind.DEVICE else target.top.device
-    if shown != volume.lv.device:
+    if shown != volume.device:
         raise InUse(
             f"{target.path} shows {target.top.source}, which is not volume {volume.volume_id}; it is left alone"
         )
@@ -82,16 +87,16 @@ def is_last_device(volume: Volume | None, target: PathView, shown: Publications)
     return (
         volume is not None
         and target.device is not None
-        and target.device == volume.lv.device
+        and target.device == volume.device
         and not shown.others(target.path)
     )
 
 
 def _require_staged(view: Publishing) -> None:
     volume, staging = view.volume, view.staging
-    ready = volume.state is State.READY and volume.lv.activation is not Activation.INACTIVE and view.node_is_right
+    ready = volume.state is State.READY and volume.live is not None and view.node_is_right
     if ready and host_mounts(volume, view.capability):
-        ready = staging.top is not None and staging.top.device == volume.lv.device
+        ready = staging.top is not None and staging.top.device == volume.device
     if not ready:
         where = staging.path or "any path"
         raise Refused(f"volume {volume.volume_id} is not staged at {where}; call NodeStageVolume first")
@@ -109,7 +114,7 @@ def _require_exclusive(view: Publishing, *, shared: bool) -> None:
 def _publish_mount(view: Publishing) -> steps.Plan:
     target, top = view.target, view.target.top
     if top is not None:
-        if top.device != view.volume.lv.device:
+        if top.device != view.volume.device:
             raise Refused(f"{target.path} is already a mount of {top.source}; unmount it, then repeat")
         if top.read_only != view.read_only:
             raise _published_otherwise(target, read_only=top.read_only)
@@ -122,7 +127,7 @@ def _publish_mount(view: Publishing) -> steps.Plan:
 def _publish_block(view: Publishing) -> steps.Plan:
     volume, target = view.volume, view.target
     if target.kind is PathKind.DEVICE:
-        if target.device != volume.lv.device:
+        if target.device != volume.device:
             raise Refused(f"{target.path} is another device already; unmount it, then repeat")
         if view.device_read_only != view.read_only:
             raise _published_otherwise(target, read_only=view.device_read_only)

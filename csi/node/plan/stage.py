@@ -12,7 +12,6 @@ from csi.core.sealed import needs
 from csi.core.size import MIB
 from csi.node.content import Content, HoldsFilesystem, Raw, Sealed, word
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Activation
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathView, Publications
 from csi.node.volume import Capability, State, Volume, Wipe
@@ -77,10 +76,10 @@ def unstage(volume: Volume | None, staging: PathView, publications: Publications
         raise InUse(f"the volume is still published at {', '.join(publications.targets)}; unpublish it first")
     plan: list[steps.Step] = []
     if staging.top is not None:
-        if volume is not None and volume.lv.device is not None and staging.top.device != volume.lv.device:
+        if volume is not None and volume.device is not None and staging.top.device != volume.device:
             raise Refused(f"{staging.path} is a mount of another device ({staging.top.source}); it is left alone")
         plan.append(steps.Unmount(target=staging.path))
-    if volume is not None and volume.lv.activation is not Activation.INACTIVE:
+    if volume is not None and volume.live is not None:
         plan.append(steps.Deactivate(vg=volume.lv.vg, name=volume.lv.name))
     return tuple(plan)
 
@@ -112,7 +111,7 @@ def _already_staged(volume: Volume, capability: Capability, staging: PathView) -
     top = staging.top
     if top is None:
         return False
-    if volume.lv.device is None or top.device != volume.lv.device:
+    if volume.device is None or top.device != volume.device:
         raise Refused(f"{staging.path} is already a mount of {top.source}; unmount it, then repeat")
     if not host_mounts(volume, capability):
         raise AlreadyExists(f"volume {volume.volume_id} is staged as a mounted filesystem; unstage it first")
@@ -124,7 +123,7 @@ def _already_staged(volume: Volume, capability: Capability, staging: PathView) -
 
 
 def _activate(volume: Volume, *, node_is_right: bool) -> steps.Plan:
-    if volume.lv.activation is Activation.ACTIVE and node_is_right:
+    if volume.live is not None and node_is_right:
         return ()
     return (steps.Activate(vg=volume.lv.vg, name=volume.lv.name),)
 

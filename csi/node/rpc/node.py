@@ -92,7 +92,8 @@ class Node(NodeRest):
             volume, target = view.volume, view.around.path(path)
             publishing.require_own(volume, target)
             last = publishing.is_last_device(volume, target, view.publications())
-            reset = volume.lv.path if volume is not None and last and view.device_read_only else None
+            read_only = volume is not None and volume.live is not None and volume.live.read_only
+            reset = volume.lv.path if volume is not None and last and view.node_is_right and read_only else None
             plan = publishing.unpublish(target, has_record=view.around.has_record(path), reset_device=reset)
             self._desk.carry_out(plan)
         return csi_pb2.NodeUnpublishVolumeResponse()
@@ -127,9 +128,7 @@ def _publishing(view: View, wanted: csi_requests.PublishRequest) -> publishing.P
         staging=view.around.path(wanted.staging_path),
         target=view.around.path(wanted.target_path),
         publications=view.publications(wanted.staging_path),
-        device_read_only=view.device_read_only,
         node_is_right=view.node_is_right,
-        held_open=observe.held_open(volume.lv),
     )
 
 

@@ -1,0 +1,32 @@
+"""What the kernel does with an LV now. It changes at any moment, so it is read once a look and never kept.
+
+What LVM's metadata says of the LV is `csi.node.lvm.model`: that changes only when somebody commits a change of the group.
+"""
+
+from dataclasses import dataclass
+
+from csi.core.device_number import DeviceNumber
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveDevice:
+    """The kernel's device of an active LV."""
+
+    number: DeviceNumber
+    open_count: int = 0
+    """Mounts, loop devices, processes and mappings on top, each counted once."""
+    loops: int = 0
+    """How many of these are loop devices: kubelet attaches one to every raw block volume that it maps."""
+    read_only: bool = False
+    """The kernel's flag, which block mode sets."""
+    suspended: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything at all has it open."""
+        return self.open_count > 0
+
+    @property
+    def held(self) -> bool:
+        """Whether anything but loop devices has it open."""
+        return self.open_count > self.loops
