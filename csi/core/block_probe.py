@@ -23,7 +23,7 @@ _FOR_DATA: Final = frozenset(
     }
 )  # fmt: skip
 """Types of partitions that are free for data when they are blank. Every other type says that firmware, a boot loader, an
-array, swap or another system is to use the partition, or that it holds further partitions; it may do so without a signature."""
+array, swap or another system is to use the partition, perhaps without a signature, or that it holds further partitions."""
 
 
 def found(text: str) -> str | None:

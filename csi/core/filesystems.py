@@ -7,7 +7,7 @@ from pathlib import Path
 from csi.core import block_probe
 from csi.core.command import Runner
 from csi.core.errors import CommandError
-from csi.core.filesystem import Filesystem, traits
+from csi.core.filesystem import Filesystem, make_options, traits
 
 _PROBE_SECONDS = 60.0
 _MKFS_SECONDS = 1800.0
@@ -18,8 +18,13 @@ _HEAD_BYTES = 4096
 
 
 def make(runner: Runner, device: str, filesystem: Filesystem, extra: Sequence[str] = ()) -> None:
-    """Format `device`. The caller has proved that nothing of value is there; this function does not look."""
-    runner.run([*traits(filesystem).make, *extra, "--", device], timeout=_MKFS_SECONDS)
+    """Format `device`. The caller has proved that nothing of value is there; this function does not look.
+
+    Raises `InvalidInput` for options that are not allowed for this filesystem: what was checked for another one, or by an
+    older version, must not reach the tool.
+    """
+    options = make_options(extra, filesystem, "mkfsOptions")
+    runner.run([*traits(filesystem).make, *options, "--", device], timeout=_MKFS_SECONDS)
 
 
 def signature(runner: Runner, device: str) -> str | None:
