@@ -5,7 +5,7 @@ SEALED_LOCAL_CACHE ?= $(CURDIR)/.cache
 PYTHON = $(SEALED_LOCAL_CACHE)/venv/bin/python
 export SEALED_LOCAL_CACHE
 
-.PHONY: help demo test fast mutate bench setup protos tables lock
+.PHONY: help demo test fast cluster mutate bench setup protos tables lock
 
 help:   ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -18,6 +18,11 @@ test: setup  ## the whole suite, the lab included
 
 fast: setup  ## everything but the lab: about a minute and a half on two free cores
 	@$(PYTHON) -m pytest tests/unit tests/properties tests/rpc tests/tools $(PYTEST_ARGS)
+
+cluster:  ## the chart in a real Kubernetes inside the lab; the first run builds Kubernetes (10 minutes on two cores)
+	@scripts/setup cluster
+	@scripts/build-kubernetes >/dev/null
+	@$(PYTHON) -m pytest tests/cluster $(PYTEST_ARGS)
 
 mutate: setup  ## break the lines that carry promises one by one; a survivor fails (PROMISE=word: only those with it)
 	@scripts/mutate "$(PROMISE)"

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 
 from csi.core import disks as devices
 from csi.core import filesystems
-from csi.core.command import LocalRunner
+from csi.core.command import LocalRunner, Result
 from csi.core.errors import SealedLocalError
 from csi.node.apply import apply
 from csi.node.config import NodeConfig, Pool
@@ -81,10 +81,17 @@ def _own_places() -> None:
     os.mknod("/dev/urandom", 0o020666, os.makedev(1, 9))
 
 
+class WithoutDeviceMapper(LocalRunner):
+    """Runs LVM on a machine whose kernel has no device-mapper."""
+
+    def run(self, argv: Sequence[str], **how: Any) -> Result:
+        if argv[0] == "lvm":
+            argv = [*argv[:2], "--config", "global/activation=0", *argv[2:]]
+        return super().run(argv, **how)
+
+
 def _lvm(**settings: Any) -> Lvm:
-    made = Lvm(LocalRunner(), udev=False, lock_file=Path("/run/lock-file"), **settings)
-    made._config += " global/activation=0"
-    return made
+    return Lvm(WithoutDeviceMapper(), udev=False, lock_file=Path("/run/lock-file"), **settings)
 
 
 def _node(minor: int, name: str, *links: str) -> str:
@@ -202,9 +209,7 @@ def missing_disk(minors: list[int]) -> dict[str, Any]:
 def test_a_group_that_misses_a_disk_has_as_much_room_as_lvcreate_gives(minors: list[int]) -> None:
     found = inside(missing_disk, minors)
     assert (found["room"], found["missing"]) == (0, 1)
-    assert found["lvcreate"].startswith("CommandError: lvm lvcreate --yes --name a --extents 1 ")
-    assert "PVs are missing" in found["lvcreate"]
-    assert "--config" not in found["lvcreate"]
+    assert found["lvcreate"].startswith("NoSpace: LVM does not allocate in volume group vg0")
 
 
 # Disks of a pool

@@ -31,7 +31,9 @@ STATUSES = {
     errors.SealedLocalError: 1,
     errors.ToolFailed: 1,
     errors.CommandError: 1,
+    errors.CommandEnded: 1,
     errors.CommandTimeout: 1,
+    errors.CommandKilled: 1,
     errors.InvalidInput: 2,
     errors.Untrusted: 3,
     errors.Tampered: 3,
@@ -55,6 +57,7 @@ MAKE = {
     errors.InvalidInput: lambda: errors.InvalidInput("--volume", "is wrong"),
     errors.CommandError: lambda: errors.CommandError(["mount"], 32, "", "wrong fs type"),
     errors.CommandTimeout: lambda: errors.CommandTimeout(["mkfs.ext4"], 5),
+    errors.CommandKilled: lambda: errors.CommandKilled(["mkfs.ext4"], 9),
 }
 OPENED = Opened(
     volume_id="pvc-1",

@@ -6,72 +6,29 @@ A command that writes is never ended because a caller lost patience: half-made v
 
 import fcntl
 import json
+import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from csi.core import disks
 from csi.core.command import Result, Runner
-from csi.core.errors import CommandError, InUse, Refused, ToolFailed, Unavailable
+from csi.core.errors import CommandEnded, CommandError, Refused, SealedLocalError, ToolFailed, Unavailable
 from csi.node import caller
-from csi.node.lvm import dm_name
+from csi.node.lvm import dm_name, failures, settings
 from csi.node.lvm import report as lvm_report
 from csi.node.lvm.model import Report
+from csi.node.lvm.system_dir import SystemDirs
+
+_log = logging.getLogger(__name__)
 
 _READ_SECONDS = 60.0
 _WRITE_SECONDS = 600.0
-_FAILED = 5
 _TURN_POLL_SECONDS = 0.25
-_LOOP_DEVICE = re.compile(r"/dev/loop[0-9]+(p[0-9]+)?")
-
-
-def _filter(loop_devices: Sequence[str] | None) -> str:
-    """The disks that LVM may look at: all but those below.
-
-    LVM takes a device when any of its names meets an accepting pattern, and udev gives every device names such as
-    /dev/block/43:0. So nothing accepts all names at the end: LVM takes what meets no pattern anyway.
-    """
-    # Network and replicated devices can freeze a scan for ever when their peer is gone.
-    patterns = ["r|^/dev/drbd|", "r|^/dev/nbd|", "r|^/dev/rbd|", "r|^/dev/zram|"]
-    if loop_devices is not None:
-        # kubelet attaches a loop device to every raw block volume, and what lies on it the tenant has written.
-        patterns += [*(f"a|^{device}$|" for device in loop_devices), "r|^/dev/loop|"]
-    return f"[{','.join(json.dumps(pattern) for pattern in patterns)}]"
-
-
-def _settings(*, udev: bool, loop_devices: Sequence[str] | None = ()) -> str:
-    """LVM settings for every command, independent of the host's lvm.conf where that could harm."""
-    on = int(udev)
-    return " ".join(
-        (
-            # A devices file that appears by itself would make the filter useless and hide disks.
-            "devices/use_devicesfile=0",
-            f"devices/obtain_device_list_from_udev={on}",
-            # Never look for PVs inside volumes: tenants write there.
-            "devices/scan_lvs=0",
-            f"devices/global_filter={_filter(loop_devices)}",
-            # To read a suspended device is to wait for whoever resumes it, perhaps for ever.
-            "devices/ignore_suspended_devices=1",
-            # Waiting for udev in a container without the host's IPC namespace never ends.
-            f"activation/udev_sync={on}",
-            f"activation/udev_rules={on}",
-            # dmeventd can't be started from a container.
-            "activation/monitoring=0",
-            # The archive in /etc/lvm belongs to the host's administrator.
-            "backup/archive=0",
-            "backup/backup=0",
-            "log/silent=0",
-        )
-    )
-
-
-_NO_HINTS = 'devices/hints="none"'
-"""Hints go stale when disks come and go; a scan costs milliseconds. Only commands that make PVs must not say so: they are
-what tells the hints of the administrator's own commands that they are stale."""
 
 _REPORT = (
     "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
@@ -100,8 +57,10 @@ class Lvm:
         pool_disks: Sequence[str] = (),
     ) -> None:
         self._runner = runner
-        named = [disk for disk in pool_disks if _LOOP_DEVICE.fullmatch(disk)]
-        self._config = _settings(udev=udev, loop_devices=None if loop_devices else named)
+        named = None if loop_devices else settings.named_loop_devices(pool_disks)
+        self._settings = settings.text(udev=udev, loop_devices=named)
+        self._settings_with_hints = settings.text(udev=udev, loop_devices=named, hints=True)
+        self._system_dirs = SystemDirs(lock_file.parent)
         self._lock_file = lock_file
         self._lock = threading.Lock()
         self._holder = ""
@@ -163,7 +122,7 @@ class Lvm:
         """
         descriptor = os.memfd_create("lvm-report")
         with os.fdopen(descriptor, "rb") as written:
-            own = {**_ENVIRONMENT, "LVM_REPORT_FD": str(descriptor)}
+            own = {"LVM_REPORT_FD": str(descriptor)}
             self._run(_REPORT, _READ_SECONDS, environment=own, pass_fds=(descriptor,))
             written.seek(0)
             return written.read()
@@ -179,7 +138,11 @@ class Lvm:
         stripe_kib: int | None = None,
         pvs: Sequence[str] = (),
     ) -> None:
-        """Make an inactive LV with its tags in one metadata change. Nothing is zeroed: the first stage does that."""
+        """Make an inactive LV with its tags in one metadata change. Nothing is zeroed: the first stage does that.
+
+        Raises `NoSpace` where LVM will not allocate in this group. After any failure it is looked whether the volume is
+        there after all; only when that can't be told either, a volume may be there that the caller doesn't know.
+        """
         argv = ["lvcreate", "--yes", "--name", name, "--extents", str(extents)]
         argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n"]
         for tag in tags:
@@ -187,11 +150,36 @@ class Lvm:
         if stripes > 1:
             argv += ["--stripes", str(stripes)]
             argv += ["--stripesize", f"{stripe_kib}k"] if stripe_kib is not None else []
-        self._change([*argv, vg, *pvs])
+        try:
+            self._change([*argv, vg, *pvs])
+        except CommandEnded as error:
+            if not self._was_made(vg, name, tags, error):
+                raise
+        except CommandError as error:
+            if not self._was_made(vg, name, tags, error):
+                raise failures.of_allocation(vg, error) from error
+
+    def _was_made(self, vg: str, name: str, tags: Sequence[str], failure: ToolFailed) -> bool:
+        """Whether a failed `lvcreate` made the volume all the same.
+
+        Raises `Unavailable` when nobody can tell: the claim's provisioner must not take the failure as the last word.
+        """
+        try:
+            found = [lv for lv in self.report().lvs if (lv.vg, lv.name) == (vg, name)]
+        except SealedLocalError as error:
+            raise Unavailable(
+                f"whether {vg}/{name} was made is not known ({failure}; then: {error}); a repeat will find it or make it"
+            ) from error
+        made = any(lv.tags >= frozenset(tags) for lv in found)
+        if made:
+            _log.warning(
+                "lvcreate failed, and the volume is there", extra={"lv": f"{vg}/{name}", "error": str(failure)}
+            )
+        return made
 
     def remove(self, vg: str, name: str) -> None:
         """Remove an inactive LV."""
-        self._change(["lvremove", "--yes", f"{vg}/{name}"])
+        self._change_lv(["lvremove", "--yes", f"{vg}/{name}"])
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
         """Change tags of an LV in one metadata change."""
@@ -200,7 +188,7 @@ class Lvm:
             argv += ["--deltag", tag]
         for tag in add:
             argv += ["--addtag", tag]
-        self._change([*argv, f"{vg}/{name}"])
+        self._change_lv([*argv, f"{vg}/{name}"])
 
     def activate(self, vg: str, name: str) -> None:
         """Make the kernel device, and see that the LV's path in /dev leads to that very device.
@@ -208,7 +196,7 @@ class Lvm:
         `vgmknodes` brings back an entry that a restart of udev or of the pod lost, and mends one that is left over from
         another time. Raises `Refused` when it doesn't: writing through a wrong path would destroy another volume.
         """
-        self._change(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
+        self._change_lv(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
         device = disks.mapped(dm_name.encode(vg, name))
         if device is None:
             raise ToolFailed(f"LVM says that {vg}/{name} is active, and the kernel has no such device")
@@ -221,23 +209,12 @@ class Lvm:
                 f"`dmsetup ls`, remove the stale entry, then repeat"
             )
 
-    def deactivate(self, vg: str, name: str, *, patience_seconds: float = 5.0) -> None:
-        """Take the kernel device away. A virtual machine may close it a moment late, so busy is tried again for a while.
+    def deactivate(self, vg: str, name: str) -> None:
+        """Take the kernel device away. A virtual machine may close it a moment late: LVM itself waits 5 s for that.
 
         Raises `InUse` when it stays open.
         """
-        give_up = time.monotonic() + patience_seconds
-        while True:
-            try:
-                self._change(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
-            except CommandError as error:
-                if error.returncode != _FAILED or "in use" not in error.stderr:
-                    raise
-                if time.monotonic() > give_up:
-                    raise InUse(f"{vg}/{name} stays open; end the process or virtual machine that holds it") from error
-                time.sleep(0.25)
-            else:
-                return
+        self._change_lv(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
 
     def create_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
@@ -248,9 +225,26 @@ class Lvm:
         self._change(["vgextend", vg, *devices], hints=True)
 
     def version(self) -> str:
-        """LVM's own version line. Raises `ToolFailed` when lvm is not installed."""
+        """LVM's own version line. Raises `ToolFailed` when lvm is not installed, or doesn't read the settings of ours."""
+        self._require_settings()
         first = self._run(["version"], _READ_SECONDS).text.partition("\n")[0]
         return first.split(":", 1)[-1].strip() or "unknown"
+
+    def _require_settings(self) -> None:
+        try:
+            self._run(["lvmconfig", "devices/global_filter"], _READ_SECONDS)
+        except CommandError as error:
+            folder = self._system_dirs.holding(self._settings)
+            raise ToolFailed(
+                f"LVM does not read {folder}/lvm.conf, without which it must not run; with --lvm-prefix the state "
+                f"directory must lie at the same path where LVM runs ({error})"
+            ) from error
+
+    def _change_lv(self, argv: Sequence[str]) -> None:
+        try:
+            self._change(argv)
+        except CommandError as error:
+            raise failures.of_change(error) from error
 
     def _change(self, argv: Sequence[str], *, hints: bool = False) -> None:
         try:
@@ -264,13 +258,13 @@ class Lvm:
         timeout: float,
         *,
         hints: bool = False,
-        environment: Mapping[str, str] = _ENVIRONMENT,
+        environment: Mapping[str, str] = MappingProxyType({}),
         pass_fds: Sequence[int] = (),
     ) -> Result:
-        config = self._config if hints else f"{self._config} {_NO_HINTS}"
+        folder = self._system_dirs.holding(self._settings_with_hints if hints else self._settings)
+        own = {**_ENVIRONMENT, **environment, "LVM_SYSTEM_DIR": str(folder)}
         # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
-        full = ["lvm", argv[0], "--config", config, *argv[1:]]
-        return self._runner.run(full, timeout=timeout, env=environment, pass_fds=pass_fds)
+        return self._runner.run(["lvm", *argv], timeout=timeout, env=own, pass_fds=pass_fds)
 
 
 def _require_wanted(still_wanted: Callable[[], bool], holder: str) -> None:

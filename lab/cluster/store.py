@@ -1,0 +1,142 @@
+"""The disk with the cluster's images: containerd in a node fills it from archives once, the cache keeps it."""
+
+import hashlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from lab.cluster import archive, parts
+from lab.cluster.archive import Content, Start
+from lab.cluster.programs import Programs
+from lab.image import Builder
+from lab.node import REPOSITORY
+from lab.uml import UmlNode
+
+CHART = REPOSITORY / "deploy/helm/sealed-local"
+TEST_IMAGE = "localhost/busybox:lab"
+REGISTRAR = "localhost/registrar-stand-in"
+_GIB = 1024**3
+_DISK_BYTES = 8 * _GIB
+_IMPORT_SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """An image as it is named in pods."""
+
+    name: str
+    content: Content
+    start: Start
+    digest: str
+    """Of what it is made from; another digest makes another disk."""
+
+
+def wanted(programs: Programs) -> list[Wanted]:
+    """What the pods of the chart and of the tests start from. Builds the product's image by its Dockerfile when needed."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["images"]
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    node = Builder().build("node")
+    return [
+        Wanted(
+            name=f"{values['node']['repository']}:{version}",
+            content=Content(root=node.root),
+            start=Start(entrypoint=node.entrypoint, env=node.env, user=node.user),
+            digest=node.root.name,  # a stage lies under the digest of all that went into it
+        ),
+        _program(f"{values['provisioner']['repository']}:{values['provisioner']['tag']}", programs.provisioner),
+        _program(f"{REGISTRAR}:lab", programs.registrar),
+        _busybox(parts.PAUSE, ("/bin/sleep", "1000000000")),
+        _busybox(TEST_IMAGE, ("/bin/sh",)),
+    ]
+
+
+def disk(images: Sequence[Wanted], cache: Path) -> Path:
+    """A disk with a filesystem for /var/lib/containerd that holds the images. Only the newest one is kept."""
+    folder = cache / "cluster"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"containers-{_key(images)}.img"
+    if not path.exists():
+        print("lab: importing the cluster's images", flush=True)
+        unfinished = folder / f"unfinished-{os.getpid()}.img"
+        try:
+            _make(images, unfinished)
+            for old in folder.glob("containers-*.img"):
+                old.unlink()
+            unfinished.rename(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _make(images: Sequence[Wanted], path: Path) -> None:
+    """Boot a node with the disk, let containerd import, end it in order."""
+    node = UmlNode((_DISK_BYTES,))
+    format_disk(node.images[0], _DISK_BYTES)
+    layout = parts.Layout(programs=node.shared, keys=node.shared, files=node.shared / "files")
+    parts.write_files(layout)
+    archives = _archives(images, node.shared)
+    with node:
+        node.call("lab.cluster.node_side:mount_containers", disk=node.disks[0])
+        pid = node.spawn(parts.containerd(layout), f"{node.shared}/containerd.log")
+        node.call("lab.cluster.node_side:wait_for_containerd", seconds=120, call_timeout=150)
+        node.call(
+            "lab.cluster.node_side:import_images",
+            archives=[str(archive) for archive in archives],
+            call_timeout=_IMPORT_SECONDS,
+        )
+        node.kill(pid, signal.SIGTERM)
+        node.wait(pid)
+        node.run(["umount", "/var/lib/containerd"])
+        node.stop()
+        subprocess.run(["cp", "--sparse=always", node.images[0], path], check=True)
+
+
+def format_disk(path: Path, size: int) -> None:
+    """A sparse file with an empty ext4."""
+    path.touch()
+    os.truncate(path, size)
+    options = "lazy_itable_init=1,lazy_journal_init=1"
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", options, path], check=True)
+
+
+def _program(name: str, path: Path) -> Wanted:
+    inside = path.name.rpartition("-")[0].rpartition("-")[0]
+    return Wanted(
+        name=name,
+        content=Content(programs={inside: path}),
+        start=Start(entrypoint=(f"/{inside}",)),
+        digest=path.name,  # a built program is named by the digest of what it is built from
+    )
+
+
+def _busybox(name: str, entrypoint: tuple[str, ...]) -> Wanted:
+    program = Path("/bin/busybox")
+    applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    links = {f"bin/{applet}": "busybox" for applet in applets if applet != "busybox"}
+    return Wanted(
+        name=name,
+        content=Content(programs={"bin/busybox": program}, links=links),
+        start=Start(entrypoint=entrypoint),
+        digest=hashlib.sha256(program.read_bytes()).hexdigest(),
+    )
+
+
+def _key(images: Sequence[Wanted]) -> str:
+    key = hashlib.sha256(Path(__file__).read_bytes() + Path(archive.__file__).read_bytes())
+    for image in images:
+        key.update(f"{image.name} {image.digest}\n".encode())
+    return key.hexdigest()[:16]
+
+
+def _archives(images: Sequence[Wanted], folder: Path) -> list[Path]:
+    made = []
+    for number, image in enumerate(images):
+        path = folder / f"{number}.tar"
+        archive.write(path, image.name, image.content, image.start)
+        made.append(path)
+    return made
