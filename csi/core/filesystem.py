@@ -51,9 +51,6 @@ class Traits:
     """The smallest size that its mkfs makes a sound filesystem of."""
     make: tuple[str, ...]
     """Command that formats; more options and the device follow."""
-    forbidden_options: frozenset[str]
-    """Options of its mkfs that make nothing, write a part only, change the type, force, or name a file, a directory or a
-    second device."""
     check: Check | None
     """None where the kernel repairs at mount."""
     grow: Grow
@@ -71,14 +68,12 @@ _EXT4: Final = Traits(
     # Fixed feature sets: a guest's kernel may be older than the node's mkfs. errors=remount-ro stops at the first damage;
     # -m 0 because a data volume needs no reserve for root.
     make=("mkfs.ext4", "-F", "-q", "-m", "0", "-e", "remount-ro", "-O", _EXT4_FEATURES),
-    forbidden_options=frozenset({"-F", "-S", "-d", "-l", "-n", "-r", "-t", "-z"}),
     check=Check(words=("e2fsck", "-p"), ok=range(4)),
     grow=Grow(words=("resize2fs",), mounted=False),
 )
 _XFS: Final = Traits(
     smallest_bytes=300 * MIB,  # mkfs.xfs itself refuses less
     make=("mkfs.xfs", "-f", "-q", "-m", "crc=1,bigtime=0,inobtcount=0"),
-    forbidden_options=frozenset({"-N", "-d", "-l", "-p", "-r"}),
     check=None,
     grow=Grow(words=("xfs_growfs",), mounted=True),
 )
@@ -93,7 +88,3 @@ def traits(filesystem: Filesystem) -> Traits:
             return _XFS
         case _:
             assert_never(filesystem)
-
-
-FORBIDDEN_OPTIONS: Final = frozenset[str]().union(*(traits(one).forbidden_options for one in Filesystem))
-"""Refused for every filesystem: which one a class's options will meet may be said by the request alone."""

@@ -244,7 +244,6 @@ WRONG: list[tuple[str, str, Any, str]] = [
         csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={NODE_KEY: "node-2"})]),
         "accessibility_requirements",
     ),
-    ("GetCapacity", "parameters", {"lvmType": "raid9"}, "parameters[lvmType]"),
     ("NodeStageVolume", "staging_target_path", "relative/path", "staging_target_path"),
     ("NodeStageVolume", "staging_target_path", "/etc", "staging_target_path"),
     ("NodeStageVolume", "volume_capability", capability(flags=("bind",)), "volume_capability.mount.mount_flags"),
@@ -573,6 +572,23 @@ def test_a_class_for_other_nodes_sends_the_scheduler_on(csi: CsiServer, paramete
     assert "elsewhere" in message
     capacity = csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters=parameters))
     assert capacity.available_capacity == 0
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"lvmtyp": "linear"}, {"lvmType": "raid9"}, {"iops": "9"}, {"pool": "main", "vgName": "a"}]
+)
+def test_a_class_with_a_mistake_has_all_the_room_so_that_its_refusal_is_seen(
+    csi: CsiServer, parameters: dict[str, str]
+) -> None:
+    """Without room no node is chosen, and the one text that names the mistake stays in a log."""
+    code, message = csi.refused("CreateVolume", Requests(csi).of("CreateVolume", parameters=parameters))
+    assert code is Code.INVALID_ARGUMENT
+    assert any(key in message for key in parameters)
+    of_this_class, of_a_good_one = (
+        csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters=given)) for given in (parameters, {})
+    )
+    assert of_this_class.available_capacity == of_a_good_one.available_capacity == 4000 * MIB
+    assert not of_this_class.HasField("maximum_volume_size")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -214,7 +214,6 @@ def test_mkfs_options_are_split_as_a_shell_would(text: str, words: tuple[str, ..
         "$(reboot)",
         "-m 0;reboot",
         "-L 'two words'",
-        "--",
         "-",
         "''",
         "-L 'open",
@@ -225,30 +224,23 @@ def test_mkfs_options_are_split_as_a_shell_would(text: str, words: tuple[str, ..
         "4096",
         "-m 0 vda",
         "-nq",
-        "-b4096",
     ],
 )
 def test_mkfs_options_that_could_name_a_file_or_a_device_are_refused(text: str) -> None:
     assert refused({"mkfsOptions": text}).field == "parameters[mkfsOptions]"
 
 
-@pytest.mark.parametrize("option", ["-n", "-N", "-S", "-t", "-F", "-p", "-z"])
-def test_mkfs_options_that_make_nothing_or_something_else_are_refused(option: str) -> None:
-    problem = refused({"mkfsOptions": f"{option} 1"})
-    assert "changes type, size or device, or makes nothing" in problem.problem
-
-
 def test_mkfs_options_of_a_sealed_volume_are_refused_as_nobody_would_use_them() -> None:
     assert "the guest makes the filesystem" in refused({"sealed": "xts", "mkfsOptions": "-m 0"}).problem
 
 
-@pytest.mark.parametrize("text", ["-a b " * 17, "-a " + "b" * 255, f"-a {'b' * 14} " * 16 + "-c"])
+@pytest.mark.parametrize("text", ["-L b " * 17, "-L " + "b" * 255, f"-L {'b' * 14} " * 16 + "-D"])
 def test_longer_mkfs_options_than_a_tag_holds_are_refused(text: str) -> None:
     assert "at most 32 words and 256 characters" in refused({"mkfsOptions": text}).problem
 
 
 def test_mkfs_options_up_to_the_limit_are_taken() -> None:
-    assert len(parameters.parse({"mkfsOptions": f"-a {'b' * 14} " * 16}).mkfs_options) == 32
+    assert len(parameters.parse({"mkfsOptions": f"-L {'b' * 14} " * 16}).mkfs_options) == 32
 
 
 def test_the_digest_does_not_depend_on_order_nor_on_what_the_provisioner_adds() -> None:

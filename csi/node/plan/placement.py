@@ -80,6 +80,11 @@ def available(config: NodeConfig, vg: VolumeGroup) -> int:
     return _free_extents(config, vg) * vg.extent_bytes
 
 
+def all_room(config: NodeConfig, report: Report) -> int:
+    """Free bytes of all groups that the driver may use here."""
+    return sum(available(config, vg) for vg in report.vgs if config.allows(vg.name))
+
+
 def _wanted_names(config: NodeConfig, report: Report, parameters: Parameters) -> list[str]:
     if parameters.vg_name is not None:
         known = any(vg.name == parameters.vg_name for vg in report.vgs)

@@ -83,14 +83,22 @@ class Controller(ControllerRest):
     def GetCapacity(  # noqa: N802
         self, request: csi_pb2.GetCapacityRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetCapacityResponse:
-        """Room for volumes of a StorageClass on this node; none where the node has no such group."""
-        parameters = class_parameters.parse(request.parameters)
+        """Room for volumes of a StorageClass on this node; none where the node has no such group.
+
+        A class with a mistake gets all the room: refused here, no node would ever be chosen, and CreateVolume, whose text
+        lands on the claim as an event, would never be asked.
+        """
         key, value = self._desk.topology
         if request.accessible_topology.segments.get(key, value) != value:
             return csi_pb2.GetCapacityResponse(available_capacity=0)
         config = self._desk.settings.config
+        report = self._desk.report("GetCapacity")
         try:
-            groups = placement.candidates(config, self._desk.report("GetCapacity"), parameters)
+            parameters = class_parameters.parse(request.parameters)
+        except InvalidInput:
+            return csi_pb2.GetCapacityResponse(available_capacity=placement.all_room(config, report))
+        try:
+            groups = placement.candidates(config, report, parameters)
         except NoSpace:
             return csi_pb2.GetCapacityResponse(available_capacity=0)
         answer = csi_pb2.GetCapacityResponse(available_capacity=sum(placement.available(config, vg) for vg in groups))
