@@ -46,6 +46,8 @@ class Node:
     devices: dict[str, DeviceNumber] = field(default_factory=dict)
     """The kernel's devices of active LVs."""
     content: dict[str, str] = field(default_factory=dict)
+    zeroed: dict[str, set[tuple[int, int]]] = field(default_factory=dict)
+    """Ranges that were zeroed one after another, since somebody last wrote."""
     mounts: list[Mount] = field(default_factory=list)
     directories: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
@@ -64,6 +66,7 @@ class Node:
     visit: tuple[int, Callable[[], None]] | None = None
     """What somebody else does at the moment that comes after so many."""
     _late: list[Callable[[], None]] = field(default_factory=list)
+    made: int = 0
     _minor: int = 0
 
     def moment(self) -> None:
@@ -239,7 +242,9 @@ def _create(node: Node, step: steps.CreateLV) -> None:
         size_bytes=step.extents * EXTENT,
         tags=frozenset(step.tags),
         partial=False,
+        uuid=f"uuid-{node.made}",
     )
+    node.made += 1
     node.content[step.name] = FRESH
 
 
@@ -267,17 +272,26 @@ def _deactivate(node: Node, step: steps.Deactivate) -> None:
     node.read_only.discard(step.name)
 
 
-def _zero(node: Node, step: steps.ZeroRange) -> None:
+def _zero(node: Node, step: steps.ZeroRange | steps.ClearRange) -> None:
     name = node.named(step.device)
     assert name not in node.read_only, "the kernel refuses to write a read-only device"
+    if node.content[name] not in (HALF, ZEROED):
+        node.zeroed[name] = set()
     node.content[name] = HALF
     node.moment()
-    node.content[name] = ZEROED
+    ranges = node.zeroed[name]
+    ranges.add((step.offset, step.length))
+    end = 0
+    for offset, length in sorted(ranges):
+        end = max(end, offset + length) if offset <= end else end
+    if end >= node.lvs[name].size_bytes:
+        node.content[name] = ZEROED
 
 
 def _format(node: Node, step: steps.MakeFilesystem) -> None:
     name = node.named(step.device)
     node.formats.append(name)
+    node.zeroed[name] = set()
     node.content[name] = HALF
     node.moment()
     node.content[name] = f"empty {step.fstype}"
@@ -350,6 +364,7 @@ _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[as
     steps.Activate: lambda node, step: node.activate(step.name),
     steps.Deactivate: _deactivate,
     steps.ZeroRange: _zero,
+    steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,
     steps.MakeFilesystem: _format,
     steps.RequireFilesystem: _require,

@@ -15,7 +15,7 @@ from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
-from csi.node.plan import provision, publish, stage, steps
+from csi.node.plan import deletion, provision, publish, stage, steps
 from csi.node.plan.node_view import PathKind
 from csi.node.volume import Access, Capability, State, Volume, Wanted
 from tests.fakes.node import FRESH, HALF, ZEROED, Killed, Node
@@ -107,7 +107,7 @@ class Driver:
 
     def _delete(self) -> None:
         if self.volume is not None:
-            self.node.apply(provision.delete(self.volume, self.node.publications(_NAME).targets))
+            self.node.apply(deletion.delete(self.volume, self.node.publications(_NAME).targets))
 
 
 def _attempt(driver: Driver, call: str, fuse: int | None) -> bool:
