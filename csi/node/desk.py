@@ -6,7 +6,7 @@ is made from belongs together.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from csi.core import mounts
@@ -16,6 +16,7 @@ from csi.core.mount import Mount
 from csi.node import observe
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
+from csi.node.jobs import Jobs
 from csi.node.kata.registry import Entry, KataRegistry
 from csi.node.locks import VolumeLocks
 from csi.node.lvm.command import Lvm
@@ -82,7 +83,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """The node's settings, LVM, registry, step table and locks. There is one of each, and one runner of commands."""
+    """The node's settings, LVM, registry, step table, locks and jobs. There is one of each, and one runner of commands."""
 
     settings: Settings
     runner: Runner
@@ -90,6 +91,7 @@ class Desk:
     registry: KataRegistry
     handlers: Handlers
     locks: VolumeLocks
+    jobs: Jobs = field(default_factory=Jobs)
 
     @property
     def roots(self) -> tuple[PurePosixPath, ...]:

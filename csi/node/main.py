@@ -70,6 +70,8 @@ def _serve(settings: Settings) -> int:
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     identity.ready = False
+    # Calls that wait for a job end with it, so that the server's stop needn't wait for them.
+    here.jobs.stop(_STOP_SECONDS)
     server.stop(_STOP_SECONDS).wait()
     if stop_pages is not None:
         stop_pages()

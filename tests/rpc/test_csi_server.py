@@ -734,6 +734,7 @@ ERRORS = [
     (errors.OutOfRange("too large"), Code.OUT_OF_RANGE, "too large"),
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),
+    (errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")), Code.UNAVAILABLE, "bad sector"),
 ]
 WHAT_TO_DO = "(see this node's driver log; the call is safe to repeat)"
 
