@@ -21,6 +21,7 @@ from csi.core import disks, log
 from csi.node import main, observe
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
+from csi.node.jobs import Jobs
 from csi.node.kata.registry import Entry
 from csi.node.locks import VolumeLocks
 from csi.node.lvm.command import Lvm
@@ -138,6 +139,7 @@ class CsiServer:
             registry=ToyRegistry(self.node),  # type: ignore[arg-type]
             handlers=dict.fromkeys(get_args(steps.Step), self._carry_out),
             locks=VolumeLocks(),
+            jobs=Jobs(),
         )
         self.identity = Identity(self.settings.driver_name)
         self.metrics = Recorder(self.settings, self.lvm.report)
@@ -160,6 +162,7 @@ class CsiServer:
         """Let held steps go and end."""
         for gate in self._gates.values():
             gate.release.set()
+        self.desk.jobs.stop(PATIENCE)
         self.channel.close()
         self.server.stop(PATIENCE).wait()
 

@@ -79,14 +79,16 @@ ADDED = {
         CONTENT,
         {
             "csi/node/content.py word",
+            "csi/node/plan/erase.py _head_bytes",
+            "csi/node/plan/erase.py shows_raw_device",
             "csi/node/plan/publish.py _shown_filesystem",
             "csi/node/plan/stage.py _mount",
-            "csi/node/plan/stage.py _prepare",
+            "csi/node/plan/stage.py _make",
             "csi/node/plan/stage.py host_mounts",
             "csi/node/rpc/csi_requests.py _serves",
         },
     ),
-    "a way to wipe": (WIPE, {"csi/node/plan/provision.py _wipe"}),
+    "a way to wipe": (WIPE, {"csi/node/plan/erase.py at_deletion"}),
 }
 
 
