@@ -8,6 +8,8 @@ import msgspec
 
 from csi.core.errors import InvalidInput
 from csi.node import strict_yaml
+from csi.node.lvm import filters
+from csi.node.lvm.filters import DeviceFilter
 from csi.node.lvm.names import checked_vg_name
 from csi.node.quantity import NO_RESERVE, Reserve, reserve
 
@@ -43,6 +45,18 @@ class NodeConfig:
     udev: bool = False
     loop_devices: bool = False
     """Disks of this node are loop devices. Otherwise LVM sees only loop devices that a pool's `devices` name."""
+    lvm_filter: tuple[str, ...] = ()
+    """Patterns of devices that LVM must not look at, in LVM's own form."""
+
+    @property
+    def device_filter(self) -> DeviceFilter:
+        """Which devices LVM may look at. Where every group is made of named disks, it is those and no others."""
+        return DeviceFilter(
+            loop_devices=self.loop_devices,
+            disks=tuple(device for pool in self.pools for device in pool.devices),
+            only_disks=bool(self.pools) and all(pool.devices for pool in self.pools) and not self.include,
+            rejected=self.lvm_filter,
+        )
 
     def pool(self, name: str) -> Pool | None:
         """The pool of that name."""
@@ -83,6 +97,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     default_pool: str | None = None
     udev: bool = False
     loop_devices: bool = False
+    lvm_filter: list[str] = []
 
 
 def parse(text: str, source: str) -> NodeConfig:
@@ -103,6 +118,7 @@ def parse(text: str, source: str) -> NodeConfig:
         default_pool=raw.default_pool or (pools[0].name if len(pools) == 1 else None),
         udev=raw.udev,
         loop_devices=raw.loop_devices,
+        lvm_filter=_rejections(raw.lvm_filter, f"{source}: lvmFilter"),
     )
 
 
@@ -138,6 +154,21 @@ def _refuse_overlap(pools: tuple[Pool, ...], source: str) -> None:
                 where = f"in both {seen[name]!r} and" if seen[name] != pool.name else "twice in"
                 raise InvalidInput(f"{source}: pools", f"{shown} is {where} {pool.name!r}; name it once")
             seen[name] = pool.name
+
+
+def _rejections(patterns: list[str], place: str) -> tuple[str, ...]:
+    for number, pattern in enumerate(patterns):
+        try:
+            rejects = filters.is_rejecting(pattern)
+        except re.error as error:
+            raise InvalidInput(f"{place}[{number}]", f"{pattern!r} is not a regular expression: {error}") from error
+        if not rejects:
+            raise InvalidInput(
+                f"{place}[{number}]",
+                f"{pattern!r} does not reject anything; write r|REGEX|, e.g. r|^/dev/disk/by-path/.*-iscsi-|. A pattern "
+                "that accepts would bring back what another one rejects, as LVM takes a disk by any of its names",
+            )
+    return tuple(patterns)
 
 
 def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:

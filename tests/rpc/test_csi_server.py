@@ -1066,6 +1066,20 @@ def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str
         main._bind(server, endpoint)
 
 
+_WITH_A_DISK = """
+from types import SimpleNamespace
+from csi.node.lvm import command
+from tests.fakes.one_group import DISK, OneGroup
+
+command.BlockDevices = lambda: SimpleNamespace(now=lambda: [DISK])
+command.DiskViews = lambda reader: OneGroup()
+
+import csi.__main__ as program
+
+raise SystemExit(program.main())
+"""
+"""The real program on a machine that has a disk of the group."""
+
 _FAKE_LVM = """#!/bin/sh
 case "$2" in
   lvmconfig) echo 'global_filter=[]' ;;
@@ -1099,7 +1113,7 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "--log-level": "debug",
     }
     arguments = [str(word) for pair in options.items() for word in pair]
-    argv = [sys.executable, "-m", "csi", "node", *arguments]
+    argv = [sys.executable, "-c", _WITH_A_DISK, "node", *arguments]
     # Into a file: a full pipe would stop the driver.
     with (
         (tmp_path / "log").open("w") as log_file,

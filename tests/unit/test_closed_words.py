@@ -35,6 +35,11 @@ CONTENT = (
     "class Snapshot:\n    pass\n\n\nContent = HoldsFilesystem | Raw | Sealed | Snapshot\n",
 )
 WIPE = ("csi/node/volume.py", '    DISCARD = "discard"\n', '    DISCARD = "discard"\n    SHRED = "shred"\n')
+RULE = (
+    "csi/core/mkfs_options.py",
+    "Rule = Flag | Value | Members | Refused\n",
+    "class Pair:\n    pass\n\n\nRule = Flag | Value | Members | Refused | Pair\n",
+)
 DECISION = (
     "csi/guest/decide.py",
     "may_format: bool) -> Format | Open:\n",
@@ -56,6 +61,7 @@ ADDED = {
             "csi/guest/seal/state_record.py _number",
         },
     ),
+    "a rule for options of mkfs": (RULE, {"csi/core/mkfs_options.py _check"}),
     "a decision about a device": (DECISION, {"csi/guest/unlock.py unlock"}),
     "a copy of the header": (COPY, {"csi/guest/unlock.py _copy", "csi/guest/unlock.py _offset"}),
     "a word for a layout": (LAYOUT_WORD, {"csi/node/parameters.py _layout"}),

@@ -22,6 +22,7 @@ listConfig:
 defaultPool: fast
 udev: true
 loopDevices: true
+lvmFilter: ["r|^/dev/disk/by-path/.*-iscsi-|"]
 """
 
 
@@ -46,6 +47,7 @@ def test_every_key_is_read() -> None:
     assert [pattern.pattern for pattern in config.include] == ["data-.*", "scratch"]
     assert [pattern.pattern for pattern in config.exclude] == ["data-os"]
     assert (config.default_pool, config.udev, config.loop_devices) == ("fast", True, True)
+    assert config.lvm_filter == ("r|^/dev/disk/by-path/.*-iscsi-|",)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing yet\n", "{}", "pools: []"])
@@ -211,3 +213,25 @@ def test_a_part_that_holds_itself_does_not_hang_the_program() -> None:
 def test_one_disk_in_two_pools_is_refused_with_the_names_of_both() -> None:
     error = refused("pools: [{name: a, vgs: [x], devices: [/dev/s]}, {name: b, vgs: [y], devices: [/dev/s]}]")
     assert error.problem == "disk '/dev/s' is in both 'a' and 'b'; name it once"
+
+
+@pytest.mark.parametrize("pattern", ["a|.*|", "/dev/sdb", "r|", "r||", "r|x", "r|(|", "", "R|x|"])
+def test_a_filter_that_does_not_reject_is_refused_with_its_place(pattern: str) -> None:
+    error = refused(f"lvmFilter: ['r|^/dev/sda$|', '{pattern}']")
+    assert error.field == "node.yaml: lvmFilter[1]"
+
+
+DISKS = "{name: a, vgs: [a], devices: [/dev/sda]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "only"),
+    [
+        (f"pools: [{DISKS}]", True),
+        (f"pools: [{DISKS}, {{name: b, vgs: [b]}}]", False),
+        (f"pools: [{DISKS}]\nlistConfig: {{vgs: {{include: [c]}}}}", False),
+        ("pools: []", False),
+    ],
+)
+def test_where_all_groups_are_made_of_named_disks_nothing_else_is_looked_at(text: str, only: bool) -> None:
+    assert node_config.parse(text, "node.yaml").device_filter.only_disks is only

@@ -28,6 +28,11 @@ def state_tag(state: State) -> str:
     return f"{_PREFIX}state={state}"
 
 
+def name_tag(name_digest: str) -> str:
+    """The tag by which a repeated CreateVolume finds its volume."""
+    return f"{_PREFIX}name={name_digest}"
+
+
 def formatted_tag(what: Content) -> str:
     """The durable evidence that the volume was prepared, and as what. It is what forbids every later format."""
     return f"{_PREFIX}formatted={content.word(what)}"
@@ -43,7 +48,7 @@ def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str,
     parameters = wanted.parameters
     tags = [
         OURS,
-        f"{_PREFIX}name={wanted.name_digest}",
+        name_tag(wanted.name_digest),
         state_tag(State.CREATING),
         f"{_PREFIX}size={wanted.size_bytes}",
         f"{_PREFIX}params={parameters.digest}",

@@ -35,19 +35,27 @@ def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
 
 
 def by_name(report: Report, name_digest: str) -> Volume | None:
-    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it."""
-    return _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
+    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, `Unavailable` when it may be in a
+    group that can't be looked into.
+    """
+    found = _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
+    if found is None:
+        tag = volume_tags.name_tag(name_digest)
+        report.require_readable("the volume of this name", lambda lv: tag in lv.tags)
+    return found
 
 
 def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     """The volume with this id, found by its tags in whatever group it is.
 
     Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other; and when an LV of ours
-    has that name and tags that this version can't read: to call it absent would leak it.
+    has that name and tags that this version can't read: to call it absent would leak it. Raises `Unavailable` when it may
+    be in a group that can't be looked into.
     """
     found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
     if found is None:
         _require_no_unreadable(report, volume_id)
+        report.require_readable(f"volume {volume_id}", lambda lv: lv.name == volume_id)
     return found
 
 
@@ -65,7 +73,8 @@ def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> No
     """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
     to be gone. Disks may come late after a boot.
     """
-    missing = sorted({vg for pool in config.pools for vg in pool.vgs if report.vg(vg) is None})
+    here = {vg.name for vg in report.vgs} | {group.name for group in report.unreadable}
+    missing = sorted({vg for pool in config.pools for vg in pool.vgs} - here)
     if missing:
         raise Unavailable(
             f"volume {volume_id} is not in any group that is here, and volume group {', '.join(missing)} of this node's "

@@ -39,9 +39,11 @@ class Controller(ControllerRest):
     ) -> csi_pb2.CreateVolumeResponse:
         """Make the volume, or find the one that an earlier call of the same name made."""
         wanted = csi_requests.create(request, self._desk.topology)
-        with self._desk.allocation(wanted.volume_id, "CreateVolume") as report:
-            existing = provision.by_name(report, wanted.name_digest)
-            self._desk.carry_out(provision.create(self._desk.settings.config, report, wanted))
+        config = self._desk.settings.config
+        report = self._desk.allocate(
+            wanted.volume_id, "CreateVolume", lambda report: provision.create(config, report, wanted)
+        )
+        existing = provision.by_name(report, wanted.name_digest)
         return csi_pb2.CreateVolumeResponse(volume=self._encode(request, wanted, existing))
 
     def DeleteVolume(  # noqa: N802
@@ -92,7 +94,7 @@ class Controller(ControllerRest):
         if request.accessible_topology.segments.get(key, value) != value:
             return csi_pb2.GetCapacityResponse(available_capacity=0)
         config = self._desk.settings.config
-        report = self._desk.report("GetCapacity")
+        report = self._desk.lvm.report()
         try:
             parameters = class_parameters.parse(request.parameters)
         except InvalidInput:
