@@ -80,9 +80,9 @@ def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
     if OURS not in lv.tags:
         return None
     values = dict(tag.removeprefix(_PREFIX).split("=", 1) for tag in lv.tags if tag.startswith(_PREFIX) and "=" in tag)
+    if values.get("kind") != Kind.VOLUME:
+        return Unreadable(lv=lv, why=f"the tag {_PREFIX}kind says {values.get('kind')!r}")
     try:
-        if values["kind"] != Kind.VOLUME:
-            raise ValueError(f"it is a {values['kind']!r}")
         profile = Profile(values.get("sealed", Profile.NONE))
         return Volume(
             lv=lv,
