@@ -105,7 +105,7 @@ class Lvm:
             )
 
     def _frozen(self) -> list[str]:
-        return [device.path for device in self._proved.frozen]
+        return [name for device in self._proved.frozen for name in device.names]
 
     def create(
         self,
