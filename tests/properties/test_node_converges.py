@@ -107,7 +107,7 @@ class Driver:
 
     def _delete(self) -> None:
         if self.volume is not None:
-            self.node.apply(deletion.delete(self.volume, self.node.publications(_NAME).targets))
+            self.node.apply(deletion.delete(self.volume, self.node.report(), self.node.publications(_NAME).targets))
 
 
 def _attempt(driver: Driver, call: str, fuse: int | None) -> bool:

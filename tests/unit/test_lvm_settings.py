@@ -45,7 +45,7 @@ def parsed(text: str) -> dict[str, str]:
 
 
 class Asked:
-    """Remembers argv and settings of the last command, and answers with one LVM version line."""
+    """Remembers argv and settings of the last command, and answers with LVM's version, and that an LV is removed."""
 
     argv: list[str]
     env: dict[str, str]
@@ -54,7 +54,8 @@ class Asked:
     def run(self, argv: Any, *, env: Any = None, **_: Any) -> Result:
         self.argv, self.env = list(argv), dict(env or {})
         self.settings = parsed((Path(self.env["LVM_SYSTEM_DIR"]) / "lvm.conf").read_text())
-        return Result(argv=tuple(argv), returncode=0, stdout=b"  LVM version:     2.03\n", stderr=b"")
+        said = b"  LVM version:     2.03\n" if "version" in argv else b'  Logical volume "v" successfully removed.\n'
+        return Result(argv=tuple(argv), returncode=0, stdout=said, stderr=b"")
 
 
 COMMANDS: dict[str, Callable[[Lvm], object]] = {

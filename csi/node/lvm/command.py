@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from csi.core import disks
-from csi.core.command import Runner
+from csi.core.command import Result, Runner
 from csi.core.errors import CommandEnded, CommandError, Refused, SealedLocalError, ToolFailed, Unavailable
 from csi.node import caller
 from csi.node.lvm import dm_name, failures, filters
@@ -28,6 +28,9 @@ from csi.node.lvm.turns import Turns
 _log = logging.getLogger(__name__)
 
 _READ_SECONDS = 60.0
+_NO_ORIGIN = 'lv_attr!~"^[oO]"'
+"""The first letter of the attributes: `o` for an origin, `O` for one into which a snapshot is merged (lvs(8))."""
+_REMOVED = "successfully removed"
 _WRITE_SECONDS = 600.0
 _NO_FILTER: Final = DeviceFilter()
 
@@ -136,8 +139,14 @@ class Lvm:
         return made
 
     def remove(self, vg: str, name: str) -> None:
-        """Remove an inactive LV."""
-        self._change_lv(vg, ["lvremove", "--yes", f"{vg}/{name}"])
+        """Remove an inactive LV on which nothing depends.
+
+        LVM removes the snapshots of an inactive origin with it, and asks nobody. Its own selection, made under the group's
+        lock, leaves an origin out, whenever somebody has made a snapshot. Raises `Refused` when the LV stays.
+        """
+        argv = ["lvremove", "--yes", "--select", _NO_ORIGIN, f"{vg}/{name}"]
+        if _REMOVED not in self._change_lv(vg, argv).text:
+            raise Refused(f"LVM leaves {vg}/{name} where it is: it has a snapshot. Look at `lvs -a {vg}`, then repeat")
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
         """Change tags of an LV in one metadata change."""
@@ -188,14 +197,14 @@ class Lvm:
         first = self._process.run(["version"], _READ_SECONDS).text.partition("\n")[0]
         return first.split(":", 1)[-1].strip() or "unknown"
 
-    def _change_lv(self, vg: str, argv: Sequence[str]) -> None:
+    def _change_lv(self, vg: str, argv: Sequence[str]) -> Result:
         try:
-            self._change(vg, argv)
+            return self._change(vg, argv)
         except CommandError as error:
             raise failures.of_change(error) from error
 
-    def _change(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> None:
+    def _change(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> Result:
         """One command that changes a group, in the group's turn. Disks that don't answer are kept out of its sight."""
         with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
             self._proved.changes(vg)
-            self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._frozen())
+            return self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._frozen())
