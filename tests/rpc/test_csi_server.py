@@ -365,7 +365,9 @@ def test_taking_down_a_volume_that_is_gone_succeeds(csi: CsiServer, call: str) -
 def test_a_logical_volume_of_somebody_else_is_no_volume(csi: CsiServer) -> None:
     requests = live(csi, "NodeStageVolume")
     csi.node.lvs["root"] = replace(csi.node.lvs[NAME], name="root", tags=frozenset({"os"}))
-    csi.call("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    code, message = csi.refused("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    assert code is Code.FAILED_PRECONDITION
+    assert "vg0 holds a logical volume root without a tag of this driver" in message
     assert "root" in csi.node.lvs
     code, _ = csi.refused("NodeStageVolume", requests.of("NodeStageVolume", volume_id="root"))
     assert code is Code.NOT_FOUND
