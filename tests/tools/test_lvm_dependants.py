@@ -74,7 +74,7 @@ def test_a_volume_with_a_snapshot_is_not_removed_and_the_snapshot_neither(minors
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["seen"] == {"volume": ["", True, False], "backup": ["volume", False, False]}
-    assert found["refused"].startswith("Refused: LVM leaves vg0/volume where it is: it has a snapshot")
+    assert found["refused"].startswith("InUse: vg0/volume has a snapshot")
     assert found["left"] == ["backup", "volume"]
     assert (found["afterwards"], found["end"]) == ("done", 0)
 

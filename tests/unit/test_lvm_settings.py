@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from csi.core import disks
 from csi.core.command import Result
 from csi.core.errors import CommandError, ToolFailed
 from csi.node.lvm.command import Lvm
@@ -45,7 +46,7 @@ def parsed(text: str) -> dict[str, str]:
 
 
 class Asked:
-    """Remembers argv and settings of the last command, and answers with LVM's version, and that an LV is removed."""
+    """Remembers argv and settings of the last command, and answers with one LVM version line."""
 
     argv: list[str]
     env: dict[str, str]
@@ -54,8 +55,14 @@ class Asked:
     def run(self, argv: Any, *, env: Any = None, **_: Any) -> Result:
         self.argv, self.env = list(argv), dict(env or {})
         self.settings = parsed((Path(self.env["LVM_SYSTEM_DIR"]) / "lvm.conf").read_text())
-        said = b"  LVM version:     2.03\n" if "version" in argv else b'  Logical volume "v" successfully removed.\n'
-        return Result(argv=tuple(argv), returncode=0, stdout=said, stderr=b"")
+        return Result(argv=tuple(argv), returncode=0, stdout=b"  LVM version:     2.03\n", stderr=b"")
+
+
+@pytest.fixture(autouse=True)
+def _no_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no group here in which a command's effect could be seen, and no disk that could be measured."""
+    monkeypatch.setattr(Lvm, "_require", lambda *_: None)
+    monkeypatch.setattr(disks, "size", lambda _: 1 << 40)
 
 
 COMMANDS: dict[str, Callable[[Lvm], object]] = {
