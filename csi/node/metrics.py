@@ -17,9 +17,10 @@ from csi.core.errors import InvalidInput, SealedLocalError
 from csi.node.config import NodeConfig
 from csi.node.jobs import Job
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Report
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.turns import Queue
 from csi.node.plan import placement
+from csi.node.volume import Volume
 
 _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
@@ -134,6 +135,12 @@ class _JobGauges(Collector):
         return [count, done, of]
 
 
+def _state(lv: LogicalVolume) -> str:
+    """The state of a volume of ours, `unreadable` where that can't be told; nothing for an LV of somebody else."""
+    found = volume_tags.decode(lv)
+    return "" if found is None else found.state if isinstance(found, Volume) else "unreadable"
+
+
 class _QueueGauges(Collector):
     """Who changes which group now, and how many wait. A series is there while somebody does."""
 
@@ -198,9 +205,9 @@ class _Groups(Collector):
             broken.add_metric(labels, vg.missing_disks)
             if vg.metadata_free_bytes is not None:
                 text.add_metric(labels, vg.metadata_free_bytes)
-            states = [volume.state for lv in vg.lvs if (volume := volume_tags.decode(lv)) is not None]
-            for state in sorted(set(states)):
-                count.add_metric([vg.name, state], states.count(state))
+            for state, number in sorted(Counter(_state(lv) for lv in vg.lvs).items()):
+                if state:
+                    count.add_metric([vg.name, state], number)
         for group in report.unreadable:
             lost.add_metric(self._labels(group.name), 1)
         return [size, free, room, broken, text, lost, count]
