@@ -1,12 +1,12 @@
 """What the servicers work at: it gives a call, under the volume's lock, one view of one moment, and carries out its plan.
 
-LVM is asked once, the kernel's mounts are listed once, and Kata's registry is read once, so that all that a plan is made
-from belongs together.
+LVM's records are taken once, the kernel's mounts are listed once, and Kata's registry is read once, so that all that a plan
+is made from belongs together.
 """
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from csi.core import mounts
@@ -17,6 +17,7 @@ from csi.core.mount import Mount
 from csi.node import observe, stale_records
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
+from csi.node.jobs import Jobs
 from csi.node.kata.registry import Entry, KataRegistry
 from csi.node.kubelet_places import KubeletPlaces
 from csi.node.locks import VolumeLocks
@@ -134,7 +135,7 @@ class KernelView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """The node's settings, LVM, registry, step table and locks. There is one of each, and one runner of commands."""
+    """The node's settings, LVM, registry, step table, locks and jobs. There is one of each, and one runner of commands."""
 
     settings: Settings
     runner: Runner
@@ -142,6 +143,7 @@ class Desk:
     registry: KataRegistry
     handlers: Handlers
     locks: VolumeLocks
+    jobs: Jobs = field(default_factory=Jobs)
 
     @property
     def roots(self) -> tuple[PurePosixPath, ...]:
@@ -184,15 +186,26 @@ class Desk:
                 kubelet=self._kubelet,
             )
 
-    @contextmanager
-    def allocation(self, volume_id: VolumeId, call: str) -> Iterator[Report]:
-        """Hold the volume and all of LVM, so that the room that the report shows is still there for the plan's steps."""
-        with self.locks.hold(volume_id, call), self.lvm.exclusive(f"{call} {volume_id}"):
-            yield self.lvm.report()
+    def allocate(self, volume_id: VolumeId, call: str, plan: Callable[[Report], steps.Plan]) -> Report:
+        """Carry out a plan that may make an LV, so that the room which the report shows is still there for its steps.
+
+        Waits for the group's turn without the volume, and holds it then: who repeats the call meanwhile waits, too, and is
+        turned away only while somebody really works at the volume. Returns the report that the plan was made from.
+        """
+        while True:
+            with self.locks.hold(volume_id, call):
+                target = _allocates_in(plan(self.lvm.report()))
+            turn = self.lvm.turns.group(target, f"{call} {volume_id}") if target is not None else nullcontext()
+            with turn, self.locks.hold(volume_id, call):
+                report = self.lvm.report()
+                wanted = plan(report)
+                if _allocates_in(wanted) in (None, target):
+                    self.carry_out(wanted)
+                    return report
 
     def look(self, volume_id: VolumeId, call: str) -> View:
         """The volume and what is around it now, for a call that changes nothing or holds the lock."""
-        report = self.report(f"{call} {volume_id}")
+        report = self.lvm.report()
         volume = provision.by_id(report, volume_id)
         seen = observe.alive(volume, report) if volume is not None else None
         held = seen is not None and seen.live is not None and seen.live.is_open
@@ -203,11 +216,6 @@ class Desk:
             around=self._around(volume_id, held=held),
             kubelet=self._kubelet,
         )
-
-    def report(self, holder: str) -> Report:
-        """What LVM shows. `holder` is named to whoever waits for LVM meanwhile."""
-        with self.lvm.exclusive(holder):
-            return self.lvm.report()
 
     def surroundings(self) -> Surroundings:
         """What the kernel and Kata's registry show now; needs no LVM."""
@@ -228,6 +236,10 @@ def _leads_to(entry: Entry, target: PathView) -> bool:
     return observe.real(entry.target) == target.real
 
 
+def _allocates_in(plan: steps.Plan) -> str | None:
+    return next((step.vg for step in plan if isinstance(step, steps.CreateLV)), None)
+
+
 def real(settings: Settings) -> Desk:
     """The desk of this machine."""
     runner = LocalRunner(settings.lvm_prefix)
@@ -236,8 +248,8 @@ def real(settings: Settings) -> Desk:
         runner,
         udev=config.udev,
         lock_file=settings.state_dir / "lvm.lock",
-        loop_devices=config.loop_devices,
-        pool_disks=[device for pool in config.pools for device in pool.devices],
+        device_filter=config.device_filter,
+        allows=config.allows,
     )
     registry = KataRegistry(settings.registry_root)
     return Desk(

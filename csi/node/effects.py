@@ -38,6 +38,7 @@ class Effects:
             steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
             steps.ReleaseDevice: lambda step: releasing.release(self._lvm, step.vg, step.name),
             steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
+            steps.ClearRange: lambda step: disks.clear(step.device, step.offset, step.length),
             steps.DiscardRange: self._discard,
             steps.MakeFilesystem: self._make_filesystem,
             steps.RequireFilesystem: self._require_filesystem,

@@ -113,10 +113,22 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
     assert vg is not None
     assert vg.pvs == (
         PhysicalVolume(
-            name="/dev/loop0", extents=15, free_extents=8, allocatable=True, missing=False, device=DeviceNumber(7, 0)
+            name="/dev/loop0",
+            uuid="000004-0000-0000-0000-0000-0000-000000",
+            extents=15,
+            free_extents=8,
+            allocatable=True,
+            missing=False,
+            device=DeviceNumber(7, 0),
         ),
         PhysicalVolume(
-            name="/dev/loop1", extents=15, free_extents=13, allocatable=False, missing=False, device=DeviceNumber(7, 1)
+            name="/dev/loop1",
+            uuid="000005-0000-0000-0000-0000-0000-000000",
+            extents=15,
+            free_extents=13,
+            allocatable=False,
+            missing=False,
+            device=DeviceNumber(7, 1),
         ),
     )
     assert [pv.usable_free_extents for pv in vg.pvs] == [8, 0]

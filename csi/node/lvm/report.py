@@ -12,8 +12,8 @@ from csi.core.device_number import DeviceNumber
 from csi.core.errors import ToolFailed
 from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
-VG_FIELDS: Final = "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr"
-PV_FIELDS: Final = "pv_name,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing,pv_major,pv_minor"
+VG_FIELDS: Final = "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr,vg_mda_free"
+PV_FIELDS: Final = "pv_name,pv_uuid,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing,pv_major,pv_minor"
 LV_FIELDS: Final = "lv_name,lv_uuid,lv_size,lv_tags,lv_attr,origin,pool_lv"
 
 
@@ -24,10 +24,12 @@ class _Vg(msgspec.Struct):
     vg_extent_count: str
     vg_free_count: str
     vg_attr: str
+    vg_mda_free: str
 
 
 class _Pv(msgspec.Struct):
     pv_name: str
+    pv_uuid: str
     pv_pe_count: str
     pv_pe_alloc_count: str
     pv_attr: str
@@ -79,6 +81,7 @@ def _vg(section: _Section) -> VolumeGroup:
     return VolumeGroup(
         name=raw.vg_name,
         uuid=raw.vg_uuid,
+        metadata_free_bytes=int(raw.vg_mda_free),
         extent_bytes=int(raw.vg_extent_size),
         extents=int(raw.vg_extent_count),
         free_extents=int(raw.vg_free_count),
@@ -93,6 +96,7 @@ def _vg(section: _Section) -> VolumeGroup:
 def _pv(raw: _Pv) -> PhysicalVolume:
     return PhysicalVolume(
         name=raw.pv_name,
+        uuid=raw.pv_uuid,
         extents=int(raw.pv_pe_count),
         free_extents=int(raw.pv_pe_count) - int(raw.pv_pe_alloc_count),
         allocatable=raw.pv_attr[0] == "a",

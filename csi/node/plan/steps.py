@@ -103,6 +103,19 @@ class ZeroRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClearRange:
+    """See that a range of bytes of a device reads as zeroes; written is only what doesn't yet."""
+
+    device: str
+    offset: int
+    length: int
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"clear {self.length} bytes of {self.device} at {self.offset}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DiscardRange:
     """Tell the disk that a range of bytes is not needed. A disk that knows no discard is fine, or, with `or_zero`, gets
     zeroes instead.
@@ -289,8 +302,8 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | ZeroRange | DiscardRange | MakeFilesystem
-    | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
+    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | ZeroRange | ClearRange | DiscardRange
+    | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
     | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]
