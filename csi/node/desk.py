@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import Final
 
 from csi.core import mounts
 from csi.core.command import LocalRunner, Runner
@@ -29,6 +30,9 @@ from csi.node.plan.node_view import ActiveDevice, PathView, Publications
 from csi.node.plan.teardown import Unpublishing, Unstaging
 from csi.node.settings import Settings
 from csi.node.volume import Volume
+
+_PATIENCE_SECONDS: Final = 2.0
+"""How long a call waits for another one of the same volume. Most end within it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,5 +262,5 @@ def real(settings: Settings) -> Desk:
         lvm=lvm,
         registry=registry,
         handlers=Effects(runner, lvm, registry, settings.state_dir / "mounts").handlers(),
-        locks=VolumeLocks(settings.state_dir / "volumes.lock"),
+        locks=VolumeLocks(settings.state_dir / "volumes.lock", patience_seconds=_PATIENCE_SECONDS),
     )
