@@ -20,6 +20,7 @@ from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.turns import Queue
 from csi.node.plan import placement
+from csi.node.standing import Standing
 from csi.node.volume import Volume
 
 _log = logging.getLogger(__name__)
@@ -56,13 +57,13 @@ class Metrics:
         """Count one finished call. `code` is the name of gRPC's status code in Python."""
         self._operations.labels(self._driver_name, method, _as_go_writes(code)).observe(seconds)
 
-    def serve(self, address: str, healthy: Callable[[], bool]) -> Callable[[], None]:
+    def serve(self, address: str, standing: Standing) -> Callable[[], None]:
         """Serve `/metrics` and `/healthz` on HOST:PORT; answers the function that stops it."""
         host, _, port = address.rpartition(":")
         if not port.isdigit():
             raise InvalidInput("--metrics-address", f"{address!r} is no HOST:PORT")
         try:
-            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, healthy), _Server, _Quiet)
+            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, standing), _Server, _Quiet)
         except OSError as error:
             raise InvalidInput("--metrics-address", f"{address} can't be used: {error.strerror}") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
@@ -98,14 +99,14 @@ class _Quiet(WSGIRequestHandler):
         """A scrape is no event."""
 
 
-def _pages(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Callable[..., Iterable[bytes]]:
+def _pages(registry: CollectorRegistry, standing: Standing) -> Callable[..., Iterable[bytes]]:
     metrics = make_wsgi_app(registry)
 
     def page(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == "/healthz":
-            well = healthy()
-            start_response("200 OK" if well else "503 Service Unavailable", [("Content-Type", "text/plain")])
-            return [b"ok\n" if well else b"not ready\n"]
+            status = "200 OK" if standing.ready else "503 Service Unavailable"
+            start_response(status, [("Content-Type", "text/plain")])
+            return [standing.words().encode(errors="backslashreplace")]
         body: Iterable[bytes] = metrics(environ, start_response)
         return body
 
@@ -161,6 +162,20 @@ class _QueueGauges(Collector):
                 # Without the volume's name: each would be a series of its own.
                 holder.add_metric([vg, queue.holder.split(" ")[0]], 1)
         return [length, holder]
+
+
+class PoolStates(Collector):
+    """A gauge for every pool: 1 when all its groups and disks are there, 0 when something lacks."""
+
+    def __init__(self, standing: Standing) -> None:
+        self._standing = standing
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        ready = GaugeMetricFamily("sealed_local_pool_ready", "Whether a pool is whole", labels=["pool"])
+        for name, lacks in self._standing.pools.items():
+            ready.add_metric([name], int(lacks is None))
+        return [ready]
 
 
 class _Groups(Collector):

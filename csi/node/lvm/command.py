@@ -13,7 +13,7 @@ from typing import Final
 
 from csi.core import disks
 from csi.core.command import Runner
-from csi.core.errors import CommandEnded, CommandError, Refused, SealedLocalError, ToolFailed, Unavailable
+from csi.core.errors import CommandEnded, CommandError, InUse, Refused, SealedLocalError, ToolFailed, Unavailable
 from csi.core.size import KIB, MIB
 from csi.node import caller
 from csi.node.lvm import dm_name, failures, filters
@@ -30,6 +30,8 @@ from csi.node.lvm.turns import Turns
 _log = logging.getLogger(__name__)
 
 _READ_SECONDS = 60.0
+_NO_ORIGIN = 'lv_attr!~"^[oO]"'
+"""The first letter of the attributes: `o` for an origin, `O` for one into which a snapshot is merged (lvs(8))."""
 _WRITE_SECONDS = 600.0
 _NO_FILTER: Final = DeviceFilter()
 
@@ -170,9 +172,18 @@ class Lvm:
             raise ToolFailed(f"LVM says that {vg}/{name} was {what}, and the group's metadata shows that it was not")
 
     def remove(self, vg: str, name: str) -> None:
-        """Remove an inactive LV."""
+        """Remove an inactive LV on which nothing depends.
+
+        LVM removes the snapshots of an inactive origin with it, and asks nobody. Its own selection, made under the group's
+        lock, leaves an origin out, whenever somebody has made a snapshot. Raises `InUse` then.
+        """
         with self._told_by_its_kind():
-            self._commit(vg, ["lvremove", "--yes", f"{vg}/{name}"])
+            self._commit(vg, ["lvremove", "--yes", "--select", _NO_ORIGIN, f"{vg}/{name}"])
+        left = self._find(vg, name)
+        if left is not None and left.is_origin:
+            raise InUse(
+                f"{vg}/{name} has a snapshot, so it is left where it is. Look at lvs -a {vg}; the call is repeated"
+            )
         self._require(vg, name, "removed", lambda lv: lv is None)
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:

@@ -50,7 +50,11 @@ class LogicalVolume:
     origin: str = ""
     """The LV that this one is a snapshot of."""
     pool: str = ""
-    """The thin pool that holds it."""
+    """The thin pool that holds it, or the cache pool that caches it."""
+    is_origin: bool = False
+    """It has snapshots, or one is being merged into it, which LVM hides."""
+    is_locked: bool = False
+    """LVM moves or converts it now (pvmove, lvconvert), so that there are two copies."""
 
     @property
     def path(self) -> str:

@@ -103,6 +103,11 @@ def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
         return Unreadable(lv=lv, why=str(error))
 
 
+def was_ours(lv: LogicalVolume) -> bool:
+    """Whether this driver made an LV, though a person may have taken it away from it by its first tag."""
+    return any(tag.startswith(_PREFIX) for tag in lv.tags)
+
+
 def volumes(report: Report) -> tuple[Volume, ...]:
     """Every volume of this driver on the node whose tags can be read."""
     return tuple(volume for lv in report.lvs if isinstance(volume := decode(lv), Volume))

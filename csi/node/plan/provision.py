@@ -70,7 +70,19 @@ def _only(found: Sequence[Volume]) -> Volume | None:
     return found[0] if found else None
 
 
-def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
+def require_gone(config: NodeConfig, report: Report, volume_id: str) -> None:
+    """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it."""
+    _require_all_groups(config, report, volume_id)
+    for lv in report.lvs:
+        if lv.name == volume_id and config.allows(lv.vg) and not volume_tags.was_ours(lv):
+            raise ForeignContent(
+                f"volume group {lv.vg} holds a logical volume {lv.name} without a tag of this driver: another program made "
+                f"it (open-local?), so it is not deleted. If it is that volume, and nobody needs it any more: lvremove "
+                f"{lv.vg}/{lv.name}, which wipes nothing; then the call succeeds"
+            )
+
+
+def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
     """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
     to be gone. Disks may come late after a boot.
     """
