@@ -255,7 +255,10 @@ class Lvm:
         Raises as `Report.vg` does when nobody can look into the group: LVM would record disks as gone that it doesn't see.
         """
         with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
-            self.report().vg(vg)
+            try:
+                self.report().vg(vg)
+            except Unavailable as error:
+                raise Unavailable(f"{argv[0]} of {argv[-1]} was not begun: {error}") from error
             self._proved.changes(vg)
             self._change(vg, argv, hints=hints)
 
