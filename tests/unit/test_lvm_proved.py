@@ -28,7 +28,6 @@ TEXT = HEAD[_PLACE.parts[0].offset :][: _PLACE.size - 1]
 LABEL = metadata_area.label(HEAD)
 assert LABEL is not None
 VG_UUID = TEXT.split(b'"')[1].decode()
-PLAIN = metadata_text.parse(TEXT)
 
 
 def another(uuid: str) -> str:
@@ -111,10 +110,10 @@ class ByLvm:
         place = metadata_area.text_place(AREA, bytes(disk.content[4096:4608]))
         assert place is not None
         (part,) = place.parts
-        text = metadata_text.parse(bytes(disk.content[part.offset : part.offset + part.size - 1]))
-        group = text["vg0"]
+        text = bytes(disk.content[part.offset : part.offset + part.size - 1])
+        group = metadata_text.parse(text.decode())["vg0"]
         assert isinstance(group, dict)
-        found = metadata_model.volume_group(text, known(*(self._pv(uuid) for uuid in uuids(group))))
+        found, _ = metadata_model.volume_group(text, known(*(self._pv(uuid) for uuid in uuids(group))))
         pvs = tuple(replace(pv, missing=pv.device is None) for pv in found.pvs)
         return (replace(found, pvs=pvs, extents=found.extents + self.differs),)
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from csi.core.errors import SealedLocalError
-from csi.node.lvm import metadata_model, metadata_text
+from csi.node.lvm import metadata_model
 from csi.node.lvm.block_devices import BlockDevice
 from csi.node.lvm.disk_view import DiskView, DiskViews
 from csi.node.lvm.metadata_area import NotUnderstood
+from csi.node.lvm.metadata_model import Remembered
 from csi.node.lvm.model import ForeignGroup, LogicalVolume, PhysicalVolume, Report, UnreadableGroup, VolumeGroup
 
 _PATIENCE_SECONDS: Final = 5.0
@@ -49,6 +50,7 @@ class _Group:
     entry: _Entry | None = None
     asking: "Future[Known | UnreadableGroup] | None" = None
     asked_at: float = 0.0
+    volumes: Remembered = field(default_factory=dict)
     changed_at: float = 0.0
     """When the last change of ours began."""
 
@@ -130,7 +132,7 @@ class ProvedReport:
             entry = group.entry
             if entry is not None and (entry.views == views or entry.began >= arrived):
                 return entry.known
-            read = self._read(entry, views) if entry is not None else None
+            read = self._read(group, entry, views) if entry is not None else None
             if read is not None:
                 group.entry = _Entry(views=views, began=arrived, known=(read,), plain=True)
                 return (read,)
@@ -143,16 +145,16 @@ class ProvedReport:
             waited = f"LVM did not answer within {_PATIENCE_SECONDS:g} s when asked about it"
             return _unreadable(group, views, f"{waited}; does another LVM command hold its lock?")
 
-    def _read(self, entry: _Entry, views: tuple[DiskView, ...]) -> VolumeGroup | None:
+    def _read(self, group: _Group, entry: _Entry, views: tuple[DiskView, ...]) -> VolumeGroup | None:
         """The group by its new text; None when LVM has to say more than the text does."""
         if not entry.plain or [view.frame for view in entry.views] != [view.frame for view in views]:
             return None
         try:
-            return self._understood(entry.known[0], views)
+            return self._understood(group, entry.known[0], views)
         except NotUnderstood:
             return None
 
-    def _understood(self, known: VolumeGroup, views: Sequence[DiskView]) -> VolumeGroup:
+    def _understood(self, group: _Group, known: VolumeGroup, views: Sequence[DiskView]) -> VolumeGroup:
         """Raises `NotUnderstood` unless all areas of all disks hold one text, and it is plain."""
         places = [(view, place) for view in views for place in view.texts]
         texts = {self._views.text(view, place) for view, place in places}
@@ -160,7 +162,7 @@ class ProvedReport:
             raise NotUnderstood(f"the disks of group {known.name} hold different texts")
         (text,) = texts
         room = min(place.room for _, place in places) - max(place.size for _, place in places)
-        found = metadata_model.volume_group(metadata_text.parse(text), known)
+        found, group.volumes = metadata_model.volume_group(text, known, group.volumes)
         return metadata_model.with_room(found, max(0, room))
 
     def _start(self, group: _Group, views: tuple[DiskView, ...]) -> "Future[Known | UnreadableGroup]":
@@ -188,19 +190,19 @@ class ProvedReport:
             )
         after = tuple(self._views.look([view.device for view in views]))
         if after == views:
-            entry = _Entry(views=views, began=began, known=known, plain=self._is_plain(known, views))
+            entry = _Entry(views=views, began=began, known=known, plain=self._is_plain(group, known, views))
             with group.lock:
                 group.entry = entry
         return known
 
-    def _is_plain(self, known: Known, views: Sequence[DiskView]) -> bool:
+    def _is_plain(self, group: _Group, known: Known, views: Sequence[DiskView]) -> bool:
         disks = sorted((view.label.pv_uuid, view.device.number.combined) for view in views if view.label is not None)
         if len(known) != 1 or len(disks) != len(views):
             return False
         if disks != sorted((pv.uuid, pv.device.combined if pv.device is not None else -1) for pv in known[0].pvs):
             return False
         try:
-            understood = self._understood(known[0], views)
+            understood = self._understood(group, known[0], views)
             return metadata_model.with_room(understood, known[0].metadata_free_bytes) == known[0]
         except NotUnderstood:
             return False
