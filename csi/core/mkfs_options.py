@@ -63,8 +63,8 @@ EXT4: Final[Mapping[str, Rule]] = {
             {
                 "desc-size", "desc_size", "discard", "encoding", "encoding_flags", "hash_seed", "lazy_itable_init",
                 "lazy_journal_init", "mmp_update_interval", "no_copy_xattrs", "nodiscard", "num_backup_sb",
-                "orphan_file_size", "packed_meta_blocks", "quotatype", "resize", "revision", "root_owner", "root_perms", "stride",
-                "stripe-width", "stripe_width",
+                "orphan_file_size", "packed_meta_blocks", "quotatype", "resize", "revision", "root_owner", "root_perms",
+                "stride", "stripe-width", "stripe_width",
             }
         ),
         refused={

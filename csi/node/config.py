@@ -1,8 +1,10 @@
 """The node's configuration file (YAML): text to checked settings. Every error names the place in the file."""
 
+import posixpath
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -12,6 +14,9 @@ from csi.node.lvm import filters
 from csi.node.lvm.filters import DeviceFilter
 from csi.node.lvm.names import checked_vg_name
 from csi.node.quantity import NO_RESERVE, Reserve, reserve
+
+_WHOLE: Final = 100
+_ANY_NAME: Final = "a-name_that.nobody+gives"
 
 
 class Strategy(StrEnum):
@@ -103,7 +108,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 def parse(text: str, source: str) -> NodeConfig:
     """The checked configuration. Raises `InvalidInput` naming `source` and the place in it."""
     try:
-        raw = msgspec.convert(strict_yaml.load(text, source) or {}, type=_File)
+        content = strict_yaml.load(text, source)
+        raw = msgspec.convert({} if content is None else content, type=_File)
     except msgspec.ValidationError as error:
         raise InvalidInput(source, str(error)) from error
     pools = tuple(_pool(pool, f"{source}: pools[{number}]") for number, pool in enumerate(raw.pools))
@@ -123,8 +129,10 @@ def parse(text: str, source: str) -> NodeConfig:
 
 
 def _pool(raw: _Pool, place: str) -> Pool:
-    if not raw.name:
-        raise InvalidInput(f"{place}.name", "is required and empty")
+    if not raw.name or raw.name != raw.name.strip() or not raw.name.isprintable():
+        raise InvalidInput(
+            f"{place}.name", f"{raw.name!r} is empty, begins or ends with a blank, or holds control characters"
+        )
     if not raw.vgs and not raw.devices:
         raise InvalidInput(place, f"pool {raw.name!r} names neither vgs nor devices")
     if raw.devices and len(raw.vgs) != 1:
@@ -132,15 +140,26 @@ def _pool(raw: _Pool, place: str) -> Pool:
             f"{place}.vgs", "must name exactly one volume group when devices are given: the one they form"
         )
     for number, device in enumerate(raw.devices):
-        if not device.startswith("/dev/") or ".." in device:
-            raise InvalidInput(f"{place}.devices[{number}]", f"{device!r} is not an absolute path below /dev")
+        _check_device(device, f"{place}.devices[{number}]")
+    kept = reserve(str(raw.reserve), f"{place}.reserve")
+    if kept.percent >= _WHOLE:
+        raise InvalidInput(f"{place}.reserve", "of 100% leaves no room for any volume; take the pool out instead")
     return Pool(
         name=raw.name,
         vgs=tuple(checked_vg_name(vg, f"{place}.vgs[{number}]") for number, vg in enumerate(raw.vgs)),
         devices=tuple(raw.devices),
         strategy=raw.strategy,
-        reserve=reserve(str(raw.reserve), f"{place}.reserve"),
+        reserve=kept,
     )
+
+
+def _check_device(device: str, place: str) -> None:
+    if not device.startswith("/dev/") or ".." in device:
+        raise InvalidInput(place, f"{device!r} is not an absolute path below /dev")
+    if device != device.strip() or not device.isprintable():
+        raise InvalidInput(place, f"{device!r} ends with a blank, or holds control characters; take it out")
+    if device != posixpath.normpath(device):
+        raise InvalidInput(place, f"{device!r} is not written plainly; write {posixpath.normpath(device)}")
 
 
 def _refuse_overlap(pools: tuple[Pool, ...], source: str) -> None:
@@ -175,7 +194,16 @@ def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:
     patterns = []
     for number, text in enumerate(texts):
         try:
-            patterns.append(re.compile(text))
+            pattern = re.compile(text)
         except re.error as error:
             raise InvalidInput(f"{place}[{number}]", f"{text!r} is not a regular expression: {error}") from error
+        if pattern.fullmatch("") and not pattern.fullmatch(_ANY_NAME):
+            raise InvalidInput(
+                f"{place}[{number}]", f"{text!r} matches the empty name; a | or ? is too many, or a part is missing"
+            )
+        if text != text.strip():
+            raise InvalidInput(
+                f"{place}[{number}]", f"{text!r} begins or ends with a blank, which no group's name does"
+            )
+        patterns.append(pattern)
     return tuple(patterns)

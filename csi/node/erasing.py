@@ -121,7 +121,8 @@ class _Meter:
 
     def _carry_out(self, piece: erase.ErasingStep, handler: Callable[[erase.ErasingStep], None]) -> None:
         try:
-            handler(piece)
+            # A line for each of thousands of slices is for whoever looks for a fault; others get one now and then.
+            apply.carry_out(piece, handler, level=logging.DEBUG)
         except DiskFailed as error:
             if self._job.kind is Kind.DELETE:
                 raise deletion.cannot_be_wiped(self._job.volume_id, self._job.vg, error) from error

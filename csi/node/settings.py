@@ -49,6 +49,8 @@ The driver uses no volume group that this file doesn't name. See docs/node.md.""
 def _node_id(text: str, field: str) -> str:
     if not text:
         raise InvalidInput(field, "is required; give the Kubernetes node's name")
+    if text != text.strip() or not text.isprintable():
+        raise InvalidInput(field, f"{text!r} begins or ends with a blank, or holds a control character; take it out")
     if len(text.encode()) > _NODE_ID_LIMIT:
         raise InvalidInput(field, f"is longer than {_NODE_ID_LIMIT} bytes")
     return text

@@ -734,7 +734,11 @@ ERRORS = [
     (errors.OutOfRange("too large"), Code.OUT_OF_RANGE, "too large"),
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),
-    (errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")), Code.UNAVAILABLE, "bad sector"),
+    (
+        errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")),
+        Code.UNAVAILABLE,
+        "/dev/x takes no write within the 512 bytes at byte 0: bad sector; look at the kernel's log and at the disk",
+    ),
 ]
 WHAT_TO_DO = "(see this node's driver log; the call is safe to repeat)"
 
