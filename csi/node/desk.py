@@ -6,7 +6,7 @@ from belongs together.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from csi.core import mounts
@@ -23,6 +23,8 @@ from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import provision, steps
 from csi.node.plan.node_view import PathView, Publications
+from csi.node.plan.target import Conditions
+from csi.node.refusals import Refusals
 from csi.node.settings import Settings
 from csi.node.volume import Volume
 
@@ -90,6 +92,7 @@ class Desk:
     registry: KataRegistry
     handlers: Handlers
     locks: VolumeLocks
+    refusals: Refusals = field(default_factory=Refusals)
 
     @property
     def roots(self) -> tuple[PurePosixPath, ...]:
@@ -128,6 +131,10 @@ class Desk:
         with self.lvm.exclusive(holder):
             return self.lvm.report()
 
+    def conditions(self, report: Report) -> Conditions:
+        """What the kernel, and LVM's last refusals, say of the groups."""
+        return replace(observe.conditions(report), refused=self.refusals.now())
+
     def surroundings(self) -> Surroundings:
         """What the kernel and Kata's registry show now; needs no LVM."""
         return Surroundings(mounts=mounts.listed(), entries=tuple(self.registry.entries()))
@@ -149,11 +156,13 @@ def real(settings: Settings) -> Desk:
         pool_disks=[device for pool in config.pools for device in pool.devices],
     )
     registry = KataRegistry(settings.registry_root)
+    refusals = Refusals()
     return Desk(
         settings=settings,
         runner=runner,
         lvm=lvm,
         registry=registry,
-        handlers=Effects(runner, lvm, registry).handlers(),
+        handlers=Effects(runner, lvm, registry, refusals).handlers(),
         locks=VolumeLocks(settings.state_dir / "volumes.lock"),
+        refusals=refusals,
     )

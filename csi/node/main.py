@@ -56,7 +56,7 @@ def _serve(settings: Settings) -> int:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     here = desk.real(settings)
     identity = Identity(settings.driver_name)
-    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report)
+    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.conditions)
     server = build_server(here, identity, metrics)
     # A handler may put into this queue; an Event it could not set without a deadlock, were its lock just held.
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -13,21 +13,30 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from csi.core.errors import InvalidInput, SealedLocalError
+from csi.node import observe
 from csi.node.config import NodeConfig
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import Report
 from csi.node.plan import placement
+from csi.node.plan.target import Conditions
 
 _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
 _REPORT_AGE_SECONDS = 30.0
 _SILENCE_SECONDS = 10.0
+Conditioned = Callable[[Report], Conditions]
 
 
 class Metrics:
     """Operation durations under the name that dashboards of other CSI drivers use, and gauges of the node's groups."""
 
-    def __init__(self, driver_name: str, config: NodeConfig, report: Callable[[], Report]) -> None:
+    def __init__(
+        self,
+        driver_name: str,
+        config: NodeConfig,
+        report: Callable[[], Report],
+        conditions: Conditioned = observe.conditions,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._driver_name = driver_name
         self._operations = Histogram(
@@ -37,7 +46,7 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS,
         )
-        self.registry.register(_Groups(config, report))
+        self.registry.register(_Groups(config, report, conditions))
 
     def observe(self, method: str, code: str, seconds: float) -> None:
         """Count one finished call. `code` is the name of gRPC's status code in Python."""
@@ -102,8 +111,9 @@ def _pages(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Callable
 class _Groups(Collector):
     """Gauges from LVM's own report, made at most every half minute however often the page is read."""
 
-    def __init__(self, config: NodeConfig, report: Callable[[], Report]) -> None:
+    def __init__(self, config: NodeConfig, report: Callable[[], Report], conditions: Conditioned) -> None:
         self._config = config
+        self._conditions = conditions
         self._report = report
         self._last: Report | None = None
         self._at = float("-inf")
@@ -125,14 +135,16 @@ class _Groups(Collector):
         broken = GaugeMetricFamily("sealed_local_vg_missing_disks", "Disks missing from a group", labels=["vg", "pool"])
         count = GaugeMetricFamily("sealed_local_volumes", "Volumes of this driver by state", labels=["vg", "state"])
         report = self._fresh() or Report(vgs=())
+        targets = placement.all_targets(self._config, report, self._conditions(report))
+        rooms = {target.vg.name: target.room for target in targets}
         for vg in report.vgs:
-            if not self._config.allows(vg.name) or vg.name in report.ambiguous:
+            if vg.name not in rooms:
                 continue
             pool = self._config.pool_of(vg.name)
             labels = [vg.name, pool.name if pool is not None else ""]
             size.add_metric(labels, vg.size_bytes)
             free.add_metric(labels, vg.free_bytes)
-            room.add_metric(labels, placement.available(self._config, vg))
+            room.add_metric(labels, rooms[vg.name])
             broken.add_metric(labels, vg.missing_disks)
             states = [volume.state for lv in vg.lvs if (volume := volume_tags.decode(lv)) is not None]
             for state in sorted(set(states)):

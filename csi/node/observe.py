@@ -16,9 +16,10 @@ from csi.node.kata.record import Record
 from csi.node.kata.registry import Entry
 from csi.node.lvm import dm_name
 from csi.node.lvm.live_device import LiveDevice
-from csi.node.lvm.model import LogicalVolume
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan.node_view import PathKind, PathView, Publications
+from csi.node.plan.target import Conditions
 from csi.node.volume import Volume
 
 _DEVICE_FILESYSTEMS = ("devtmpfs", "tmpfs")
@@ -71,6 +72,12 @@ def live_device(lv: LogicalVolume) -> LiveDevice | None:
         read_only=disks.read_only(found.number),
         suspended=found.suspended,
     )
+
+
+def conditions(report: Report) -> Conditions:
+    """What the kernel says of the disks of the groups."""
+    numbers = {pv.device for vg in report.vgs for pv in vg.pvs if pv.device is not None}
+    return Conditions(read_only=frozenset(number for number in numbers if disks.read_only(number)))
 
 
 def node_is_right(volume: Volume) -> bool:

@@ -13,7 +13,7 @@ from csi.core.errors import InvalidInput
 from csi.core.filesystem import Filesystem
 from csi.core.sealed import RESERVED_PROFILES, Profile
 from csi.node import mkfs_options
-from csi.node.lvm.layout import Layout, LayoutName, Linear, Striped
+from csi.node.lvm.layout import MOST_STRIPES, Layout, LayoutName, Linear, Striped
 from csi.node.lvm.names import checked_vg_name
 from csi.node.volume import Parameters, Wipe
 
@@ -25,7 +25,6 @@ _LATER: Final = ("mediaType", "iops", "bps", "mirrors")
 
 _KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _FSTYPE_KEY = "csi.storage.k8s.io/fstype"
-_MAX_STRIPES = 128
 _STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -137,8 +136,8 @@ def _layout(own: Mapping[str, str]) -> Layout:
 def _stripes(own: Mapping[str, str]) -> int | None:
     if "stripes" not in own:
         return None
-    if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= _MAX_STRIPES:
-        raise _bad("stripes", f"{own['stripes']!r} is not a number from 2 to {_MAX_STRIPES}")
+    if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= MOST_STRIPES:
+        raise _bad("stripes", f"{own['stripes']!r} is not a number from 2 to {MOST_STRIPES}")
     return int(own["stripes"])
 
 

@@ -591,6 +591,26 @@ def test_a_class_with_a_mistake_has_all_the_room_so_that_its_refusal_is_seen(
     assert not of_this_class.HasField("maximum_volume_size")
 
 
+def test_the_mistake_of_a_class_is_logged_once(csi: CsiServer) -> None:
+    for _ in range(3):
+        csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters={"lvmtyp": "linear"}))
+    csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters={"iops": "9"}))
+    said = [event["error"] for event in csi.events if event["event"] == "a StorageClass has a mistake"]
+    assert len(said) == 2
+    assert "lvmType" in said[0]
+
+
+def test_room_that_lvm_has_refused_is_not_named(csi: CsiServer) -> None:
+    requests = Requests(csi)
+    before = csi.call("GetCapacity", requests.of("GetCapacity"))
+    csi.desk.refusals.note("vg0", "LVM refused a volume there")
+    refused = csi.call("GetCapacity", requests.of("GetCapacity"))
+    assert before.available_capacity > 0
+    assert (refused.available_capacity, refused.maximum_volume_size.value) == (0, 0)
+    # Whoever asks for a volume may have mended the reason: LVM is asked again.
+    csi.call("CreateVolume", requests.of("CreateVolume"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_volume_of_the_maximum_size_fits_and_a_larger_one_does_not(csi: CsiServer, kind: str) -> None:
     requests = Requests(csi, kind)

@@ -64,9 +64,9 @@ ADDED = {
         {
             "csi/node/effects.py _create_lv",
             "csi/node/lvm/layout.py name",
-            "csi/node/plan/placement.py _fit",
+            "csi/node/plan/target.py fit",
             "csi/node/plan/placement.py _way_out",
-            "csi/node/plan/placement.py largest",
+            "csi/node/plan/target.py largest",
         },
     ),
     "a content": (

@@ -96,7 +96,14 @@ def test_a_new_volume_is_one_command_with_all_its_tags() -> None:
     (step,) = create(wanted())
     assert isinstance(step, steps.CreateLV)
     assert undated(step.tags) == undated(volume_tags.encode(wanted()))
-    assert dataclasses.replace(step, tags=()) == steps.CreateLV(vg="vg0", name="pvc-1", extents=100, tags=())
+    alone = dataclasses.replace(step, tags=(), otherwise=())
+    assert alone == steps.CreateLV(vg="vg0", name="pvc-1", extents=100, tags=())
+
+
+def test_the_pool_s_other_groups_are_the_places_when_the_first_refuses() -> None:
+    (step,) = create(wanted())
+    assert isinstance(step, steps.CreateLV)
+    assert step.otherwise == (dataclasses.replace(step, vg="vg1", otherwise=()),)
 
 
 def test_a_striped_volume_goes_to_the_disks_that_its_place_names() -> None:

@@ -35,7 +35,7 @@ _REPORT = (
     "--configreport", "vg", "-o", lvm_report.VG_FIELDS,
     "--configreport", "pv", "-o", lvm_report.PV_FIELDS,
     "--configreport", "lv", "-o", lvm_report.LV_FIELDS,
-    "--configreport", "pvseg", "-o", "pvseg_start",
+    "--configreport", "pvseg", "-o", lvm_report.PV_SEGMENT_FIELDS,
     "--configreport", "seg", "-o", "seg_start",
 )  # fmt: skip
 _ENVIRONMENT = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
@@ -110,22 +110,23 @@ class Lvm:
         if arrived is not None and last is not None and last[0] >= arrived:
             return last[1]
         began = time.monotonic()
-        report = lvm_report.parse(self._look())
+        report = lvm_report.parse(*self._look())
         if arrived is not None:
             self._last = (began, report)
         return report
 
-    def _look(self) -> bytes:
-        """LVM's report alone: standard output also carries what LVM says of damaged disks, in the middle of the JSON.
+    def _look(self) -> tuple[bytes, bytes]:
+        """LVM's report alone, and what LVM wrote to standard error meanwhile. Standard output also carries what LVM says of
+        damaged disks, in the middle of the JSON.
 
         A file in memory, not a pipe: nobody has to read it while LVM writes.
         """
         descriptor = os.memfd_create("lvm-report")
         with os.fdopen(descriptor, "rb") as written:
             own = {"LVM_REPORT_FD": str(descriptor)}
-            self._run(_REPORT, _READ_SECONDS, environment=own, pass_fds=(descriptor,))
+            done = self._run(_REPORT, _READ_SECONDS, environment=own, pass_fds=(descriptor,))
             written.seek(0)
-            return written.read()
+            return written.read(), done.stderr
 
     def create(
         self,

@@ -4,10 +4,24 @@ A record changes only when somebody commits a change of its group. What the kern
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 from csi.node.lvm import dm_name
+
+
+class AllocationPolicy(StrEnum):
+    """How LVM chooses extents in a group; the words of `vgchange --alloc` and of the metadata."""
+
+    CONTIGUOUS = "contiguous"
+    """A volume, or each stripe of it, is one run of extents."""
+    CLING = "cling"
+    """A volume, or each stripe of it, stays on the disk that it begins on."""
+    CLING_BY_TAGS = "cling_by_tags"
+    """The same, as no tags are set by which a disk could be another's neighbour."""
+    NORMAL = "normal"
+    ANYWHERE = "anywhere"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +35,11 @@ class PhysicalVolume:
     missing: bool
     device: DeviceNumber | None = None
     """None when it is missing."""
+    uuid: str = ""
+    longest_run: int = 0
+    """The most free extents that lie in a row."""
+    copy: str = ""
+    """Another device that shows the same label: a clone of this disk. LVM then changes nothing in the group."""
 
     @property
     def usable_free_extents(self) -> int:
@@ -77,6 +96,11 @@ class VolumeGroup:
     pvs: tuple[PhysicalVolume, ...]
     lvs: tuple[LogicalVolume, ...]
     uuid: str = ""
+    metadata_free_bytes: int | None = None
+    """By how much the group's text may still grow: each commit needs room for a whole new one. None when nobody told."""
+    policy: AllocationPolicy = AllocationPolicy.NORMAL
+    max_lv: int = 0
+    """The most volumes that it may hold; 0 for no limit."""
 
     @property
     def size_bytes(self) -> int:

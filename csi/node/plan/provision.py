@@ -1,6 +1,7 @@
 """CreateVolume and DeleteVolume: (what LVM shows, what is wanted) to steps. An empty plan is idempotent success."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import assert_never
 
 from csi.core.errors import AlreadyExists, ForeignContent, InUse, Refused, Unavailable
@@ -10,10 +11,11 @@ from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
+from csi.node.plan.target import AS_RECORDED, Conditions
 from csi.node.volume import State, Volume, Wanted, Wipe
 
 
-def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
+def create(config: NodeConfig, report: Report, wanted: Wanted, now: Conditions = AS_RECORDED) -> steps.Plan:
     """Steps that make the volume exist; none when it does.
 
     Raises `AlreadyExists` when it exists otherwise, `Refused` while it is being deleted, `NoSpace` when nothing fits.
@@ -23,17 +25,19 @@ def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
         _require_same(existing, wanted)
         return ()
     _require_free_name(report, wanted)
-    place = placement.place(config, report, wanted.parameters, wanted.size_bytes)
-    return (
+    tags = volume_tags.encode(wanted)
+    first, *others = (
         steps.CreateLV(
             vg=place.vg.name,
             name=wanted.volume_id,
             extents=place.extents,
-            tags=volume_tags.encode(wanted),
+            tags=tags,
             layout=place.layout,
             pvs=place.pvs,
-        ),
+        )
+        for place in placement.places(config, report, wanted.parameters, wanted.size_bytes, now)
     )
+    return (replace(first, otherwise=tuple(others)),)
 
 
 def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:

@@ -13,7 +13,7 @@ from csi.node.lvm.layout import LINEAR, Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateLV:
-    """Allocate an LV with all its tags in one LVM command; it stays inactive until the first stage."""
+    """Allocate an LV with all its tags in one LVM command, in the first group that takes it; it stays inactive."""
 
     vg: str
     name: str
@@ -21,10 +21,13 @@ class CreateLV:
     tags: tuple[str, ...]
     layout: Layout = LINEAR
     pvs: tuple[str, ...] = ()
+    otherwise: tuple["CreateLV", ...] = ()
+    """Other places, to be tried in this order when LVM does not allocate here."""
 
     def describe(self) -> str:
         """One line for the log."""
-        return f"create LV {self.vg}/{self.name} of {self.extents} extents ({layout.name(self.layout)})"
+        said = f"create LV {self.vg}/{self.name} of {self.extents} extents ({layout.name(self.layout)})"
+        return f"{said}, or in {', '.join(other.vg for other in self.otherwise)}" if self.otherwise else said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
