@@ -31,7 +31,7 @@ def multiply(node: Node, vg: str, model: str, names: list[str]) -> None:
     extents = int(re.findall(r"extent_count = (\d+)", found[0])[0])
     more = "".join(_like(found[0], model, name, free + number * extents) for number, name in enumerate(names))
     node.write(_BACKUP, (text[: found.end()] + more + text[found.end() :]).encode())
-    done = node.run(["vgcfgrestore", "-q", "-f", _BACKUP, vg], check=False)
+    done = node.run(["vgcfgrestore", "-q", "--yes", "-f", _BACKUP, vg], check=False)
     if done.rc != 0:
         raise GroupFull(done.stderr.decode(errors="replace"))
 

@@ -12,7 +12,7 @@ SealedLocalError
 ├── OutOfRange              the size can never be satisfied
 ├── Unsupported             not offered
 ├── Unavailable             try again later; nothing is known to be wrong with the request
-│   └── DiskFailed          a disk answers a write with an error
+├── DiskFailed              a disk answers a write with an error
 ├── ToolFailed              a program that was run did not do its work
 │   ├── CommandError        it ended with an exit status that nobody expected
 │   └── CommandEnded        it was ended before it could say how it went; what it did is not known
@@ -87,7 +87,7 @@ class Unavailable(SealedLocalError):
     """A dependency can't be reached; a later try may succeed."""
 
 
-class DiskFailed(Unavailable):
+class DiskFailed(SealedLocalError):
     """A disk answered a write with an error. `offset` is the first byte of what was written then."""
 
     def __init__(self, device: str, offset: int, length: int, error: OSError) -> None:

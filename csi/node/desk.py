@@ -1,21 +1,23 @@
 """What the servicers work at: it gives a call, under the volume's lock, one view of one moment, and carries out its plan.
 
-LVM is asked once, the kernel's mounts are listed once, and Kata's registry is read once, so that all that a plan is made
-from belongs together.
+LVM's records are taken once, the kernel's mounts are listed once, and Kata's registry is read once, so that all that a plan
+is made from belongs together.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from csi.core import mounts
 from csi.core.command import LocalRunner, Runner
-from csi.core.errors import NotFound
+from csi.core.errors import NoSpace, NotFound
 from csi.core.mount import Mount
 from csi.node import observe
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
+from csi.node.jobs import Jobs
 from csi.node.kata.registry import Entry, KataRegistry
 from csi.node.locks import VolumeLocks
 from csi.node.lvm.command import Lvm
@@ -27,6 +29,8 @@ from csi.node.plan.target import Conditions
 from csi.node.refusals import Refusals
 from csi.node.settings import Settings
 from csi.node.volume import Volume
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Desk:
-    """The node's settings, LVM, registry, step table and locks. There is one of each, and one runner of commands."""
+    """The node's settings, LVM, registry, step table, locks and jobs. There is one of each, and one runner of commands."""
 
     settings: Settings
     runner: Runner
@@ -92,6 +96,7 @@ class Desk:
     registry: KataRegistry
     handlers: Handlers
     locks: VolumeLocks
+    jobs: Jobs = field(default_factory=Jobs)
     refusals: Refusals = field(default_factory=Refusals)
 
     @property
@@ -113,23 +118,46 @@ class Desk:
         with self.locks.hold(volume_id, call):
             yield self.look(volume_id, call)
 
-    @contextmanager
-    def allocation(self, volume_id: VolumeId, call: str) -> Iterator[Report]:
-        """Hold the volume and all of LVM, so that the room that the report shows is still there for the plan's steps."""
-        with self.locks.hold(volume_id, call), self.lvm.exclusive(f"{call} {volume_id}"):
-            yield self.lvm.report()
+    def allocate(self, volume_id: VolumeId, call: str, plan: Callable[[Report, Conditions], steps.Plan]) -> Report:
+        """Carry out a plan that may make an LV, so that the room which the report shows is still there for its steps.
+
+        Waits for the group's turn without the volume, and holds it then: who repeats the call meanwhile waits, too, and is
+        turned away only while somebody really works at the volume. Returns the report that the plan was made from.
+
+        A group in which LVM refuses the volume is closed to the next plan, which takes another or says why there is none.
+        What LVM refused to earlier calls isn't counted: whoever asks again may have mended its reason.
+        """
+        refused: dict[str, str] = {}
+
+        def planned(report: Report) -> steps.Plan:
+            return plan(report, replace(observe.conditions(report), refused=refused))
+
+        while True:
+            with self.locks.hold(volume_id, call):
+                target = _allocates_in(planned(self.lvm.report()))
+            turn = self.lvm.turns.group(target, f"{call} {volume_id}") if target is not None else nullcontext()
+            with turn, self.locks.hold(volume_id, call):
+                report = self.lvm.report()
+                wanted = planned(report)
+                if _allocates_in(wanted) not in (None, target):
+                    continue
+                try:
+                    self.carry_out(wanted)
+                except NoSpace as refusal:
+                    if target is None or target in refused:
+                        raise
+                    _log.warning("LVM refused a volume", extra={"vg": target, "error": str(refusal)})
+                    refused[target] = str(refusal)
+                    self.refusals.note(target, f"{refusal}; that was a short time ago")
+                else:
+                    return report
 
     def look(self, volume_id: VolumeId, call: str) -> View:
         """The volume and what is around it now, for a call that changes nothing or holds the lock."""
-        report = self.report(f"{call} {volume_id}")
+        report = self.lvm.report()
         volume = provision.by_id(report, volume_id)
         seen = observe.alive(volume) if volume is not None else None
         return View(volume_id=volume_id, volume=seen, report=report, around=self.surroundings())
-
-    def report(self, holder: str) -> Report:
-        """What LVM shows. `holder` is named to whoever waits for LVM meanwhile."""
-        with self.lvm.exclusive(holder):
-            return self.lvm.report()
 
     def conditions(self, report: Report) -> Conditions:
         """What the kernel, and LVM's last refusals, say of the groups."""
@@ -142,6 +170,13 @@ class Desk:
     def carry_out(self, plan: steps.Plan) -> None:
         """The plan's steps in order, each logged."""
         apply(plan, self.handlers)
+        for step in plan:
+            if isinstance(step, steps.CreateLV | steps.RemoveLV):
+                self.refusals.forget(step.vg)
+
+
+def _allocates_in(plan: steps.Plan) -> str | None:
+    return next((step.vg for step in plan if isinstance(step, steps.CreateLV)), None)
 
 
 def real(settings: Settings) -> Desk:
@@ -152,17 +187,15 @@ def real(settings: Settings) -> Desk:
         runner,
         udev=config.udev,
         lock_file=settings.state_dir / "lvm.lock",
-        loop_devices=config.loop_devices,
-        pool_disks=[device for pool in config.pools for device in pool.devices],
+        device_filter=config.device_filter,
+        allows=config.allows,
     )
     registry = KataRegistry(settings.registry_root)
-    refusals = Refusals()
     return Desk(
         settings=settings,
         runner=runner,
         lvm=lvm,
         registry=registry,
-        handlers=Effects(runner, lvm, registry, refusals).handlers(),
+        handlers=Effects(runner, lvm, registry).handlers(),
         locks=VolumeLocks(settings.state_dir / "volumes.lock"),
-        refusals=refusals,
     )

@@ -1,14 +1,13 @@
 """What each step of a plan means on this node: the table from step type to the function that carries it out."""
 
 import functools
-import logging
 import os
 from pathlib import Path
 from typing import assert_never
 
 from csi.core import disks, filesystems, mounts
 from csi.core.command import Runner
-from csi.core.errors import ForeignContent, NoSpace, Refused
+from csi.core.errors import ForeignContent, Refused
 from csi.node import mount_api
 from csi.node.apply import Handlers
 from csi.node.kata.registry import KataRegistry
@@ -16,9 +15,6 @@ from csi.node.lvm.command import Lvm
 from csi.node.lvm.layout import Linear, Striped
 from csi.node.plan import steps
 from csi.node.plan.node_view import TOMBSTONE_SOURCE
-from csi.node.refusals import Refusals
-
-_log = logging.getLogger(__name__)
 
 _TARGET_MODE = 0o750
 _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
@@ -27,21 +23,21 @@ _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
 class Effects:
     """The hands of the node plugin."""
 
-    def __init__(self, runner: Runner, lvm: Lvm, registry: KataRegistry, refusals: Refusals) -> None:
+    def __init__(self, runner: Runner, lvm: Lvm, registry: KataRegistry) -> None:
         self._runner = runner
         self._lvm = lvm
         self._registry = registry
-        self._refusals = refusals
 
     def handlers(self) -> Handlers:
         """One function for every step that a host plan can hold."""
         return {
             steps.CreateLV: self._create_lv,
-            steps.RemoveLV: self._remove_lv,
+            steps.RemoveLV: lambda step: self._lvm.remove(step.vg, step.name),
             steps.ChangeTags: lambda step: self._lvm.change_tags(step.vg, step.name, remove=step.remove, add=step.add),
             steps.Activate: lambda step: self._lvm.activate(step.vg, step.name),
             steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
             steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
+            steps.ClearRange: lambda step: disks.clear(step.device, step.offset, step.length),
             steps.DiscardRange: self._discard,
             steps.MakeFilesystem: self._make_filesystem,
             steps.RequireFilesystem: self._require_filesystem,
@@ -60,25 +56,6 @@ class Effects:
         }
 
     def _create_lv(self, step: steps.CreateLV) -> None:
-        """The first place that LVM takes. Its report doesn't show everything that makes it refuse one."""
-        said = []
-        for one in (step, *step.otherwise):
-            try:
-                self._allocate(one)
-            except NoSpace as refusal:
-                _log.warning("a place is refused", extra={"step": one.describe(), "error": str(refusal)})
-                self._refusals.note(one.vg, f"LVM refused a volume there a short time ago ({refusal})")
-                said.append(str(refusal))
-            else:
-                self._refusals.forget(one.vg)
-                return
-        raise NoSpace(f"LVM takes the volume nowhere, though it should fit: {'; '.join(said)}")
-
-    def _remove_lv(self, step: steps.RemoveLV) -> None:
-        self._lvm.remove(step.vg, step.name)
-        self._refusals.forget(step.vg)
-
-    def _allocate(self, step: steps.CreateLV) -> None:
         create = functools.partial(
             self._lvm.create, step.vg, step.name, extents=step.extents, tags=step.tags, pvs=step.pvs
         )

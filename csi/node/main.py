@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent import futures
 from pathlib import Path
 
 import grpc
@@ -19,6 +18,7 @@ from csi.node import desk, startup
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
 from csi.node.metrics import Metrics
+from csi.node.rpc.admission import Admission, ThreadPerCall
 from csi.node.rpc.controller import Controller
 from csi.node.rpc.identity import Identity
 from csi.node.rpc.interceptors import Around
@@ -27,9 +27,6 @@ from csi.node.rpc.proto import csi_pb2_grpc
 from csi.node.settings import Settings
 
 _log = logging.getLogger(__name__)
-
-_THREADS = 128
-"""Threads start when they are needed. Calls wait for LVM in one of them, so that Probe always finds a free one."""
 
 _STOP_SECONDS = 60.0
 _SIGNAL_SECONDS = 0.5
@@ -56,7 +53,7 @@ def _serve(settings: Settings) -> int:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     here = desk.real(settings)
     identity = Identity(settings.driver_name)
-    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.conditions)
+    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.jobs.shown, here.conditions)
     server = build_server(here, identity, metrics)
     # A handler may put into this queue; an Event it could not set without a deadlock, were its lock just held.
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -70,6 +67,8 @@ def _serve(settings: Settings) -> int:
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     identity.ready = False
+    # Calls that wait for a job end with it, so that the server's stop needn't wait for them.
+    here.jobs.stop(_STOP_SECONDS)
     server.stop(_STOP_SECONDS).wait()
     if stop_pages is not None:
         stop_pages()
@@ -90,8 +89,8 @@ def _wait_for(asked: "queue.SimpleQueue[int]") -> None:
 def build_server(here: Desk, identity: Identity, metrics: Metrics) -> grpc.Server:
     """The gRPC server with all three CSI services, not bound and not started."""
     server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="rpc"),
-        interceptors=[Around(metrics.observe)],
+        ThreadPerCall(),
+        interceptors=[Around(metrics.observe), Admission()],
         options=[("grpc.so_reuseport", 0)],
     )
     csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -15,6 +16,7 @@ from prometheus_client.registry import Collector
 from csi.core.errors import InvalidInput, SealedLocalError
 from csi.node import observe
 from csi.node.config import NodeConfig
+from csi.node.jobs import Job
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import Report
 from csi.node.plan import placement
@@ -35,6 +37,7 @@ class Metrics:
         driver_name: str,
         config: NodeConfig,
         report: Callable[[], Report],
+        jobs: Callable[[], tuple[Job, ...]] = tuple,
         conditions: Conditioned = observe.conditions,
     ) -> None:
         self.registry = CollectorRegistry()
@@ -47,6 +50,7 @@ class Metrics:
             buckets=_BUCKETS,
         )
         self.registry.register(_Groups(config, report, conditions))
+        self.registry.register(_JobGauges(jobs))
 
     def observe(self, method: str, code: str, seconds: float) -> None:
         """Count one finished call. `code` is the name of gRPC's status code in Python."""
@@ -106,6 +110,29 @@ def _pages(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Callable
         return body
 
     return page
+
+
+class _JobGauges(Collector):
+    """Long work of this moment. A series is there while there is such a job."""
+
+    def __init__(self, jobs: Callable[[], tuple[Job, ...]]) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        jobs = self._jobs()
+        count = GaugeMetricFamily(
+            "sealed_local_jobs", "Wipes and clearings in the background", labels=["kind", "vg", "state"]
+        )
+        done = GaugeMetricFamily("sealed_local_job_done_bytes", "What they have erased so far", labels=["kind", "vg"])
+        of = GaugeMetricFamily("sealed_local_job_of_bytes", "What they have to erase in all", labels=["kind", "vg"])
+        for labels, number in Counter((job.kind, job.vg, job.state) for job in jobs).items():
+            count.add_metric(labels, number)
+        for kind, vg in sorted({(job.kind, job.vg) for job in jobs}):
+            these = [job for job in jobs if (job.kind, job.vg) == (kind, vg)]
+            done.add_metric([kind, vg], sum(job.done_bytes for job in these))
+            of.add_metric([kind, vg], sum(job.of_bytes for job in these))
+        return [count, done, of]
 
 
 class _Groups(Collector):

@@ -5,14 +5,13 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final, TypeVar, assert_never
 
 from csi.core.errors import InvalidInput
-from csi.core.filesystem import Filesystem
+from csi.core.filesystem import Filesystem, make_options
 from csi.core.sealed import RESERVED_PROFILES, Profile
-from csi.node import mkfs_options
 from csi.node.lvm.layout import MOST_STRIPES, Layout, LayoutName, Linear, Striped
 from csi.node.lvm.names import checked_vg_name
 from csi.node.volume import Parameters, Wipe
@@ -152,11 +151,22 @@ def _stripe_kib(own: Mapping[str, str]) -> int | None:
 
 
 def _mkfs_options(own: Mapping[str, str], filesystem: Filesystem | None) -> tuple[str, ...]:
-    text = own.get("mkfsOptions", "")
+    """Checked for the class's filesystem. Where only the request will name it, they must be allowed for one of them."""
     try:
-        words = mkfs_options.checked(shlex.split(text), filesystem)
+        words = shlex.split(own.get("mkfsOptions", ""))
     except ValueError as error:
-        raise _bad("mkfsOptions", f"can't be used: {error}") from error
-    if len(words) > 32 or sum(map(len, words)) > 256:
+        raise _bad("mkfsOptions", f"can't be split into words: {error}") from error
+    options = _allowed(words, (filesystem,) if filesystem is not None else tuple(Filesystem))
+    if len(options) > 32 or sum(map(len, options)) > 256:
         raise _bad("mkfsOptions", "are too long; at most 32 words and 256 characters")
-    return words
+    return options
+
+
+def _allowed(words: Sequence[str], filesystems: Sequence[Filesystem]) -> tuple[str, ...]:
+    problems = []
+    for filesystem in filesystems:
+        try:
+            return make_options(words, filesystem, "parameters[mkfsOptions]")
+        except InvalidInput as error:
+            problems.append(error.problem)
+    raise _bad("mkfsOptions", "; ".join(problems))

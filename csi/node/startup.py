@@ -1,4 +1,4 @@
-"""What the node plugin does once when it starts: find LVM, bring pool disks in, drop stale Kata records."""
+"""What the node plugin does once when it starts: find LVM, bring pool disks in, drop stale Kata records, resume jobs."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from csi.core import disks, filesystems
 from csi.core.command import Runner
 from csi.core.errors import SealedLocalError
-from csi.node import observe
+from csi.node import erasing, observe
 from csi.node.config import Pool
 from csi.node.desk import Desk, Surroundings
 from csi.node.lvm.model import Report
@@ -28,7 +28,9 @@ def start(desk: Desk) -> tuple[str, ...]:
         problems = tuple(
             problem for pool in desk.settings.config.pools if (problem := _bring_in(desk, pool)) is not None
         )
-        sweep(desk, desk.lvm.report())
+        report = desk.lvm.report()
+        sweep(desk, report)
+        erasing.resume(desk, report)
     return problems
 
 

@@ -33,9 +33,14 @@ def request(keys: str, method: str, path: str, body: Any = None) -> dict[str, An
         return {"status": error.code, "body": json.loads(error.read())}
 
 
-def wait_gone(keys: str, path: str, seconds: float) -> None:
-    """Wait until an object is no more."""
-    _wait(f"{path} to be gone", seconds, lambda: request(keys, "GET", path)["status"] == 404)
+def wait_gone(keys: str, path: str, uid: str, seconds: float) -> None:
+    """Wait until an object is no more; another one of its name may be there already."""
+
+    def gone() -> bool:
+        answer = request(keys, "GET", path)
+        return bool(answer["status"] == 404 or answer["body"]["metadata"]["uid"] != uid)
+
+    _wait(f"{path} to be gone", seconds, gone)
 
 
 def wait_field(keys: str, path: str, field: list[Any], wanted: list[Any], seconds: float) -> dict[str, Any]:

@@ -62,13 +62,17 @@ class Cluster:
             self.node.run(["vgcreate", "-q", GROUP, *volumes])
         for part in ("etcd", "containerd", "kube-apiserver"):
             self.start(part)
-        self._call("api:wait_ready", keys=self.keys, seconds=_BOOT_SECONDS)
+        self.wait_ready()
         for part in ("kube-controller-manager", "kube-scheduler", "kubelet"):
             self.start(part)
         self.wait(f"/api/v1/nodes/{parts.NODE}", ["status", "conditions", {"type": "Ready"}, "status"], "True")
         # No pod is admitted before.
         account = "/api/v1/namespaces/default/serviceaccounts/default"
         self.wait(account, ["metadata", "name"], "default")
+
+    def wait_ready(self) -> None:
+        """Wait until the API server answers."""
+        self._call("api:wait_ready", keys=self.keys, seconds=_BOOT_SECONDS)
 
     def crash(self) -> None:
         """Cut the power; `boot` switches it on again."""
@@ -136,12 +140,21 @@ class Cluster:
 
     def delete(self, path: str, seconds: float = 300) -> None:
         """Delete an object and wait until it is gone."""
+        uid = self.get(path)["metadata"]["uid"]
         self._fine("DELETE", path)
-        self.gone(path, seconds)
+        self._gone(path, uid, seconds)
 
     def gone(self, path: str, seconds: float = 300) -> None:
-        """Wait until an object is no more."""
-        self._call("api:wait_gone", keys=self.keys, path=path, seconds=seconds)
+        """Wait until an object that something else deletes is no more."""
+        answer = self.request("GET", path)
+        if answer["status"] != 404:
+            self._gone(path, answer["body"]["metadata"]["uid"], seconds)
+
+    def _gone(self, path: str, uid: str, seconds: float) -> None:
+        try:
+            self._call("api:wait_gone", keys=self.keys, path=path, uid=uid, seconds=seconds)
+        except RemoteError as error:
+            raise self._with_events(error) from None
 
     def wait(self, path: str, field: Sequence[Any], *wanted: Any, seconds: float = 300) -> dict[str, Any]:
         """Wait until a field of an object has one of the values; returns the object. `field`: see `api.field_of`."""
@@ -149,16 +162,16 @@ class Cluster:
         try:
             found: dict[str, Any] = self._call("api:wait_field", keys=self.keys, **arguments)
         except RemoteError as error:
-            # Which of the parts is stuck stands in the events, if anywhere.
-            raise AssertionError(f"{error}\n{self.events()}") from None
+            raise self._with_events(error) from None
         return found
 
-    def events(self) -> str:
-        """Every event that the cluster still has, for a person."""
-        return "\n".join(
+    def _with_events(self, error: RemoteError) -> AssertionError:
+        """A wait that failed, with every event of the cluster: which of the parts is stuck stands there, if anywhere."""
+        lines = [
             f"{event['metadata']['namespace']}/{event['involvedObject']['name']} {event['reason']}: {event['message']}"
             for event in self.get("/api/v1/events")["items"]
-        )
+        ]
+        return AssertionError("\n".join([str(error), *lines]))
 
     def wait_event(self, name: str, text: str, namespace: str = "default", seconds: float = 300) -> str:
         """Wait until an event on an object has `text` in its message; returns the message."""

@@ -21,6 +21,7 @@ from csi.core import disks, log
 from csi.node import main, observe
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
+from csi.node.jobs import Job, Jobs
 from csi.node.kata.registry import Entry
 from csi.node.locks import VolumeLocks
 from csi.node.lvm.command import Lvm
@@ -103,8 +104,8 @@ class Observed:
 class Recorder(Metrics):
     """The real metrics, which also remember each call."""
 
-    def __init__(self, settings: Settings, report: Callable[[], Report]) -> None:
-        super().__init__(settings.driver_name, settings.config, report)
+    def __init__(self, settings: Settings, report: Callable[[], Report], jobs: Callable[[], tuple[Job, ...]]) -> None:
+        super().__init__(settings.driver_name, settings.config, report, jobs)
         self.calls: list[Observed] = []
 
     def observe(self, method: str, code: str, seconds: float) -> None:
@@ -138,9 +139,10 @@ class CsiServer:
             registry=ToyRegistry(self.node),  # type: ignore[arg-type]
             handlers=dict.fromkeys(get_args(steps.Step), self._carry_out),
             locks=VolumeLocks(),
+            jobs=Jobs(),
         )
         self.identity = Identity(self.settings.driver_name)
-        self.metrics = Recorder(self.settings, self.lvm.report)
+        self.metrics = Recorder(self.settings, self.lvm.report, self.desk.jobs.shown)
         self.server = main.build_server(self.desk, self.identity, self.metrics)
         self.socket = folder / "csi.sock"
         self._text = io.StringIO()
@@ -160,6 +162,7 @@ class CsiServer:
         """Let held steps go and end."""
         for gate in self._gates.values():
             gate.release.set()
+        self.desk.jobs.stop(PATIENCE)
         self.channel.close()
         self.server.stop(PATIENCE).wait()
 

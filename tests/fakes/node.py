@@ -2,13 +2,17 @@
 
 A killed step may have done nothing, half, or all of its work; a reboot forgets mounts, activation and Kata's registry and
 keeps LVs with their tags and content. Content is one word a volume: what it is decides what a test demands of it.
+
+It is not the driver's alone: `tests.fakes.others` does to it what else happens on a node.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from enum import Enum
 
 from csi.core.device_number import DeviceNumber
-from csi.core.errors import ForeignContent, InUse, Refused
+from csi.core.errors import CommandError, CommandTimeout, ForeignContent, InUse, Refused, SealedLocalError
 from csi.core.mount import Mount
 from csi.node.kata.record import Record
 from csi.node.lvm.live_device import LiveDevice
@@ -26,6 +30,14 @@ class Killed(Exception):
     """The process ended here."""
 
 
+class Trouble(Enum):
+    """What becomes of the next LVM command."""
+
+    REFUSED = "it fails and has done nothing"
+    DONE = "it fails and has done its work"
+    HANGS = "it is ended before it could say how it went, and does its work later"
+
+
 @dataclass
 class Node:
     """The state of the toy. `fuse` counts down at every moment at which the process may die."""
@@ -34,6 +46,8 @@ class Node:
     devices: dict[str, DeviceNumber] = field(default_factory=dict)
     """The kernel's devices of active LVs."""
     content: dict[str, str] = field(default_factory=dict)
+    zeroed: dict[str, set[tuple[int, int]]] = field(default_factory=dict)
+    """Ranges that were zeroed one after another, since somebody last wrote."""
     mounts: list[Mount] = field(default_factory=list)
     directories: set[str] = field(default_factory=set)
     files: set[str] = field(default_factory=set)
@@ -41,10 +55,27 @@ class Node:
     read_only: set[str] = field(default_factory=set)
     fuse: int | None = None
     formats: list[str] = field(default_factory=list)
+    foreign: dict[tuple[str, str], LogicalVolume] = field(default_factory=dict)
+    """LVs of others, by group and name."""
+    destroyed: list[str] = field(default_factory=list)
+    """LVs of others that the driver removed."""
+    opened: dict[str, int] = field(default_factory=dict)
+    """How many processes and virtual machines have a volume open, and how many loop devices lie on it."""
+    loops: dict[str, int] = field(default_factory=dict)
+    trouble: Trouble | None = None
+    visit: tuple[int, Callable[[], None]] | None = None
+    """What somebody else does at the moment that comes after so many."""
+    _late: list[Callable[[], None]] = field(default_factory=list)
+    made: int = 0
     _minor: int = 0
 
     def moment(self) -> None:
-        """A point at which the process may be killed."""
+        """A point at which somebody else may come, and the process may be killed."""
+        if self.visit is not None:
+            left, come = self.visit
+            self.visit = (left - 1, come) if left else None
+            if not left:
+                come()
         if self.fuse is not None:
             if self.fuse == 0:
                 raise Killed
@@ -54,8 +85,40 @@ class Node:
         """Carry out a plan; every step has a moment before it and, inside, where it has parts."""
         for step in plan:
             self.moment()
-            _HANDLERS[type(step)](self, step)
+            if isinstance(step, _BY_LVM):
+                self._run_lvm(step)
+            else:
+                self._run(step)
         self.moment()
+
+    def _run(self, step: steps.Step) -> None:
+        if isinstance(step, _EXCLUSIVE) and self.is_mounted(self.named(step.device)):
+            raise InUse(step.device)
+        _HANDLERS[type(step)](self, step)
+
+    def _run_lvm(self, step: steps.Step) -> None:
+        """LVM's own lock makes a command wait for one that hangs."""
+        self._settle()
+        trouble, self.trouble = self.trouble, None
+        if trouble is Trouble.HANGS:
+            self._late.append(lambda: _HANDLERS[type(step)](self, step))
+            raise CommandTimeout(["lvm"], 600)
+        if trouble is not Trouble.REFUSED:
+            self._run(step)
+        if trouble is not None:
+            raise CommandError(["lvm"], 5, "", trouble.value)
+
+    def _settle(self) -> None:
+        late, self._late = self._late, []
+        for work in late:
+            with contextlib.suppress(SealedLocalError):
+                work()
+
+    def record(self, name: str) -> LogicalVolume:
+        """An LV as LVM's metadata has it."""
+        if name not in self.lvs:
+            raise CommandError(["lvm"], 5, "", f"Failed to find logical volume {name}")
+        return self.lvs[name]
 
     def reboot(self) -> None:
         """The power was off: memory is empty, disks are not."""
@@ -63,10 +126,15 @@ class Node:
         self.records.clear()
         self.read_only.clear()
         self.devices.clear()
+        self.opened.clear()
+        self.loops.clear()
+        self._late.clear()
 
     def report(self) -> Report:
         """What LVM would show."""
-        used = sum(lv.size_bytes // EXTENT for lv in self.lvs.values())
+        self._settle()
+        others = tuple(lv for lv in self.foreign.values() if lv.vg == "vg0")
+        used = sum(lv.size_bytes // EXTENT for lv in (*self.lvs.values(), *others))
         pv = PhysicalVolume(name="/dev/a", extents=1000, free_extents=1000 - used, allocatable=True, missing=False)
         vg = VolumeGroup(
             name="vg0",
@@ -77,9 +145,10 @@ class Node:
             exported=False,
             partial=False,
             pvs=(pv,),
-            lvs=tuple(self.lvs.values()),
+            lvs=(*self.lvs.values(), *others),
         )
-        return Report(vgs=(vg,))
+        elsewhere = tuple(lv for lv in self.foreign.values() if lv.vg != "vg0")
+        return Report(vgs=(vg, replace(vg, name="vg1", lvs=elsewhere)) if elsewhere else (vg,))
 
     def path(self, path: str) -> PathView:
         """What `csi.node.observe.path` would show."""
@@ -123,8 +192,18 @@ class Node:
         number = self.devices.get(name)
         if number is None:
             return None
-        mounted = any(mount.device == number and mount.fstype != "devtmpfs" for mount in self.mounts)
-        return LiveDevice(number=number, open_count=int(mounted), read_only=name in self.read_only)
+        loops = self.loops.get(name, 0)
+        return LiveDevice(
+            number=number,
+            open_count=int(self.is_mounted(name)) + self.opened.get(name, 0) + loops,
+            loops=loops,
+            read_only=name in self.read_only,
+        )
+
+    def is_mounted(self, name: str) -> bool:
+        """Whether a filesystem of the volume is mounted anywhere."""
+        number = self.devices.get(name)
+        return any(mount.device == number and mount.fstype != "devtmpfs" for mount in self.mounts)
 
     def activate(self, name: str) -> None:
         """Give the LV a device number."""
@@ -163,16 +242,25 @@ def _create(node: Node, step: steps.CreateLV) -> None:
         size_bytes=step.extents * EXTENT,
         tags=frozenset(step.tags),
         partial=False,
+        uuid=f"uuid-{node.made}",
     )
+    node.made += 1
     node.content[step.name] = FRESH
 
 
 def _remove(node: Node, step: steps.RemoveLV) -> None:
+    """With the volume go its snapshots, without a word."""
+    node.record(step.name)
     del node.lvs[step.name]
+    node.devices.pop(step.name, None)
+    gone = [key for key, lv in node.foreign.items() if lv.origin == step.name]
+    for key in gone:
+        del node.foreign[key]
+        node.destroyed.append(key[1])
 
 
 def _tags(node: Node, step: steps.ChangeTags) -> None:
-    lv = node.lvs[step.name]
+    lv = node.record(step.name)
     node.lvs[step.name] = replace(lv, tags=lv.tags - set(step.remove) | set(step.add))
 
 
@@ -184,17 +272,26 @@ def _deactivate(node: Node, step: steps.Deactivate) -> None:
     node.read_only.discard(step.name)
 
 
-def _zero(node: Node, step: steps.ZeroRange) -> None:
+def _zero(node: Node, step: steps.ZeroRange | steps.ClearRange) -> None:
     name = node.named(step.device)
     assert name not in node.read_only, "the kernel refuses to write a read-only device"
+    if node.content[name] not in (HALF, ZEROED):
+        node.zeroed[name] = set()
     node.content[name] = HALF
     node.moment()
-    node.content[name] = ZEROED
+    ranges = node.zeroed[name]
+    ranges.add((step.offset, step.length))
+    end = 0
+    for offset, length in sorted(ranges):
+        end = max(end, offset + length) if offset <= end else end
+    if end >= node.lvs[name].size_bytes:
+        node.content[name] = ZEROED
 
 
 def _format(node: Node, step: steps.MakeFilesystem) -> None:
     name = node.named(step.device)
     node.formats.append(name)
+    node.zeroed[name] = set()
     node.content[name] = HALF
     node.moment()
     node.content[name] = f"empty {step.fstype}"
@@ -258,6 +355,8 @@ def _remove_target(node: Node, step: steps.RemoveTarget) -> None:
     node.files.discard(step.target)
 
 
+_BY_LVM = (steps.CreateLV, steps.RemoveLV, steps.ChangeTags, steps.Activate, steps.Deactivate)
+_EXCLUSIVE = (steps.ZeroRange, steps.DiscardRange, steps.MakeFilesystem)
 _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[assignment]
     steps.CreateLV: _create,
     steps.RemoveLV: _remove,
@@ -265,6 +364,7 @@ _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[as
     steps.Activate: lambda node, step: node.activate(step.name),
     steps.Deactivate: _deactivate,
     steps.ZeroRange: _zero,
+    steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,
     steps.MakeFilesystem: _format,
     steps.RequireFilesystem: _require,

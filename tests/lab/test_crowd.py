@@ -39,8 +39,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(kind: type[Node]) -> Iterator[World]:
-    with kind((12 * 1024 * MIB, 512 * MIB)) as node:
+def world(node_kind: type[Node]) -> Iterator[World]:
+    with node_kind((12 * 1024 * MIB, 512 * MIB)) as node:
         for group, disk in zip(_GROUPS, node.disks, strict=True):
             node.run(["vgcreate", "-q", group, disk])
         driver = Driver(node, {"pools": [{"name": group, "vgs": [group]} for group in _GROUPS]})

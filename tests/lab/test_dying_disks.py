@@ -46,8 +46,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(kind: type[Node]) -> Iterator[World]:
-    with kind((3072 * MIB, 256 * MIB)) as node:
+def world(node_kind: type[Node]) -> Iterator[World]:
+    with node_kind((3072 * MIB, 256 * MIB)) as node:
         disk = FaultyDisk(node=node, name="dying", below=node.disks[0])
         pools = [
             {"name": "dying", "vgs": ["vgdying"], "devices": [disk.path]},

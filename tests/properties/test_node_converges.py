@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csi.core.errors import SealedLocalError
 from csi.core.filesystem import Filesystem
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
-from csi.node.plan import provision, publish, stage, steps
+from csi.node.plan import deletion, provision, publish, stage, steps
 from csi.node.plan.node_view import PathKind
 from csi.node.volume import Access, Capability, State, Volume, Wanted
 from tests.fakes.node import FRESH, HALF, ZEROED, Killed, Node
+from tests.fakes.others import OTHERS, Other
 
 _CONFIG = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),), default_pool="main")
 _NAME = "pvc-1"
@@ -105,11 +107,11 @@ class Driver:
 
     def _delete(self) -> None:
         if self.volume is not None:
-            self.node.apply(provision.delete(self.volume, self.node.publications(_NAME).targets))
+            self.node.apply(deletion.delete(self.volume, self.node.publications(_NAME).targets))
 
 
-def _attempt(driver: Driver, call: str, fuse: int) -> bool:
-    """Carry out a call that is killed at moment `fuse`; answers whether it died."""
+def _attempt(driver: Driver, call: str, fuse: int | None) -> bool:
+    """Carry out a call that is killed at moment `fuse`, if any; answers whether it died."""
     driver.node.fuse = fuse
     try:
         driver.call(call)
@@ -124,6 +126,7 @@ def _check_always(driver: Driver, written: str | None) -> None:
     """What holds at every moment, also after a kill in the middle."""
     node = driver.node
     assert len(node.lvs) <= 1
+    assert node.destroyed == [], "an LV of somebody else is gone"
     if written is not None and driver.volume is not None and driver.volume.state is not State.DELETING:
         assert node.content[_NAME] == written, "data that a pod wrote is gone"
     if _KINDS[driver.kind][0].get("direct") or driver.kind == "sealed":
@@ -168,6 +171,45 @@ def _live(driver: Driver, kill: Callable[[str], Iterator[int]], reboot: Callable
     _check_end(driver)
 
 
+def _live_among_others(
+    driver: Driver, disturb: Callable[[str], Iterator[tuple[Other, int | None, int | None, bool]]]
+) -> None:
+    """A whole life; before each call come attempts that somebody else disturbs: who, at which moment of the call (None:
+    before it), when the driver is killed, and whether the node is started again.
+    """
+    node, written = driver.node, None
+    for call in _CALLS:
+        for other, moment, fuse, reboot in disturb(call):
+            _attempt_disturbed(driver, call, other, moment, fuse)
+            _check_always(driver, written)
+            other.end(node, _NAME)
+            if reboot:
+                node.reboot()
+                _as_kubelet_after_reboot(driver, call)
+        driver.call(call)
+        _check_always(driver, written)
+        if call == "publish":
+            node.pod_write(_NAME, _TARGET, "what the tenant wrote")
+            written = "what the tenant wrote"
+    assert node.foreign == {}
+    _check_end(driver)
+
+
+def _attempt_disturbed(driver: Driver, call: str, other: Other, moment: int | None, fuse: int | None) -> None:
+    """A call may be refused by name then; whatever else it raises is a fault of the driver."""
+    node = driver.node
+    if moment is None or other.between_calls:
+        other.begin(node, _NAME)
+    else:
+        node.visit = (moment, lambda: other.begin(node, _NAME))
+    try:
+        _attempt(driver, call, fuse)
+    except SealedLocalError:
+        pass
+    finally:
+        node.visit = None
+
+
 def _as_kubelet_after_reboot(driver: Driver, call: str) -> None:
     """kubelet stages again before it publishes again."""
     if call == "publish":
@@ -207,6 +249,46 @@ def test_killed_again_and_again_with_reboots_it_converges(data: st.DataObject, k
         yield from data.draw(st.lists(st.integers(0, 12), max_size=4))
 
     _live(Driver(kind=kind, read_only=read_only), kill, lambda: data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("who", OTHERS)
+@pytest.mark.parametrize("kind", ["ext4", "block", "sealed"])
+def test_whoever_comes_at_whichever_moment_of_whichever_call_it_converges(kind: str, who: str) -> None:
+    for call in _CALLS:
+        for moment in (None, *range(12)):
+
+            def disturb(
+                now: str, call: str = call, moment: int | None = moment
+            ) -> Iterator[tuple[Other, int | None, int | None, bool]]:
+                if now == call:
+                    yield OTHERS[who], moment, None, False
+
+            _live_among_others(Driver(kind=kind), disturb)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(sorted(_KINDS)))
+def test_among_others_killed_and_started_again_it_converges(data: st.DataObject, kind: str) -> None:
+    moments = st.none() | st.integers(0, 12)
+    comes = st.tuples(st.sampled_from(sorted(OTHERS)), moments, moments, st.booleans())
+
+    def disturb(_: str) -> Iterator[tuple[Other, int | None, int | None, bool]]:
+        for who, moment, fuse, reboot in data.draw(st.lists(comes, max_size=3)):
+            yield OTHERS[who], moment, fuse, reboot
+
+    _live_among_others(Driver(kind=kind), disturb)
+
+
+@pytest.mark.parametrize("call", ["unpublish", "unstage", "delete"])
+def test_a_volume_that_an_administrator_removed_by_hand_lets_go(call: str) -> None:
+    driver = Driver(kind="ext4")
+    for earlier in _CALLS[: _CALLS.index(call)]:
+        driver.call(earlier)
+    driver.node.lvs.clear()
+    for later in _CALLS[_CALLS.index(call) :]:
+        driver.call(later)
+    assert driver.node.mounts == []
+    assert driver.node.records == {}
 
 
 @pytest.mark.parametrize("kind", ["ext4", "direct"])

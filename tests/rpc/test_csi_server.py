@@ -742,6 +742,10 @@ def test_a_graceful_stop_finishes_the_running_call_and_takes_no_new_one(csi: Csi
 # What a failure says
 
 
+_NOWHERE = (
+    "no volume group can take 400 MiB (linear): vg0 has room for 0 bytes, as full. Free or add space, ask for less, or let "
+    "the scheduler use another node."
+)
 ERRORS = [
     (errors.InvalidInput("a field", "is wrong"), Code.INVALID_ARGUMENT, "a field: is wrong"),
     (errors.NotFound("it is gone"), Code.NOT_FOUND, "it is gone"),
@@ -750,10 +754,15 @@ ERRORS = [
     (errors.Refused("not so"), Code.FAILED_PRECONDITION, "not so"),
     (errors.ForeignContent("not ours"), Code.FAILED_PRECONDITION, "not ours"),
     (errors.InUse("held"), Code.FAILED_PRECONDITION, "held"),
-    (errors.NoSpace("full"), Code.RESOURCE_EXHAUSTED, "full"),
+    (errors.NoSpace("full"), Code.RESOURCE_EXHAUSTED, _NOWHERE),
     (errors.OutOfRange("too large"), Code.OUT_OF_RANGE, "too large"),
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),
+    (
+        errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")),
+        Code.UNAVAILABLE,
+        "/dev/x takes no write within the 512 bytes at byte 0: bad sector; look at the kernel's log and at the disk",
+    ),
 ]
 WHAT_TO_DO = "(see this node's driver log; the call is safe to repeat)"
 
@@ -1085,6 +1094,20 @@ def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str
         main._bind(server, endpoint)
 
 
+_WITH_A_DISK = """
+from types import SimpleNamespace
+from csi.node.lvm import command
+from tests.fakes.one_group import DISK, OneGroup
+
+command.BlockDevices = lambda: SimpleNamespace(now=lambda: [DISK])
+command.DiskViews = lambda reader: OneGroup()
+
+import csi.__main__ as program
+
+raise SystemExit(program.main())
+"""
+"""The real program on a machine that has a disk of the group."""
+
 _FAKE_LVM = """#!/bin/sh
 case "$2" in
   lvmconfig) echo 'global_filter=[]' ;;
@@ -1118,7 +1141,7 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "--log-level": "debug",
     }
     arguments = [str(word) for pair in options.items() for word in pair]
-    argv = [sys.executable, "-m", "csi", "node", *arguments]
+    argv = [sys.executable, "-c", _WITH_A_DISK, "node", *arguments]
     # Into a file: a full pipe would stop the driver.
     with (
         (tmp_path / "log").open("w") as log_file,

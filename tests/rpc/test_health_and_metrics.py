@@ -34,6 +34,7 @@ GAUGES = {
     "sealed_local_vg_missing_disks",
     "sealed_local_volumes",
 }
+JOBS = {"sealed_local_jobs", "sealed_local_job_done_bytes", "sealed_local_job_of_bytes"}
 OPERATIONS = "csi_plugin_operations_seconds"
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
@@ -252,7 +253,7 @@ def test_the_page_holds_every_metric_and_no_other(page: Page) -> None:
     page.metrics.observe("m", "OK", 1)
     page.samples()
     families = {family.name for family in text_string_to_metric_families(page.get("/metrics")[2])}
-    assert families == GAUGES | {OPERATIONS, f"{OPERATIONS}_created"}
+    assert families == GAUGES | JOBS | {OPERATIONS, f"{OPERATIONS}_created"}
 
 
 def test_a_group_that_the_driver_may_not_use_is_not_on_the_page() -> None:

@@ -89,7 +89,7 @@ def largest_of_each(minors: list[int]) -> dict[str, list[str]]:  # noqa: F811
     said = {}
     for policy in POLICIES:
         if policy is not AllocationPolicy.NORMAL:
-            lab._lvm()._change(["vgchange", "--alloc", policy, "vg0"])
+            lab._lvm()._change("vg0", ["vgchange", "--alloc", policy, "vg0"])
         for name, (layout, counts) in LAYOUTS.items():
             found = target()
             largest = found.largest(Parameters(layout=layout))
@@ -120,7 +120,7 @@ def closed(minors: list[int]) -> dict[str, Any]:  # noqa: F811
     disks = [lab._node(minor, f"/dev/sd{number}") for number, minor in enumerate(minors)]
     lab._group("vg0", disks[0], disks[1])
     found = {"nothing wrong": _seen()}
-    lab._lvm()._change(["vgchange", "--logicalvolume", "1", "vg0"])
+    lab._lvm()._change("vg0", ["vgchange", "--logicalvolume", "1", "vg0"])
     lab._lvm().create("vg0", "first", extents=1, tags=TAGS)
     found["limit on volumes"] = _seen()
     lab._lvm().remove("vg0", "first")

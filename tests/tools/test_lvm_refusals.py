@@ -54,9 +54,9 @@ def allocations(minors: list[int]) -> dict[str, Any]:  # noqa: F811
         "more stripes than disks": _create("vg0", 3, stripes=3),
         "more on one disk than it has": _create("vg0", 20, pvs=disks[:1]),
     }
-    lab._lvm()._change(["vgchange", "--alloc", "contiguous", "vg0"])
+    lab._lvm()._change("vg0", ["vgchange", "--alloc", "contiguous", "vg0"])
     said["contiguous, over two disks"] = _create("vg0", 20)
-    lab._lvm()._change(["vgcreate", "--maxlogicalvolumes", "1", "one", disks[2]])
+    lab._lvm()._change("vg0", ["vgcreate", "--maxlogicalvolumes", "1", "one", disks[2]])
     lab._lvm().create("one", "first", extents=1, tags=TAGS)
     said["limit on volumes"] = _create("one")
     lab._lvm().remove("one", "first")

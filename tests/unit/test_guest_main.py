@@ -44,6 +44,7 @@ STATUSES = {
     errors.ForeignContent: 7,
     errors.NotFound: 8,
     errors.Unavailable: 9,
+    errors.DiskFailed: 1,
     errors.Refused: 10,
     errors.InUse: 10,
     errors.Busy: 11,
@@ -57,6 +58,7 @@ MAKE = {
     errors.InvalidInput: lambda: errors.InvalidInput("--volume", "is wrong"),
     errors.CommandError: lambda: errors.CommandError(["mount"], 32, "", "wrong fs type"),
     errors.CommandTimeout: lambda: errors.CommandTimeout(["mkfs.ext4"], 5),
+    errors.DiskFailed: lambda: errors.DiskFailed("/dev/sdb", 0, 512, OSError(5, "Input/output error")),
     errors.CommandKilled: lambda: errors.CommandKilled(["mkfs.ext4"], 9),
 }
 OPENED = Opened(

@@ -115,7 +115,7 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
     assert vg.pvs == (
         PhysicalVolume(
             name="/dev/loop0",
-            uuid=vg.pvs[0].uuid,
+            uuid="000004-0000-0000-0000-0000-0000-000000",
             extents=15,
             free_extents=8,
             allocatable=True,
@@ -125,7 +125,7 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
         ),
         PhysicalVolume(
             name="/dev/loop1",
-            uuid=vg.pvs[1].uuid,
+            uuid="000005-0000-0000-0000-0000-0000-000000",
             extents=15,
             free_extents=13,
             allocatable=False,

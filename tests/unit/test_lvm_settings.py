@@ -10,6 +10,7 @@ import pytest
 from csi.core.command import Result
 from csi.core.errors import CommandError, ToolFailed
 from csi.node.lvm.command import Lvm
+from csi.node.lvm.filters import DeviceFilter
 
 ALWAYS = {
     "devices/use_devicesfile": "0",
@@ -126,7 +127,7 @@ class ReadsNoSettings(Asked):
 
 
 def test_lvm_that_does_not_see_the_settings_ends_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ToolFailed, match=r"LVM does not read .*/lvm\.conf.*state directory must lie at the same path"):
+    with pytest.raises(ToolFailed, match=r"LVM does not read .*lvm\.conf.*state directory must lie at the same path"):
         Lvm(ReadsNoSettings(), udev=False, lock_file=tmp_path / "lock").version()
 
 
@@ -138,17 +139,23 @@ def test_udev_is_used_where_it_runs_and_never_waited_for_elsewhere(udev: bool, t
 
 
 @pytest.mark.parametrize(
-    ("options", "loops"),
+    ("options", "patterns"),
     [
         ({}, ',"r|^/dev/loop|"'),
-        ({"pool_disks": ["/dev/loop3", "/dev/sda"]}, ',"a|^/dev/loop3$|","r|^/dev/loop|"'),
+        ({"disks": ("/dev/loop3", "/dev/sda")}, ',"a|^/dev/loop3$|","r|^/dev/loop|"'),
         ({"loop_devices": True}, ""),
+        ({"rejected": ("r|iscsi|",)}, ',"r|iscsi|","r|^/dev/loop|"'),
+        (
+            {"disks": ("/dev/disk/by-id/eui.0025",), "only_disks": True},
+            r',"a|^/dev/disk/by-id/eui\\.0025$|","r|.*|"',
+        ),
     ],
 )
-def test_loop_devices_are_looked_at_only_where_the_configuration_says_so(
-    options: dict[str, Any], loops: str, tmp_path: Path
+def test_what_the_configuration_says_of_devices_is_in_the_filter(
+    options: dict[str, Any], patterns: str, tmp_path: Path
 ) -> None:
-    assert told("version", tmp_path, **options)["devices/global_filter"] == f"[{REJECTED}{loops}]"
+    settings = told("version", tmp_path, device_filter=DeviceFilter(**options))
+    assert settings["devices/global_filter"] == f"[{REJECTED}{patterns}]"
 
 
 def test_nothing_is_ever_forced(tmp_path: Path) -> None:

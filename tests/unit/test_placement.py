@@ -49,11 +49,6 @@ def pool(name: str, *vgs: str, strategy: Strategy = Strategy.SPREAD, reserve: Re
     return NodeConfig(pools=(Pool(name=name, vgs=vgs, strategy=strategy, reserve=reserve),), default_pool=name)
 
 
-def best(config: NodeConfig, report: Report, parameters: Parameters, size_bytes: int) -> Placement:
-    """The place that is tried first."""
-    return placement.places(config, report, parameters, size_bytes)[0]
-
-
 def target(config: NodeConfig, vg: VolumeGroup) -> Target:
     """A group with its pool's reserve."""
     return placement.all_targets(dataclasses.replace(config, include=(re.compile(".*"),)), Report(vgs=(vg,)))[0]
@@ -63,7 +58,7 @@ def place(
     vg: VolumeGroup, extents: int, parameters: Parameters = LINEAR, config: NodeConfig | None = None
 ) -> Placement:
     config = config or pool("main", vg.name)
-    return best(config, Report(vgs=(vg,)), parameters, extents * vg.extent_bytes)
+    return placement.place(config, Report(vgs=(vg,)), parameters, extents * vg.extent_bytes)
 
 
 def no_place(vg: VolumeGroup, extents: int, parameters: Parameters = LINEAR, config: NodeConfig | None = None) -> str:
@@ -96,12 +91,12 @@ def test_a_part_of_an_extent_takes_a_whole_one() -> None:
     vg = group("vg0", 10)
     report = Report(vgs=(vg,))
     for size_bytes, extents in ((1, 1), (EXTENT, 1), (EXTENT + 1, 2)):
-        assert best(pool("main", "vg0"), report, LINEAR, size_bytes).extents == extents
+        assert placement.place(pool("main", "vg0"), report, LINEAR, size_bytes).extents == extents
 
 
 def test_the_header_of_a_sealed_volume_comes_on_top() -> None:
     vg = group("vg0", 20)
-    assert best(pool("main", "vg0"), Report(vgs=(vg,)), SEALED, 2 * EXTENT).extents == 11
+    assert placement.place(pool("main", "vg0"), Report(vgs=(vg,)), SEALED, 2 * EXTENT).extents == 11
     assert target(pool("main", "vg0"), vg).largest(SEALED) == 20 * EXTENT - PAYLOAD_OFFSET
     assert target(pool("main", "vg0"), group("vg0", 8)).largest(SEALED) == 0
 
@@ -283,7 +278,7 @@ def test_spread_takes_the_emptiest_group_and_binpack_the_fullest_that_fits(
     strategy: Strategy, extents: int, vg: str
 ) -> None:
     config, report = two_groups(strategy)
-    assert best(config, report, LINEAR, extents * EXTENT).vg.name == vg
+    assert placement.place(config, report, LINEAR, extents * EXTENT).vg.name == vg
 
 
 @pytest.mark.parametrize(("strategy", "vg"), [(Strategy.SPREAD, "b"), (Strategy.BINPACK, "a")])
@@ -291,13 +286,15 @@ def test_strategies_compare_the_room_that_the_reserve_leaves(strategy: Strategy,
     """Half of each is kept: `a` has 60 free and 10 for volumes, `b` 50 free and 40."""
     big, small = group("a", 60), dataclasses.replace(group("b", 50), extents=20)
     config = pool("main", "a", "b", strategy=strategy, reserve=Reserve(percent=50))
-    assert best(config, Report(vgs=(big, small)), LINEAR, EXTENT).vg.name == vg
+    assert placement.place(config, Report(vgs=(big, small)), LINEAR, EXTENT).vg.name == vg
 
 
-def test_places_are_all_that_fit_in_the_order_of_the_strategy() -> None:
+def test_the_next_group_of_the_strategy_is_taken_where_lvm_has_refused_the_first() -> None:
     config, report = two_groups(Strategy.SPREAD)
-    found = placement.places(config, report, LINEAR, 30 * EXTENT)
-    assert [place.vg.name for place in found] == ["b", "a"]
+    refused = Conditions(refused={"b": "LVM refused the volume (words of LVM)"})
+    assert placement.place(config, report, LINEAR, 30 * EXTENT, refused).vg.name == "a"
+    with pytest.raises(NoSpace, match=r"a has room for 160 MiB, b has room for 0 bytes, as LVM refused .*words of LVM"):
+        placement.place(config, report, LINEAR, 50 * EXTENT, refused)
 
 
 @pytest.mark.parametrize(("asked", "vg"), [("pack", "a"), ("spread", "d"), (None, "d")])
@@ -305,29 +302,29 @@ def test_the_strategy_is_that_of_the_pool_that_is_asked_for(asked: str | None, v
     pack = Pool(name="pack", vgs=("a", "b"), strategy=Strategy.BINPACK)
     config = NodeConfig(pools=(pack, Pool(name="spread", vgs=("c", "d"))), default_pool="spread")
     report = Report(vgs=(group("a", 40), group("b", 80), group("c", 40), group("d", 80)))
-    assert best(config, report, Parameters(pool=asked), 1).vg.name == vg
+    assert placement.place(config, report, Parameters(pool=asked), 1).vg.name == vg
 
 
 @pytest.mark.parametrize(("strategy", "vg"), [(Strategy.BINPACK, "a"), (Strategy.SPREAD, "b")])
 def test_without_a_default_pool_the_strategy_is_that_of_the_groups(strategy: Strategy, vg: str) -> None:
     config = dataclasses.replace(pool("main", "a", "b", strategy=strategy), default_pool=None)
-    assert best(config, Report(vgs=(group("a", 40), group("b", 80))), LINEAR, 1).vg.name == vg
+    assert placement.place(config, Report(vgs=(group("a", 40), group("b", 80))), LINEAR, 1).vg.name == vg
 
 
 def test_groups_of_no_pool_are_spread_over() -> None:
     config = NodeConfig(include=(re.compile(".*"),))
-    assert best(config, Report(vgs=(group("a", 40), group("b", 80))), LINEAR, 1).vg.name == "b"
+    assert placement.place(config, Report(vgs=(group("a", 40), group("b", 80))), LINEAR, 1).vg.name == "b"
 
 
 @pytest.mark.parametrize("strategy", Strategy)
 def test_between_equal_groups_the_name_decides(strategy: Strategy) -> None:
     report = Report(vgs=(group("b", 50), group("a", 50)))
-    assert best(pool("main", "b", "a", strategy=strategy), report, LINEAR, 1).vg.name == "a"
+    assert placement.place(pool("main", "b", "a", strategy=strategy), report, LINEAR, 1).vg.name == "a"
 
 
 def test_a_group_that_has_room_but_not_for_stripes_is_passed_over() -> None:
     report = Report(vgs=(group("a", 90), group("b", 20, 20)))
-    assert best(pool("main", "a", "b"), report, STRIPED, EXTENT).vg.name == "b"
+    assert placement.place(pool("main", "a", "b"), report, STRIPED, EXTENT).vg.name == "b"
 
 
 def test_of_two_groups_of_one_name_neither_is_taken() -> None:
@@ -344,7 +341,7 @@ def test_of_two_groups_of_one_name_neither_is_taken() -> None:
 def test_when_no_group_fits_each_is_named_with_its_room() -> None:
     config, report = two_groups(Strategy.SPREAD)
     with pytest.raises(NoSpace, match="a has room for 160 MiB, b has room for 320 MiB, c has room for 80 MiB"):
-        best(config, report, LINEAR, 81 * EXTENT)
+        placement.place(config, report, LINEAR, 81 * EXTENT)
 
 
 POOLS = NodeConfig(pools=(Pool(name="fast", vgs=("a", "gone")), Pool(name="bulk", vgs=("b",))))
@@ -441,7 +438,7 @@ def test_a_place_never_exceeds_what_any_disk_has(
     largest = target(config, vg).largest(parameters)
     assume(largest)
     size_bytes = max(1, largest * percent // 100)
-    found = best(config, Report(vgs=(vg,)), parameters, size_bytes)
+    found = placement.place(config, Report(vgs=(vg,)), parameters, size_bytes)
     check_within_room(found, config)
     assert found.extents * vg.extent_bytes >= device_bytes(size_bytes, parameters.profile)
     if isinstance(parameters.layout, Striped):
@@ -458,7 +455,7 @@ def test_the_largest_volume_fits_and_one_byte_more_does_not(
 ) -> None:
     report, largest = Report(vgs=(vg,)), target(config, vg).largest(parameters)
     if largest:
-        check_within_room(best(config, report, parameters, largest), config)
+        check_within_room(placement.place(config, report, parameters, largest), config)
     for more in (1, vg.extent_bytes):
         with pytest.raises(NoSpace):
-            best(config, report, parameters, largest + more)
+            placement.place(config, report, parameters, largest + more)

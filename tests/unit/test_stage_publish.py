@@ -119,6 +119,7 @@ def zero(offset: int, length: int) -> steps.ZeroRange:
 
 
 EDGES = (zero(0, MIB), zero(SIZE - MIB, MIB))
+ALL = steps.ClearRange(device=DEVICE, offset=0, length=SIZE)
 
 
 def ready(what: str) -> steps.ChangeTags:
@@ -168,21 +169,25 @@ def test_a_new_volume_is_formatted_and_said_to_be_before_it_is_mounted(fstype: s
 
 
 def test_a_new_block_volume_shows_nothing_of_what_its_extents_held() -> None:
-    assert staged(new(), BLOCK, FREE_STAGING) == (ACTIVATE, zero(0, SIZE), ready("block"))
+    assert staged(new(), BLOCK, FREE_STAGING) == (ACTIVATE, ALL, ready("block"))
 
 
 def test_a_new_block_volume_of_a_class_that_wipes_nothing_is_cleared_of_old_signatures_only() -> None:
     assert staged(new(wipe=Wipe.NONE), BLOCK, FREE_STAGING) == (ACTIVATE, *EDGES, ready("block"))
 
 
-def test_a_new_direct_volume_is_formatted_and_not_mounted_on_the_node() -> None:
-    assert staged(new(**DIRECT), MOUNT, FREE_STAGING) == (ACTIVATE, *EDGES, make("ext4"), seen("ext4"), ready("ext4"))
+def test_a_new_direct_volume_is_cleared_for_its_guest_formatted_and_not_mounted_on_the_node() -> None:
+    assert staged(new(**DIRECT), MOUNT, FREE_STAGING) == (ACTIVATE, ALL, make("ext4"), seen("ext4"), ready("ext4"))
 
 
 @pytest.mark.parametrize("capability", [MOUNT, asked("xfs"), BLOCK])
-def test_a_new_sealed_volume_has_its_head_cleared_and_is_left_to_the_guest(capability: Capability) -> None:
-    head = zero(0, PAYLOAD_OFFSET)
-    assert staged(new(**SEALED), capability, FREE_STAGING) == (ACTIVATE, head, EDGES[1], ready("sealed"))
+def test_a_new_sealed_volume_is_cleared_and_left_to_the_guest(capability: Capability) -> None:
+    assert staged(new(**SEALED), capability, FREE_STAGING) == (ACTIVATE, ALL, ready("sealed"))
+
+
+def test_a_new_sealed_volume_of_a_class_that_wipes_nothing_has_its_head_cleared() -> None:
+    plan = staged(new(wipe=Wipe.NONE, **SEALED), BLOCK, FREE_STAGING)
+    assert plan == (ACTIVATE, zero(0, PAYLOAD_OFFSET), EDGES[1], ready("sealed"))
 
 
 @pytest.mark.parametrize(

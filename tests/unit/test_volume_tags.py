@@ -121,7 +121,7 @@ def test_every_volume_is_read_back_as_it_was_wanted(name: str, size: int, asked:
 
 
 def test_the_longest_mkfs_options_that_a_class_may_give_fit_one_tag() -> None:
-    options = parameters.parse({"mkfsOptions": " ".join(["-a", "a" * 14] * 16)}).mkfs_options
+    options = parameters.parse({"mkfsOptions": f"-L {'a' * 254}"}).mkfs_options
     assert sum(map(len, options)) == 256
     tags = volume_tags.encode(dataclasses.replace(WANTED, parameters=Parameters(mkfs_options=options)))
     assert [tag for tag in tags if TAG.fullmatch(tag) is None] == []

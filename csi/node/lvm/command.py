@@ -1,34 +1,35 @@
-"""LVM by its command line: one function a verb, every setting of ours with its reason, one command at a time.
+"""LVM by its command line: one function a verb, one command a group at a time, and a report that is proved to be current.
 
 LVM's own exit status 5 means nearly anything, so callers look first (`report`) and plan; an error here is one to show.
 A command that writes is never ended because a caller lost patience: half-made volumes come from that.
 """
 
-import fcntl
-import json
 import logging
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import MappingProxyType
+from typing import Final
 
 from csi.core import disks
-from csi.core.command import Result, Runner
+from csi.core.command import Runner
 from csi.core.errors import CommandEnded, CommandError, Refused, SealedLocalError, ToolFailed, Unavailable
 from csi.node import caller
-from csi.node.lvm import dm_name, failures, settings
+from csi.node.lvm import dm_name, failures, filters
 from csi.node.lvm import report as lvm_report
-from csi.node.lvm.model import Report
-from csi.node.lvm.system_dir import SystemDirs
+from csi.node.lvm.block_devices import BlockDevice, BlockDevices
+from csi.node.lvm.disk_reader import DiskReader
+from csi.node.lvm.disk_view import DiskViews
+from csi.node.lvm.filters import DeviceFilter
+from csi.node.lvm.model import Report, VolumeGroup
+from csi.node.lvm.process import LvmProcess
+from csi.node.lvm.proved import ProvedReport
+from csi.node.lvm.turns import Turns
 
 _log = logging.getLogger(__name__)
 
 _READ_SECONDS = 60.0
 _WRITE_SECONDS = 600.0
-_TURN_POLL_SECONDS = 0.25
+_NO_FILTER: Final = DeviceFilter()
 
 _REPORT = (
     "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
@@ -38,14 +39,10 @@ _REPORT = (
     "--configreport", "pvseg", "-o", lvm_report.PV_SEGMENT_FIELDS,
     "--configreport", "seg", "-o", "seg_start",
 )  # fmt: skip
-_ENVIRONMENT = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
 class Lvm:
-    """LVM of this node. `lock_file` makes two driver processes take turns; threads wait for one another inside.
-
-    Of all loop devices it sees those among `pool_disks`; all of them with `loop_devices`.
-    """
+    """LVM of this node, as far as `allows` and `device_filter` let it look. `turns` says who may change which group now."""
 
     def __init__(
         self,
@@ -53,80 +50,40 @@ class Lvm:
         *,
         udev: bool,
         lock_file: Path,
-        loop_devices: bool = False,
-        pool_disks: Sequence[str] = (),
+        device_filter: DeviceFilter = _NO_FILTER,
+        allows: Callable[[str], bool] = lambda _: True,
+        devices: Callable[[], Sequence[BlockDevice]] | None = None,
     ) -> None:
-        self._runner = runner
-        named = None if loop_devices else settings.named_loop_devices(pool_disks)
-        self._settings = settings.text(udev=udev, loop_devices=named)
-        self._settings_with_hints = settings.text(udev=udev, loop_devices=named, hints=True)
-        self._system_dirs = SystemDirs(lock_file.parent)
-        self._lock_file = lock_file
-        self._lock = threading.Lock()
-        self._holder = ""
-        self._turn = threading.local()
-        self._last: tuple[float, Report] | None = None
+        self.turns = Turns(lock_file)
+        self._process = LvmProcess(runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent)
+        self._devices = devices or BlockDevices().now
+        self._proved = ProvedReport(self._visible, DiskViews(DiskReader()), allows, self._ask)
 
-    @contextmanager
     def exclusive(
         self, holder: str, wait_seconds: float = 300.0, still_wanted: Callable[[], bool] = caller.still_waits
-    ) -> Iterator[None]:
-        """Hold this node's LVM for a look, a plan and its steps. `holder` is named to whoever waits in vain.
-
-        Raises `Unavailable` when the turn doesn't come in time, or `still_wanted` says no before it comes: calls whose
-        callers have given up must not fill the server's threads.
-        """
-        arrived = time.monotonic()
-        self._await_turn(arrived + wait_seconds, wait_seconds, still_wanted)
-        try:
-            self._holder = holder
-            descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _flock(descriptor, self._lock_file, wait_seconds, still_wanted)
-                self._turn.arrived = arrived
-                yield
-            finally:
-                self._turn.arrived = None
-                os.close(descriptor)
-        finally:
-            self._lock.release()
-
-    def _await_turn(self, give_up: float, wait_seconds: float, still_wanted: Callable[[], bool]) -> None:
-        while not self._lock.acquire(timeout=max(0.0, min(_TURN_POLL_SECONDS, give_up - time.monotonic()))):
-            _require_wanted(still_wanted, self._holder)
-            if time.monotonic() >= give_up:
-                raise Unavailable(
-                    f"LVM is busy with {self._holder!r} for more than {wait_seconds:g} s; try again later"
-                )
+    ) -> AbstractContextManager[None]:
+        """Hold every group of this node; see `Turns.all`."""
+        return self.turns.all(holder, wait_seconds, still_wanted)
 
     def report(self) -> Report:
-        """All volume groups, disks and volumes as LVM sees them now.
+        """Every group that the configuration can mean, as it is now. Takes no turn, and no process while nothing changed.
 
-        Calls that queued for their turn together share one look: a report that began after a call arrived, with no change
-        of ours since, tells that call all that it could have seen by looking itself.
+        A group that can't be looked into is `unreadable` in it, and the others are there all the same.
         """
-        arrived = getattr(self._turn, "arrived", None)
-        last = self._last
-        if arrived is not None and last is not None and last[0] >= arrived:
-            return last[1]
-        began = time.monotonic()
-        report = lvm_report.parse(*self._look())
-        if arrived is not None:
-            self._last = (began, report)
-        return report
+        return self._proved.report()
 
-    def _look(self) -> tuple[bytes, bytes]:
-        """LVM's report alone, and what LVM wrote to standard error meanwhile. Standard output also carries what LVM says of
-        damaged disks, in the middle of the JSON.
+    def _visible(self) -> list[BlockDevice]:
+        patterns = self._process.patterns()
+        return [device for device in self._devices() if filters.takes(patterns, (device.path,))]
 
-        A file in memory, not a pipe: nobody has to read it while LVM writes.
-        """
-        descriptor = os.memfd_create("lvm-report")
-        with os.fdopen(descriptor, "rb") as written:
-            own = {"LVM_REPORT_FD": str(descriptor)}
-            done = self._run(_REPORT, _READ_SECONDS, environment=own, pass_fds=(descriptor,))
-            written.seek(0)
-            return written.read(), done.stderr
+    def _ask(self, vg: str, groups: int) -> tuple[VolumeGroup, ...]:
+        """LVM's own word on the groups of this name. A single one is asked for by name, so that no other one is locked."""
+        argv = (*_REPORT, vg) if groups == 1 else _REPORT
+        said = lvm_report.parse(*self._process.said(argv, _READ_SECONDS, without=self._frozen()))
+        return tuple(found for found in said.vgs if found.name == vg)
+
+    def _frozen(self) -> list[str]:
+        return [device.path for device in self._proved.frozen]
 
     def create(
         self,
@@ -152,7 +109,7 @@ class Lvm:
             argv += ["--stripes", str(stripes)]
             argv += ["--stripesize", f"{stripe_kib}k"] if stripe_kib is not None else []
         try:
-            self._change([*argv, vg, *pvs])
+            self._change(vg, [*argv, vg, *pvs])
         except CommandEnded as error:
             if not self._was_made(vg, name, tags, error):
                 raise
@@ -180,7 +137,7 @@ class Lvm:
 
     def remove(self, vg: str, name: str) -> None:
         """Remove an inactive LV."""
-        self._change_lv(["lvremove", "--yes", f"{vg}/{name}"])
+        self._change_lv(vg, ["lvremove", "--yes", f"{vg}/{name}"])
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
         """Change tags of an LV in one metadata change."""
@@ -189,7 +146,7 @@ class Lvm:
             argv += ["--deltag", tag]
         for tag in add:
             argv += ["--addtag", tag]
-        self._change_lv([*argv, f"{vg}/{name}"])
+        self._change_lv(vg, [*argv, f"{vg}/{name}"])
 
     def activate(self, vg: str, name: str) -> None:
         """Make the kernel device, and see that the LV's path in /dev leads to that very device.
@@ -197,13 +154,13 @@ class Lvm:
         `vgmknodes` brings back an entry that a restart of udev or of the pod lost, and mends one that is left over from
         another time. Raises `Refused` when it doesn't: writing through a wrong path would destroy another volume.
         """
-        self._change_lv(["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
+        self._change_lv(vg, ["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
         device = disks.mapped(dm_name.encode(vg, name))
         if device is None:
             raise ToolFailed(f"LVM says that {vg}/{name} is active, and the kernel has no such device")
         path = f"/dev/{vg}/{name}"
         if disks.leads_to(path) != device:
-            self._change(["vgmknodes", f"{vg}/{name}"])
+            self._change(vg, ["vgmknodes", f"{vg}/{name}"])
         if disks.leads_to(path) != device:
             raise Refused(
                 f"{path} does not lead to the volume's device {device}; look at `ls -l {path}` and "
@@ -215,75 +172,30 @@ class Lvm:
 
         Raises `InUse` when it stays open.
         """
-        self._change_lv(["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
+        self._change_lv(vg, ["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
 
     def create_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
-        self._change(["vgcreate", vg, *devices], hints=True)
+        self._change(vg, ["vgcreate", vg, *devices], hints=True)
 
     def extend_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Add blank devices to a volume group."""
-        self._change(["vgextend", vg, *devices], hints=True)
+        self._change(vg, ["vgextend", vg, *devices], hints=True)
 
     def version(self) -> str:
         """LVM's own version line. Raises `ToolFailed` when lvm is not installed, or doesn't read the settings of ours."""
-        self._require_settings()
-        first = self._run(["version"], _READ_SECONDS).text.partition("\n")[0]
+        self._process.require_settings(_READ_SECONDS)
+        first = self._process.run(["version"], _READ_SECONDS).text.partition("\n")[0]
         return first.split(":", 1)[-1].strip() or "unknown"
 
-    def _require_settings(self) -> None:
+    def _change_lv(self, vg: str, argv: Sequence[str]) -> None:
         try:
-            self._run(["lvmconfig", "devices/global_filter"], _READ_SECONDS)
-        except CommandError as error:
-            folder = self._system_dirs.holding(self._settings)
-            raise ToolFailed(
-                f"LVM does not read {folder}/lvm.conf, without which it must not run; with --lvm-prefix the state "
-                f"directory must lie at the same path where LVM runs ({error})"
-            ) from error
-
-    def _change_lv(self, argv: Sequence[str]) -> None:
-        try:
-            self._change(argv)
+            self._change(vg, argv)
         except CommandError as error:
             raise failures.of_change(error) from error
 
-    def _change(self, argv: Sequence[str], *, hints: bool = False) -> None:
-        try:
-            self._run(argv, _WRITE_SECONDS, hints=hints)
-        finally:
-            self._last = None
-
-    def _run(
-        self,
-        argv: Sequence[str],
-        timeout: float,
-        *,
-        hints: bool = False,
-        environment: Mapping[str, str] = MappingProxyType({}),
-        pass_fds: Sequence[int] = (),
-    ) -> Result:
-        folder = self._system_dirs.holding(self._settings_with_hints if hints else self._settings)
-        own = {**_ENVIRONMENT, **environment, "LVM_SYSTEM_DIR": str(folder)}
-        # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
-        return self._runner.run(["lvm", *argv], timeout=timeout, env=own, pass_fds=pass_fds)
-
-
-def _require_wanted(still_wanted: Callable[[], bool], holder: str) -> None:
-    if not still_wanted():
-        raise Unavailable(f"the caller went away while LVM was busy with {holder!r}; nothing was done")
-
-
-def _flock(descriptor: int, path: Path, wait_seconds: float, still_wanted: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + wait_seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                raise Unavailable(f"another driver process holds {path}; end it, or wait for it to end") from None
-            _require_wanted(still_wanted, "another driver process")
-            time.sleep(0.05)
-        else:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps({"pid": os.getpid()}).encode())
-            return
+    def _change(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> None:
+        """One command that changes a group, in the group's turn. Disks that don't answer are kept out of its sight."""
+        with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
+            self._proved.changes(vg)
+            self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._frozen())

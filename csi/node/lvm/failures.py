@@ -66,6 +66,7 @@ def of_change(error: CommandError) -> SealedLocalError:
 
 
 def _said(error: CommandError) -> str:
-    """The last line, which has LVM's reason; those before it are warnings."""
-    lines = [line.strip() for line in error.stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"exit status {error.returncode}"
+    """What LVM said, without its warnings."""
+    lines = [line.strip() for line in error.stderr.splitlines()]
+    reasons = [line for line in lines if line and not line.startswith("WARNING")]
+    return "; ".join(reasons) or f"exit status {error.returncode}"

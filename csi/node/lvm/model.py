@@ -3,11 +3,12 @@
 A record changes only when somebody commits a change of its group. What the kernel does with an LV now is `csi.node.live`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from csi.core.device_number import DeviceNumber
-from csi.core.errors import Refused
+from csi.core.errors import Refused, Unavailable
 from csi.node.lvm import dm_name
 
 
@@ -22,6 +23,14 @@ class AllocationPolicy(StrEnum):
     """The same, as no tags are set by which a disk could be another's neighbour."""
     NORMAL = "normal"
     ANYWHERE = "anywhere"
+
+    @classmethod
+    def read(cls, word: str) -> "AllocationPolicy":
+        """The strictest for a word of a later LVM: what fits under it fits under any."""
+        try:
+            return cls(word)
+        except ValueError:
+            return cls.CONTIGUOUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,17 +138,59 @@ class VolumeGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableGroup:
+    """A group that is there, and that nobody can look into now. It is never taken for one that is absent."""
+
+    name: str
+    disks: tuple[str, ...]
+    why: str
+    lvs: tuple[LogicalVolume, ...] | None = None
+    """What was in it when it was last looked into; None when that was never, or before a change of ours."""
+
+    def may_hold(self, is_it: Callable[[LogicalVolume], bool]) -> bool:
+        """Whether such a volume is in it as far as anybody can tell."""
+        return self.lvs is None or any(is_it(lv) for lv in self.lvs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignGroup:
+    """A group that the configuration can't mean. Only its disks' labels were looked at."""
+
+    name: str
+    uuid: str
+    disks: tuple[DeviceNumber, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything LVM knows on this node, seen at one moment."""
+    """The groups that the configuration can mean, and what else is known of this node's disks."""
 
     vgs: tuple[VolumeGroup, ...]
     unused: tuple[PhysicalVolume, ...] = ()
     """Disks that have LVM's label, belong to no group and hold nothing."""
+    unreadable: tuple[UnreadableGroup, ...] = ()
+    foreign: tuple[ForeignGroup, ...] = ()
+
+    def require_readable(self, what: str, is_it: Callable[[LogicalVolume], bool]) -> None:
+        """Raises `Unavailable` while a group that may hold `what`, which wasn't found elsewhere, can't be looked into."""
+        doubts = [group for group in self.unreadable if group.may_hold(is_it)]
+        if doubts:
+            said = "; ".join(f"volume group {group.name} can't be looked into: {group.why}" for group in doubts)
+            raise Unavailable(
+                f"{what} may be in a group that nobody can read now. {said}. Mend that; the call is repeated"
+            )
 
     def vg(self, name: str) -> VolumeGroup | None:
-        """The volume group of that name. Raises `Refused` when two have it: neither is known to be the right one."""
+        """The volume group of that name.
+
+        Raises `Refused` when two have it, as neither is known to be the right one, and `Unavailable` when nobody can look
+        into it now.
+        """
         if name in self.ambiguous:
             raise Refused(self.why_ambiguous(name))
+        for group in self.unreadable:
+            if group.name == name:
+                raise Unavailable(f"volume group {name} can't be looked into: {group.why}")
         return next((vg for vg in self.vgs if vg.name == name), None)
 
     @property

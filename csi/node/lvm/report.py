@@ -104,6 +104,9 @@ def _vg(section: _Section, copies: Mapping[str, str]) -> VolumeGroup:
     return VolumeGroup(
         name=raw.vg_name,
         uuid=raw.vg_uuid,
+        metadata_free_bytes=int(raw.vg_mda_free),
+        policy=AllocationPolicy.read(raw.vg_allocation_policy),
+        max_lv=int(raw.max_lv),
         extent_bytes=int(raw.vg_extent_size),
         extents=int(raw.vg_extent_count),
         free_extents=int(raw.vg_free_count),
@@ -112,18 +115,7 @@ def _vg(section: _Section, copies: Mapping[str, str]) -> VolumeGroup:
         partial=raw.vg_attr[3] == "p",
         pvs=tuple(_pv(pv, section, copies) for pv in section.pv),
         lvs=tuple(_lv(lv, raw) for lv in section.lv if lv.lv_name),
-        metadata_free_bytes=int(raw.vg_mda_free) if raw.vg_mda_free else None,
-        policy=_policy(raw.vg_allocation_policy),
-        max_lv=int(raw.max_lv),
     )
-
-
-def _policy(word: str) -> AllocationPolicy:
-    """The strictest for a word of a later LVM: what fits under it fits under any."""
-    try:
-        return AllocationPolicy(word)
-    except ValueError:
-        return AllocationPolicy.CONTIGUOUS
 
 
 def _pv(raw: _Pv, section: _Section, copies: Mapping[str, str]) -> PhysicalVolume:

@@ -6,11 +6,8 @@ said here, LVM's defaults included, as distributions build LVM with defaults of 
 """
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Final
-
-_LOOP_DEVICE: Final = re.compile(r"/dev/loop[0-9]+(p[0-9]+)?")
 
 _DEVICES: Final = (
     # A devices file that appears by itself would make the filter useless and hide disks.
@@ -74,12 +71,11 @@ _REPORT: Final = (
 )  # fmt: skip
 
 
-def text(*, udev: bool, loop_devices: Sequence[str] | None = (), hints: bool = False) -> str:
-    """The whole `lvm.conf`.
+def text(*, udev: bool, patterns: Sequence[str], hints: bool = False) -> str:
+    """The whole `lvm.conf`, with these patterns as its filter of devices.
 
-    `loop_devices` are the only loop devices that LVM may look at; None lets it look at all. With `hints` the
-    administrator's own commands are told that disks changed: hints go stale when disks come and go, and a scan costs
-    milliseconds, so no other command uses them.
+    With `hints` the administrator's own commands are told that disks changed: hints go stale when disks come and go, and
+    a scan costs milliseconds, so no other command uses them.
     """
     on = int(udev)
     sections = {
@@ -89,7 +85,7 @@ def text(*, udev: bool, loop_devices: Sequence[str] | None = (), hints: bool = F
             *_DEVICES,
             f"obtain_device_list_from_udev={on}",
             f'hints="{"all" if hints else "none"}"',
-            f"global_filter={_filter(loop_devices)}",
+            f"global_filter=[{','.join(json.dumps(pattern) for pattern in patterns)}]",
         ),
         "allocation": _ALLOCATION,
         "log": _LOG,
@@ -106,24 +102,5 @@ def text(*, udev: bool, loop_devices: Sequence[str] | None = (), hints: bool = F
     return "".join(_section(name, lines) for name, lines in sections.items())
 
 
-def named_loop_devices(disks: Sequence[str]) -> list[str]:
-    """The loop devices among the disks that a configuration names by their own path."""
-    return [disk for disk in disks if _LOOP_DEVICE.fullmatch(disk)]
-
-
 def _section(name: str, lines: Sequence[str]) -> str:
     return f"{name} {{\n" + "".join(f"\t{line}\n" for line in lines) + "}\n"
-
-
-def _filter(loop_devices: Sequence[str] | None) -> str:
-    """The disks that LVM may look at: all but those below.
-
-    LVM takes a device when any of its names meets an accepting pattern, and udev gives every device names such as
-    /dev/block/43:0. So nothing accepts all names at the end: LVM takes what meets no pattern anyway.
-    """
-    # Network and replicated devices can freeze a scan for ever when their peer is gone.
-    patterns = ["r|^/dev/drbd|", "r|^/dev/nbd|", "r|^/dev/rbd|", "r|^/dev/zram|"]
-    if loop_devices is not None:
-        # kubelet attaches a loop device to every raw block volume, and what lies on it the tenant has written.
-        patterns += [*(f"a|^{device}$|" for device in loop_devices), "r|^/dev/loop|"]
-    return f"[{','.join(json.dumps(pattern) for pattern in patterns)}]"

@@ -18,6 +18,8 @@ from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.volume import Kind, State, Volume, Wanted, Wipe
 
 OURS: Final = "sl:v1"
+ABANDON_WIPE: Final = "sl:abandon-wipe"
+"""Put on by a person: this volume is deleted without a wipe, since its disk can't be wiped."""
 _PREFIX = "sl:"
 
 
@@ -26,9 +28,19 @@ def state_tag(state: State) -> str:
     return f"{_PREFIX}state={state}"
 
 
+def name_tag(name_digest: str) -> str:
+    """The tag by which a repeated CreateVolume finds its volume."""
+    return f"{_PREFIX}name={name_digest}"
+
+
 def formatted_tag(what: Content) -> str:
     """The durable evidence that the volume was prepared, and as what. It is what forbids every later format."""
     return f"{_PREFIX}formatted={content.word(what)}"
+
+
+def created_tags(lv: LogicalVolume) -> tuple[str, ...]:
+    """The tag that tells when an LV was made; it is for people, and nothing is decided by it."""
+    return tuple(tag for tag in sorted(lv.tags) if tag.startswith(f"{_PREFIX}created="))
 
 
 def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str, ...]:
@@ -36,7 +48,7 @@ def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str,
     parameters = wanted.parameters
     tags = [
         OURS,
-        f"{_PREFIX}name={wanted.name_digest}",
+        name_tag(wanted.name_digest),
         state_tag(State.CREATING),
         f"{_PREFIX}size={wanted.size_bytes}",
         f"{_PREFIX}params={parameters.digest}",

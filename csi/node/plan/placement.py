@@ -13,22 +13,22 @@ from csi.node.plan.target import AS_RECORDED, Conditions, Placement, Target
 from csi.node.volume import Parameters
 
 
-def places(
+def place(
     config: NodeConfig, report: Report, parameters: Parameters, size_bytes: int, now: Conditions = AS_RECORDED
-) -> tuple[Placement, ...]:
-    """The places for a volume whose usable size is `size_bytes`, the best first; at least one.
+) -> Placement:
+    """The place for a volume whose usable size is `size_bytes`.
 
     Raises `NoSpace` saying what was looked at: it is the answer that makes the scheduler try another node.
     """
     found = targets(config, report, parameters, now)
-    fits = tuple(place for target in found if (place := target.fit(parameters, size_bytes)) is not None)
-    if not fits:
-        rooms = ", ".join(_said(target, parameters) for target in sorted(found, key=lambda target: target.vg.name))
-        needed = human(device_bytes(size_bytes, parameters.profile))
-        raise NoSpace(
-            f"no volume group can take {needed} ({layout.name(parameters.layout)}): {rooms}. {_way_out(parameters)}"
-        )
-    return fits
+    fit = next((place for target in found if (place := target.fit(parameters, size_bytes)) is not None), None)
+    if fit is not None:
+        return fit
+    rooms = ", ".join(_said(target, parameters) for target in sorted(found, key=lambda target: target.vg.name))
+    needed = human(device_bytes(size_bytes, parameters.profile))
+    raise NoSpace(
+        f"no volume group can take {needed} ({layout.name(parameters.layout)}): {rooms}. {_way_out(parameters)}"
+    )
 
 
 def targets(
@@ -58,10 +58,15 @@ def _target(config: NodeConfig, vg: VolumeGroup, now: Conditions) -> Target:
 
 def _candidates(config: NodeConfig, report: Report, parameters: Parameters) -> list[VolumeGroup]:
     names = _wanted_names(config, report, parameters)
-    groups = [vg for name in names if name not in report.ambiguous and (vg := report.vg(name)) is not None]
+    unreadable = {group.name: group for group in report.unreadable}
+    usable = [name for name in names if name not in report.ambiguous and name not in unreadable]
+    groups = [vg for name in usable if (vg := report.vg(name)) is not None]
     twins = [report.why_ambiguous(name) for name in names if name in report.ambiguous]
-    if twins and not groups:
-        raise NoSpace(". ".join(twins))
+    blocked = [
+        f"volume group {name} can't be looked into: {unreadable[name].why}" for name in names if name in unreadable
+    ]
+    if (twins or blocked) and not groups:
+        raise NoSpace(". ".join((*twins, *blocked)))
     if not groups:
         here = ", ".join(sorted({vg.name for vg in report.vgs if config.allows(vg.name)})) or "none"
         raise NoSpace(
@@ -73,7 +78,7 @@ def _candidates(config: NodeConfig, report: Report, parameters: Parameters) -> l
 
 def _wanted_names(config: NodeConfig, report: Report, parameters: Parameters) -> list[str]:
     if parameters.vg_name is not None:
-        known = any(vg.name == parameters.vg_name for vg in report.vgs)
+        known = parameters.vg_name in {vg.name for vg in report.vgs} | {vg.name for vg in report.foreign}
         if known and not config.allows(parameters.vg_name):
             raise NoSpace(
                 f"this node's configuration doesn't let the driver use volume group {parameters.vg_name}; "

@@ -1,18 +1,15 @@
-"""CreateVolume and DeleteVolume: (what LVM shows, what is wanted) to steps. An empty plan is idempotent success."""
+"""CreateVolume: (what LVM shows, what is wanted) to steps, an empty plan being idempotent success; and finding volumes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import assert_never
 
-from csi.core.errors import AlreadyExists, ForeignContent, InUse, Refused, Unavailable
-from csi.core.sealed import needs
+from csi.core.errors import AlreadyExists, ForeignContent, Refused, Unavailable
 from csi.node.config import NodeConfig
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
 from csi.node.plan.target import AS_RECORDED, Conditions
-from csi.node.volume import State, Volume, Wanted, Wipe
+from csi.node.volume import State, Volume, Wanted
 
 
 def create(config: NodeConfig, report: Report, wanted: Wanted, now: Conditions = AS_RECORDED) -> steps.Plan:
@@ -25,63 +22,41 @@ def create(config: NodeConfig, report: Report, wanted: Wanted, now: Conditions =
         _require_same(existing, wanted)
         return ()
     _require_free_name(report, wanted)
-    tags = volume_tags.encode(wanted)
-    first, *others = (
+    place = placement.place(config, report, wanted.parameters, wanted.size_bytes, now)
+    return (
         steps.CreateLV(
             vg=place.vg.name,
             name=wanted.volume_id,
             extents=place.extents,
-            tags=tags,
+            tags=volume_tags.encode(wanted),
             layout=place.layout,
             pvs=place.pvs,
-        )
-        for place in placement.places(config, report, wanted.parameters, wanted.size_bytes, now)
+        ),
     )
-    return (replace(first, otherwise=tuple(others)),)
-
-
-def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:
-    """Steps that wipe and remove the volume. Killed anywhere and repeated, they start the wipe again and end the same.
-
-    `published` are paths that still show the volume. Raises `InUse` when there are any or something holds the device.
-    """
-    if published:
-        raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
-    if volume.live is not None and volume.live.is_open:
-        raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
-    vg, name = volume.lv.vg, volume.lv.name
-    mark: steps.Plan = ()
-    if volume.state is not State.DELETING:
-        old, new = volume_tags.state_tag(volume.state), volume_tags.state_tag(State.DELETING)
-        mark = (steps.ChangeTags(vg=vg, name=name, remove=(old,), add=(new,)),)
-    # What nobody was ever given holds nothing of anybody.
-    wiped = _wipe(volume) if volume.holds is not None else ()
-    if wiped:
-        # A read-only flag left by a publication would stop the wipe.
-        wiped = (
-            steps.Activate(vg=vg, name=name),
-            steps.SetReadOnly(device=volume.lv.path, read_only=False),
-            *wiped,
-        )
-    active = wiped or volume.live is not None
-    off: steps.Plan = (steps.Deactivate(vg=vg, name=name),) if active else ()
-    return (*mark, *wiped, *off, steps.RemoveLV(vg=vg, name=name))
 
 
 def by_name(report: Report, name_digest: str) -> Volume | None:
-    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it."""
-    return _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
+    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, `Unavailable` when it may be in a
+    group that can't be looked into.
+    """
+    found = _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
+    if found is None:
+        tag = volume_tags.name_tag(name_digest)
+        report.require_readable("the volume of this name", lambda lv: tag in lv.tags)
+    return found
 
 
 def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     """The volume with this id, found by its tags in whatever group it is.
 
     Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other; and when an LV of ours
-    has that name and tags that this version can't read: to call it absent would leak it.
+    has that name and tags that this version can't read: to call it absent would leak it. Raises `Unavailable` when it may
+    be in a group that can't be looked into.
     """
     found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
     if found is None:
         _require_no_unreadable(report, volume_id)
+        report.require_readable(f"volume {volume_id}", lambda lv: lv.name == volume_id)
     return found
 
 
@@ -99,7 +74,8 @@ def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> No
     """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
     to be gone. Disks may come late after a boot.
     """
-    missing = sorted({vg for pool in config.pools for vg in pool.vgs if report.vg(vg) is None})
+    here = {vg.name for vg in report.vgs} | {group.name for group in report.unreadable}
+    missing = sorted({vg for pool in config.pools for vg in pool.vgs} - here)
     if missing:
         raise Unavailable(
             f"volume {volume_id} is not in any group that is here, and volume group {', '.join(missing)} of this node's "
@@ -142,23 +118,3 @@ def _require_free_name(report: Report, wanted: Wanted) -> None:
                 f"volume group {lv.vg} already holds a logical volume {lv.name} that was not made for this claim; "
                 "rename or remove it by hand"
             )
-
-
-def _wipe(volume: Volume) -> steps.Plan:
-    device, size = volume.lv.path, volume.lv.size_bytes
-    match volume.wipe:
-        case Wipe.NONE:
-            return ()
-        case Wipe.AUTO | Wipe.DISCARD if (needed := needs(volume.profile)) is not None:
-            # Without header and state records the rest is noise that no key opens any more.
-            head = min(needed.head_bytes, size)
-            zero = steps.ZeroRange(device=device, offset=0, length=head)
-            return (
-                (zero, steps.DiscardRange(device=device, offset=head, length=size - head)) if size > head else (zero,)
-            )
-        case Wipe.DISCARD:
-            return (steps.DiscardRange(device=device, offset=0, length=size, or_zero=True),)
-        case Wipe.AUTO | Wipe.ZERO:
-            return (steps.ZeroRange(device=device, offset=0, length=size),)
-        case _:
-            assert_never(volume.wipe)

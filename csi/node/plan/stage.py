@@ -8,15 +8,11 @@ from typing import assert_never
 
 from csi.core.errors import AlreadyExists, InUse, Refused
 from csi.core.filesystem import DEFAULT, Filesystem
-from csi.core.sealed import needs
-from csi.core.size import MIB
 from csi.node.content import Content, HoldsFilesystem, Raw, Sealed, word
 from csi.node.lvm import tags as volume_tags
-from csi.node.plan import steps
+from csi.node.plan import erase, steps
 from csi.node.plan.node_view import PathView, Publications
-from csi.node.volume import Capability, State, Volume, Wipe
-
-_EDGE_BYTES = 1 * MIB
+from csi.node.volume import Capability, State, Volume
 
 
 def content(volume: Volume, capability: Capability) -> Content:
@@ -147,40 +143,26 @@ def _mount(volume: Volume, wanted: Content, capability: Capability, staging: Pat
 
 
 def _prepare(volume: Volume, wanted: Content) -> steps.Plan:
-    """Zero what may show former content, format a plain filesystem, see that it is there, and end `creating`.
-
-    Under a filesystem or a seal only the ends, where signatures lie, can be seen; a raw device shows everything, so all of
-    it goes, unless its class says that nobody minds (`wipe: none`).
-    """
-    device, size = volume.lv.path, volume.lv.size_bytes
-    made: steps.Plan = ()
-    match wanted:
-        case HoldsFilesystem(filesystem):
-            cleared = _ends(size, _EDGE_BYTES)
-            made = (
-                steps.MakeFilesystem(device=device, fstype=filesystem, options=volume.mkfs_options),
-                # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
-                steps.RequireFilesystem(device=device, fstype=filesystem),
-            )
-        case Raw():
-            cleared = _ends(size, _EDGE_BYTES) if volume.wipe is Wipe.NONE else ((0, size),)
-        case Sealed(profile):
-            needed = needs(profile)
-            cleared = _ends(size, needed.head_bytes if needed is not None else size)
-        case _:
-            assert_never(wanted)
+    """Erase what may show former content, format a plain filesystem, see that it is there, and end `creating`."""
     done = steps.ChangeTags(
         vg=volume.lv.vg,
         name=volume.lv.name,
         remove=(volume_tags.state_tag(State.CREATING),),
         add=(volume_tags.state_tag(State.READY), volume_tags.formatted_tag(wanted)),
     )
-    zeroed = (steps.ZeroRange(device=device, offset=offset, length=length) for offset, length in cleared)
-    return (*zeroed, *made, done)
+    return (*erase.before_first_use(volume, wanted), *_make(volume, wanted), done)
 
 
-def _ends(size: int, head_bytes: int) -> tuple[tuple[int, int], ...]:
-    """Ranges (offset, length): so much at the beginning, and the last MiB."""
-    head = min(size, head_bytes)
-    tail = min(_EDGE_BYTES, size - head)
-    return ((0, head), (size - tail, tail)) if tail else ((0, head),)
+def _make(volume: Volume, wanted: Content) -> steps.Plan:
+    device = volume.lv.path
+    match wanted:
+        case HoldsFilesystem(filesystem):
+            return (
+                steps.MakeFilesystem(device=device, fstype=filesystem, options=volume.mkfs_options),
+                # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
+                steps.RequireFilesystem(device=device, fstype=filesystem),
+            )
+        case Raw() | Sealed():
+            return ()
+        case _:
+            assert_never(wanted)

@@ -13,7 +13,7 @@ from csi.node.lvm.layout import LINEAR, Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateLV:
-    """Allocate an LV with all its tags in one LVM command, in the first group that takes it; it stays inactive."""
+    """Allocate an LV with all its tags in one LVM command; it stays inactive until the first stage."""
 
     vg: str
     name: str
@@ -21,13 +21,10 @@ class CreateLV:
     tags: tuple[str, ...]
     layout: Layout = LINEAR
     pvs: tuple[str, ...] = ()
-    otherwise: tuple["CreateLV", ...] = ()
-    """Other places, to be tried in this order when LVM does not allocate here."""
 
     def describe(self) -> str:
         """One line for the log."""
-        said = f"create LV {self.vg}/{self.name} of {self.extents} extents ({layout.name(self.layout)})"
-        return f"{said}, or in {', '.join(other.vg for other in self.otherwise)}" if self.otherwise else said
+        return f"create LV {self.vg}/{self.name} of {self.extents} extents ({layout.name(self.layout)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +88,19 @@ class ZeroRange:
     def describe(self) -> str:
         """One line for the log."""
         return f"zero {self.length} bytes of {self.device} at {self.offset}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearRange:
+    """See that a range of bytes of a device reads as zeroes; written is only what doesn't yet."""
+
+    device: str
+    offset: int
+    length: int
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"clear {self.length} bytes of {self.device} at {self.offset}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,8 +288,8 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ZeroRange | DiscardRange | MakeFilesystem
-    | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
+    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ZeroRange | ClearRange | DiscardRange
+    | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
     | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]

@@ -6,10 +6,12 @@ import grpc
 
 from csi.core import disks
 from csi.core.errors import InvalidInput, NotFound, Refused
-from csi.node import observe
+from csi.node import erasing, observe
 from csi.node.desk import Desk, View
+from csi.node.jobs import Kind
 from csi.node.plan import publish as publishing
 from csi.node.plan import stage as staging
+from csi.node.plan import steps
 from csi.node.plan.node_view import PathKind
 from csi.node.rpc import csi_requests
 from csi.node.rpc.not_offered import NodeRest
@@ -53,12 +55,14 @@ class Node(NodeRest):
     ) -> csi_pb2.NodeStageVolumeResponse:
         """Prepare the volume at its first use, activate it, and mount a plain filesystem at the staging path."""
         wanted = csi_requests.stage(request, self._desk.roots)
-        with self._desk.volume(wanted.volume_id, "NodeStageVolume") as view:
-            volume = view.existing
-            csi_requests.require_same_context(volume, wanted.context_digest)
+
+        def plan(view: View) -> steps.Plan:
+            csi_requests.require_same_context(view.existing, wanted.context_digest)
             where = view.around.path(wanted.staging_path)
-            plan = staging.stage(volume, wanted.capability, where, node_is_right=view.node_is_right)
-            self._desk.carry_out(plan)
+            return staging.stage(view.existing, wanted.capability, where, node_is_right=view.node_is_right)
+
+        task = erasing.Task(kind=Kind.PREPARE, volume_id=wanted.volume_id, plan=plan)
+        erasing.carry_out(self._desk, task)
         return csi_pb2.NodeStageVolumeResponse()
 
     def NodeUnstageVolume(  # noqa: N802
@@ -67,6 +71,7 @@ class Node(NodeRest):
         """Unmount and deactivate; a volume that is gone is fine."""
         path = csi_requests.path(request.staging_target_path, "staging_target_path", self._desk.roots)
         volume_id = csi_requests.volume_id(request.volume_id)
+        self._desk.jobs.call_off(volume_id, Kind.PREPARE)
         with self._desk.volume(volume_id, "NodeUnstageVolume") as view:
             plan = staging.unstage(view.volume, view.around.path(path), view.publications(path))
             self._desk.carry_out(plan)
