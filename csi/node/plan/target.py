@@ -15,9 +15,6 @@ from csi.node.lvm.layout import LINEAR, MOST_STRIPES, Layout, Linear, Striped
 from csi.node.lvm.model import AllocationPolicy, PhysicalVolume, VolumeGroup
 from csi.node.volume import Parameters
 
-METADATA_MARGIN_BYTES: Final = 32 * KIB
-"""What stays free in a group's metadata area: the volumes that are there must still be staged, tagged and deleted."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -74,7 +71,7 @@ class Target:
             return f"its disk {protected.name} is write-protected (blockdev --setrw {protected.name})"
         if vg.max_lv and len(vg.lvs) >= vg.max_lv:
             return f"it may hold no more than {vg.max_lv} volumes (vgchange --logicalvolume 0 {vg.name})"
-        if vg.metadata_free_bytes is not None and vg.metadata_free_bytes < METADATA_MARGIN_BYTES:
+        if vg.metadata_free_bytes is not None and not vg.takes_metadata:
             return (
                 f"its metadata area is full ({vg.metadata_free_bytes // KIB} KiB free, see vgs -o vg_mda_free; delete "
                 "volumes that nobody needs, or use another group)"
