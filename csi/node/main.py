@@ -59,7 +59,12 @@ def _serve(settings: Settings) -> int:
     here = desk.real(settings)
     standing = Standing(lambda: places.faults(settings))
     metrics = Metrics(
-        settings.driver_name, settings.config, here.lvm.report, here.jobs.shown, here.lvm.turns.queues, here.conditions
+        settings.driver_name,
+        settings.config,
+        here.lvm.report,
+        here.jobs.shown,
+        here.lvm.turns.queues,
+        conditions=here.conditions,
     )
     metrics.registry.register(PoolStates(standing))
     server = build_server(here, standing, metrics)
