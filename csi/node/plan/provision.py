@@ -117,6 +117,11 @@ def _require_same(existing: Volume, wanted: Wanted) -> None:
             f"a volume named {wanted.name!r} exists with {existing.size_bytes} bytes, which is not what is asked for "
             f"({wanted.size_bytes} bytes, at most {wanted.limit_bytes or 'any'}); use another name or the same size"
         )
+    if existing.purpose is not None and existing.purpose != wanted.purpose:
+        raise AlreadyExists(
+            f"a volume named {wanted.name!r} exists as {existing.purpose.word}, and {wanted.purpose.word} is asked for; "
+            "use another name"
+        )
     if existing.params_digest != wanted.parameters.digest:
         raise AlreadyExists(
             f"a volume named {wanted.name!r} exists with other StorageClass parameters; use another name"

@@ -32,7 +32,7 @@ class Controller(ControllerRest):
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._mistaken: set[str] = set()
+        self._mistaken: set[frozenset[tuple[str, str]]] = set()
 
     def ControllerGetCapabilities(  # noqa: N802
         self, request: csi_pb2.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
@@ -79,7 +79,7 @@ class Controller(ControllerRest):
                 csi_requests.capability(item, f"volume_capabilities[{number}]")
                 for number, item in enumerate(request.volume_capabilities)
             ]
-            csi_requests.require_confirmed(volume, wanted, request.parameters)
+            csi_requests.require_confirmed(volume, wanted, request.parameters, request.volume_context)
         except (InvalidInput, AlreadyExists) as error:
             return csi_pb2.ValidateVolumeCapabilitiesResponse(message=str(error))
         return csi_pb2.ValidateVolumeCapabilitiesResponse(
@@ -120,7 +120,7 @@ class Controller(ControllerRest):
 
     def _note_mistake(self, given: Mapping[str, str], error: InvalidInput) -> None:
         """Once a class: the provisioner asks for each one every minute."""
-        which = class_parameters.digest(given)
+        which = frozenset(given.items())
         if which not in self._mistaken and len(self._mistaken) < _MOST_MISTAKES:
             self._mistaken.add(which)
             _log.warning("a StorageClass has a mistake", extra={"error": str(error)})
