@@ -185,7 +185,7 @@ def two_of_one_name(minors: list[int]) -> dict[str, Any]:
 
     return {
         "uuids": [vg.uuid for vg in report.vgs],
-        "said": _try(lambda: placement.candidates(config, report, Parameters())),
+        "said": _try(lambda: placement.targets(config, report, Parameters())),
     }
 
 
