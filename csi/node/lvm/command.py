@@ -159,7 +159,9 @@ class Lvm:
         self._change_lv(vg, ["lvremove", "--yes", "--select", _NO_ORIGIN, f"{vg}/{name}"])
         left = self._find(vg, name)
         if left is not None and left.is_origin:
-            raise InUse(f"{vg}/{name} has a snapshot, so it is left where it is. Look at lvs -a {vg}; the call is repeated")
+            raise InUse(
+                f"{vg}/{name} has a snapshot, so it is left where it is. Look at lvs -a {vg}; the call is repeated"
+            )
         self._require(vg, name, "removed", lambda lv: lv is None)
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
