@@ -4,6 +4,7 @@ with one LV or none, no leaked LV, mount, record or tombstone, and no lost data.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given, settings
@@ -15,15 +16,17 @@ from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
-from csi.node.plan import deletion, provision, publish, stage, steps
-from csi.node.plan.node_view import PathKind
+from csi.node.plan import deletion, provision, publish, stage, steps, teardown
 from csi.node.volume import Access, Capability, State, Volume, Wanted
 from tests.fakes.node import FRESH, HALF, ZEROED, JobBegun, Killed, Node
 from tests.fakes.others import OTHERS, Other
 
 _CONFIG = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),), default_pool="main")
 _NAME = "pvc-1"
-_STAGING, _TARGET = "/var/lib/kubelet/plugins/pvc-1/globalmount", "/var/lib/kubelet/pods/p/volumes/pvc-1/mount"
+_STAGING, _TARGET = (
+    "/var/lib/kubelet/plugins/pvc-1/globalmount",
+    "/var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/pvc-1/mount",
+)
 _KINDS: dict[str, tuple[dict[str, str], bool, str]] = {
     "ext4": ({}, False, "ext4"),
     "xfs": ({}, False, "xfs"),
@@ -93,17 +96,25 @@ class Driver:
         self.node.apply(publish.publish(view))
 
     def _unpublish(self) -> None:
-        target = self.node.path(_TARGET)
-        reset = (
-            self.volume.lv.path
-            if target.kind is PathKind.DEVICE and _NAME in self.node.read_only and self.volume
-            else None
+        records = {_TARGET: _NAME} if _TARGET in self.node.records else {}
+        view = teardown.Unpublishing(
+            volume_id=_NAME,
+            target=self.node.place(_TARGET),
+            record_owners=records,
+            kubelet_dir=PurePosixPath("/var/lib/kubelet"),
+            devices=self.node.active(_NAME),
+            publications=self.node.publications(_NAME),
         )
-        self.node.apply(publish.unpublish(target, has_record=_TARGET in self.node.records, reset_device=reset))
+        self.node.apply(teardown.unpublish(view))
 
     def _unstage(self) -> None:
-        shown = self.node.publications(_NAME, _STAGING)
-        self.node.apply(stage.unstage(self.volume, self.node.path(_STAGING), shown))
+        view = teardown.Unstaging(
+            volume_id=_NAME,
+            staging=self.node.place(_STAGING),
+            publications=self.node.publications(_NAME, _STAGING),
+            devices=self.node.active(_NAME),
+        )
+        self.node.apply(teardown.unstage(view))
 
     def _delete(self) -> None:
         if self.volume is not None:

@@ -1,11 +1,11 @@
 """CreateVolume: (what LVM shows, what is wanted) to steps, an empty plan being idempotent success; and finding volumes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from csi.core.errors import AlreadyExists, ForeignContent, Refused, Unavailable
 from csi.node.config import NodeConfig
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Report
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
 from csi.node.volume import State, Volume, Wanted
@@ -35,12 +35,13 @@ def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
 
 
 def by_name(report: Report, name_digest: str) -> Volume | None:
-    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, `Unavailable` when it may be in a
-    group that can't be looked into.
+    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, or it is there with tags that
+    this version can't read, `Unavailable` when it may be in a group that can't be looked into.
     """
     found = _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
     if found is None:
         tag = volume_tags.name_tag(name_digest)
+        _require_no_unreadable(report, lambda lv: tag in lv.tags)
         report.require_readable("the volume of this name", lambda lv: tag in lv.tags)
     return found
 
@@ -54,7 +55,7 @@ def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     """
     found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
     if found is None:
-        _require_no_unreadable(report, volume_id)
+        _require_no_unreadable(report, lambda lv: lv.name == volume_id)
         report.require_readable(f"volume {volume_id}", lambda lv: lv.name == volume_id)
     return found
 
@@ -94,13 +95,12 @@ def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> N
         )
 
 
-def _require_no_unreadable(report: Report, volume_id: str) -> None:
-    for lv in report.lvs:
-        if lv.name == volume_id and volume_tags.OURS in lv.tags:
-            shown = ", ".join(sorted(tag for tag in lv.tags if tag.startswith("sl:")))
+def _require_no_unreadable(report: Report, is_it: Callable[[LogicalVolume], bool]) -> None:
+    for found in volume_tags.unreadable(report):
+        if is_it(found.lv):
             raise Refused(
-                f"logical volume {lv.vg}/{lv.name} carries this driver's tags, and this version can't read them ({shown}); "
-                "was it made by a newer driver? Use that one. Nothing was changed"
+                f"logical volume {found.lv.vg}/{found.lv.name} carries this driver's tags, and this version can't read "
+                f"them ({found.why}); was it made by a newer driver? Use that one. Nothing was changed"
             )
 
 

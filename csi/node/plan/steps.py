@@ -79,6 +79,18 @@ class Deactivate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseDevice:
+    """Take the kernel device away without LVM, once no virtual machine or other program has it; waits a little for that."""
+
+    vg: str
+    name: str
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"take the device of {self.vg}/{self.name} away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroRange:
     """Write zeroes over a range of bytes of a device."""
 
@@ -228,6 +240,8 @@ class MountTombstone:
     """Put an empty read-only tmpfs on a target directory, so that a runtime that misses the record gets EROFS."""
 
     target: str
+    source: str
+    """Names the volume."""
 
     def describe(self) -> str:
         """One line for the log."""
@@ -259,7 +273,7 @@ class RemoveRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmount:
-    """Unmount everything on exactly this path."""
+    """Unmount everything on exactly this path, which names the place as the kernel does."""
 
     target: str
 
@@ -304,8 +318,8 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ZeroRange | ClearRange | DiscardRange | RequireUnused
-    | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
-    | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
+    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | ZeroRange | ClearRange | DiscardRange
+    | RequireUnused | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice
+    | SetReadOnly | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]
