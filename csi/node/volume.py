@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import Final
+from uuid import UUID, uuid5
 
 from csi.core.device_number import DeviceNumber
 from csi.core.filesystem import DEFAULT, Filesystem
@@ -13,6 +15,8 @@ from csi.node.lvm.model import LogicalVolume
 from csi.node.lvm.names import VolumeId
 
 _BLOCK = "block"
+_FILESYSTEMS: Final = UUID("6d0f6a34-1f0b-4c5e-9d4e-2f1a7c0b8e55")
+"""The namespace of filesystems' UUIDs (RFC 4122, version 5). It never changes."""
 
 
 class State(StrEnum):
@@ -148,6 +152,11 @@ class Volume:
     def device(self) -> DeviceNumber | None:
         """The number of the kernel's device while active."""
         return self.live.number if self.live is not None else None
+
+    @property
+    def filesystem_uuid(self) -> UUID | None:
+        """The UUID of the filesystem that the node makes: derived from the LV's own, so that it tells whose it is."""
+        return uuid5(_FILESYSTEMS, self.lv.uuid) if self.lv.uuid else None
 
     @property
     def volume_id(self) -> VolumeId:
