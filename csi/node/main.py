@@ -58,7 +58,14 @@ def _serve(settings: Settings) -> int:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     here = desk.real(settings)
     standing = Standing(lambda: places.faults(settings))
-    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.jobs.shown, here.lvm.turns.queues)
+    metrics = Metrics(
+        settings.driver_name,
+        settings.config,
+        here.lvm.report,
+        here.jobs.shown,
+        here.lvm.turns.queues,
+        conditions=here.conditions,
+    )
     metrics.registry.register(PoolStates(standing))
     server = build_server(here, standing, metrics)
     # A handler may put into this queue; an Event it could not set without a deadlock, were its lock just held.

@@ -40,7 +40,7 @@ _REPORT = (
     "--configreport", "vg", "-o", lvm_report.VG_FIELDS,
     "--configreport", "pv", "-o", lvm_report.PV_FIELDS,
     "--configreport", "lv", "-o", lvm_report.LV_FIELDS,
-    "--configreport", "pvseg", "-o", "pvseg_start",
+    "--configreport", "pvseg", "-o", lvm_report.PV_SEGMENT_FIELDS,
     "--configreport", "seg", "-o", "seg_start",
 )  # fmt: skip
 
@@ -83,7 +83,7 @@ class Lvm:
     def _ask(self, vg: str, groups: int) -> tuple[VolumeGroup, ...]:
         """LVM's own word on the groups of this name. A single one is asked for by name, so that no other one is locked."""
         argv = (*_REPORT, vg) if groups == 1 else _REPORT
-        said = lvm_report.parse(self._process.said(argv, _READ_SECONDS, without=self._frozen()))
+        said = lvm_report.parse(*self._process.said(argv, _READ_SECONDS, without=self._frozen()))
         known = tuple(found for found in said.vgs if found.name == vg)
         self._require_not_hidden(vg, {pv.uuid for found in known for pv in found.pvs if pv.missing})
         return known
