@@ -407,6 +407,32 @@ def test_many_looks_at_once_ask_lvm_once() -> None:
     assert here.lvm.asked <= 2, "one for all that came before it began, one for those that came later"
 
 
+def test_what_was_asked_before_a_change_does_not_answer_who_came_after_it() -> None:
+    here = machine()
+    asked, go_on = threading.Event(), threading.Event()
+    answered = here.lvm.__call__
+
+    def slow(name: str, groups: int) -> tuple[VolumeGroup, ...]:
+        answer = answered(name, groups)
+        asked.set()
+        assert go_on.wait(20)
+        return answer
+
+    here.proved._ask = slow
+    names: dict[str, list[str]] = {}
+    before = threading.Thread(target=lambda: names.update(before=here.names()))
+    before.start()
+    assert asked.wait(20)
+    here.commit(with_lv("b"))
+    after = threading.Thread(target=lambda: names.update(after=here.names()))
+    after.start()
+    time.sleep(0.05)
+    go_on.set()
+    for thread in (before, after):
+        thread.join()
+    assert names == {"before": ["a"], "after": ["a", "b"]}
+
+
 # Groups that the configuration can't mean
 
 

@@ -43,13 +43,25 @@ class _Entry:
         return frozenset(pv.uuid for vg in self.known for pv in vg.pvs)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asking:
+    """A question to LVM."""
+
+    views: tuple[DiskView, ...]
+    began: float
+    answer: "Future[Known | UnreadableGroup]"
+
+    def tells(self, views: tuple[DiskView, ...], arrived: float) -> bool:
+        """Whether the answer is right for somebody who came then and saw the disks like this."""
+        return self.began >= arrived or self.views == views
+
+
 @dataclass(slots=True)
 class _Group:
     name: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     entry: _Entry | None = None
-    asking: "Future[Known | UnreadableGroup] | None" = None
-    asked_at: float = 0.0
+    asking: _Asking | None = None
     volumes: Remembered = field(default_factory=dict)
     changed_at: float = 0.0
     """When the last change of ours began."""
@@ -136,14 +148,16 @@ class ProvedReport:
             if read is not None:
                 group.entry = _Entry(views=views, began=arrived, known=(read,), plain=True)
                 return (read,)
-            if group.asking is None or (group.asking.done() and group.asked_at < arrived):
-                group.asking = self._start(group, views)
             asking = group.asking
+            if asking is None or (asking.answer.done() and asking.began < arrived):
+                asking = group.asking = self._start(group, views)
         try:
-            return asking.result(_PATIENCE_SECONDS)
+            answer = asking.answer.result(_PATIENCE_SECONDS)
         except TimeoutError:
             waited = f"LVM did not answer within {_PATIENCE_SECONDS:g} s when asked about it"
             return _unreadable(group, views, f"{waited}; does another LVM command hold its lock?")
+        # What was asked before the group changed says nothing of the change.
+        return answer if asking.tells(views, arrived) else self._current(group, views, arrived)
 
     def _read(self, group: _Group, entry: _Entry, views: tuple[DiskView, ...]) -> VolumeGroup | None:
         """The group by its new text; None when LVM has to say more than the text does."""
@@ -165,19 +179,18 @@ class ProvedReport:
         found, group.volumes = metadata_model.volume_group(text, known, group.volumes)
         return metadata_model.with_room(found, max(0, room))
 
-    def _start(self, group: _Group, views: tuple[DiskView, ...]) -> "Future[Known | UnreadableGroup]":
+    def _start(self, group: _Group, views: tuple[DiskView, ...]) -> _Asking:
         """Ask LVM in a thread of its own: it may hang at a lock or a disk, and whoever waits must not."""
-        future: Future[Known | UnreadableGroup] = Future()
-        group.asked_at = time.monotonic()
+        asking = _Asking(views=views, began=time.monotonic(), answer=Future())
 
         def work() -> None:
             try:
-                future.set_result(self._asked(group, views, group.asked_at))
+                asking.answer.set_result(self._asked(group, views, asking.began))
             except Exception as error:
-                future.set_exception(error)
+                asking.answer.set_exception(error)
 
         threading.Thread(target=work, name=f"look at {group.name}", daemon=True).start()
-        return future
+        return asking
 
     def _asked(self, group: _Group, views: tuple[DiskView, ...], began: float) -> Known | UnreadableGroup:
         try:
