@@ -204,7 +204,9 @@ class Report:
             raise Refused(self.why_ambiguous(name))
         for group in self.unreadable:
             if group.name == name:
-                raise Unavailable(f"volume group {name} can't be looked into: {group.why}")
+                raise Unavailable(
+                    f"volume group {name} can't be looked into: {group.why}. Mend that; the call is repeated"
+                )
         return next((vg for vg in self.vgs if vg.name == name), None)
 
     @property
