@@ -14,10 +14,13 @@ _log = logging.getLogger(__name__)
 
 
 class Standing:
-    """`look` says what is wrong with the places where the driver writes, see `csi.node.places`."""
+    """`look` says what is wrong with the places where the driver writes, see `csi.node.places`. `prepare` is told the id of
+    a volume whose device will soon appear.
+    """
 
-    def __init__(self, look: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(self, look: Callable[[], tuple[str, ...]], prepare: Callable[[str], None] = lambda _: None) -> None:
         self._look = look
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._faults: tuple[str, ...] = ()
         self._lvm: str | None = None
@@ -91,8 +94,9 @@ class Standing:
         self._faults = faults
         return faults
 
-    def require_places(self) -> None:
+    def before_mounting(self, volume_id: str) -> None:
         """Raises `Refused` when what is mounted now would not be seen by kubelet or Kata: pods would write elsewhere."""
         faults = self.look()
         if faults:
             raise Refused("; ".join(faults))
+        self._prepare(volume_id)
