@@ -40,8 +40,8 @@ def contained(node: Node, config: Mapping[str, Any], propagation: str, *prepare:
 
 
 @pytest.fixture(scope="module")
-def node(kind: type[Node]) -> Iterator[Node]:
-    with kind((256 * MIB, 256 * MIB, 128 * MIB, 64 * MIB)) as booted:
+def node(node_kind: type[Node]) -> Iterator[Node]:
+    with node_kind((256 * MIB, 256 * MIB, 128 * MIB, 64 * MIB)) as booted:
         yield booted
 
 
@@ -117,6 +117,9 @@ def test_a_disk_that_comes_late_is_brought_in_and_others_are_served_meanwhile(no
     assert driver.stop() == 0
 
 
+_OWN_DEV = ("mount --bind /dev /mnt", "mount -t tmpfs none /dev", "cp -a /mnt/null /mnt/mapper /dev/")
+
+
 @pytest.mark.parametrize(
     ("propagation", "prepare", "words"),
     [
@@ -125,7 +128,7 @@ def test_a_disk_that_comes_late_is_brought_in_and_others_are_served_meanwhile(no
         ("private", ("mount --make-shared /var/lib/kubelet",), "shared with other containers only"),
         ("unchanged", ("mount -t tmpfs none /run/lock",), "/run/lock/lvm is not the node's own"),
         ("unchanged", (f"mkdir -p {REGISTRY}", f"mount -t tmpfs none {REGISTRY}"), f"{REGISTRY} is not the node's own"),
-        ("unchanged", ("mount --bind /dev /mnt", "mount -t tmpfs none /dev", "cp -a /mnt/null /dev/"), "/dev is not the node's own"),
+        ("unchanged", _OWN_DEV, "/dev is not the node's own"),
     ],
 )  # fmt: skip
 def test_nothing_is_staged_through_mounts_that_the_node_does_not_see(
