@@ -58,9 +58,9 @@ def delete(desk: Desk, volume_id: VolumeId) -> Task:
 
     def plan(view: View) -> steps.Plan:
         if view.volume is None:
-            provision.require_all_groups(desk.settings.config, view.report, volume_id)
+            provision.require_gone(desk.settings.config, view.report, volume_id)
             return ()
-        return deletion.delete(view.volume, view.publications().targets)
+        return deletion.delete(view.volume, view.report, view.publications().targets)
 
     return Task(kind=Kind.DELETE, volume_id=volume_id, plan=plan)
 
@@ -121,7 +121,8 @@ class _Meter:
 
     def _carry_out(self, piece: erase.ErasingStep, handler: Callable[[erase.ErasingStep], None]) -> None:
         try:
-            handler(piece)
+            # A line for each of thousands of slices is for whoever looks for a fault; others get one now and then.
+            apply.carry_out(piece, handler, level=logging.DEBUG)
         except DiskFailed as error:
             if self._job.kind is Kind.DELETE:
                 raise deletion.cannot_be_wiped(self._job.volume_id, self._job.vg, error) from error

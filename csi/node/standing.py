@@ -35,8 +35,11 @@ class Standing:
 
     @property
     def why_not(self) -> str | None:
-        """Why the driver can't work; None when it can, or only hasn't started yet."""
-        reasons = [*self._faults, *([self._lvm] if self._lvm is not None else [])]
+        """Why the driver can't work; None when it can, or only hasn't started yet.
+
+        LVM that fails later is no reason: much goes on without it, and to kill the container would not help.
+        """
+        reasons = [*self._faults, *([self._lvm] if self._lvm is not None and not self._started else [])]
         return "this node's driver can't work: " + "; ".join(reasons) if reasons else None
 
     @property
@@ -48,11 +51,12 @@ class Standing:
     @property
     def whole(self) -> bool:
         """Whether nothing is left to be tried again."""
-        return self.ready and not any(self.pools.values())
+        return self.ready and self._lvm is None and not any(self.pools.values())
 
     def words(self) -> str:
         """For a person who asks for the health."""
         lacking = [f"pool {name}: {why}\n" for name, why in self.pools.items() if why is not None]
+        lacking += [f"LVM: {self._lvm}\n"] if self._lvm is not None and self._started else []
         first = "ok" if self.ready else f"not ready: {self.why_not}" if self.why_not is not None else "not ready"
         return f"{first}\n{''.join(lacking)}"
 

@@ -3,21 +3,18 @@ records, go on with deletions.
 """
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Final
 
 from csi.core import disks, filesystems
 from csi.core.errors import NotFound, Refused, SealedLocalError
-from csi.node import erasing, observe
+from csi.node import erasing, observe, stale_records
 from csi.node.config import Pool
 from csi.node.desk import Desk, Surroundings
 from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import pools, provision
-from csi.node.plan.node_view import PathKind
 from csi.node.standing import Standing
 
 _log = logging.getLogger(__name__)
@@ -124,10 +121,7 @@ def _look(desk: Desk, report: Report, pool: Pool, configured: str) -> pools.Devi
 
 
 def sweep(desk: Desk, report: Report) -> None:
-    """Drop records of our volumes whose target is gone and whose device nobody holds; a live one is never dropped.
-
-    A live record that vanished would make the pod's next container start on the host's empty directory.
-    """
+    """Drop records of our volumes whose target is gone and whose device nobody holds; a live one is never dropped."""
     around = desk.surroundings()
     for entry in around.entries:
         volume_id = entry.record.volume_id if entry.record is not None else None
@@ -140,18 +134,11 @@ def sweep(desk: Desk, report: Report) -> None:
             _log.warning("Kata record left as it is", extra={"target": entry.target, "error": str(doubt)})
             continue
         if stale:
-            desk.registry.remove(entry.target)
-            _log.info("stale Kata record removed", extra={"target": entry.target, "volume_id": volume_id})
+            stale_records.remove(desk.registry, entry.target, volume_id)
 
 
 def _is_stale(report: Report, around: Surroundings, target: str, volume_id: str) -> bool:
     volume = provision.by_id(report, VolumeId(volume_id))
-    seen = observe.alive(volume).live if volume is not None else None
+    seen = observe.alive(volume, report).live if volume is not None else None
     held = seen is not None and seen.is_open
-    return not held and around.path(target).kind is PathKind.ABSENT and not _pod_exists(target)
-
-
-def _pod_exists(target: str) -> bool:
-    """Whether kubelet's directory of the pod, three levels above `volumes/<plugin>/<pv>/mount`, is still there."""
-    parents = Path(target).parents
-    return len(parents) > 3 and os.path.isdir(parents[3])  # noqa: PTH112
+    return not held and stale_records.is_left_behind(target, around.mounts)

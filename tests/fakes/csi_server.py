@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,14 +18,16 @@ import grpc
 import pytest
 
 from csi.core import disks, log
+from csi.core.device_number import DeviceNumber
 from csi.node import main, observe
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
-from csi.node.jobs import Jobs
+from csi.node.jobs import Job, Jobs
 from csi.node.kata.registry import Entry
 from csi.node.locks import VolumeLocks
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.model import Report
+from csi.node.lvm.names import VolumeId
 from csi.node.metrics import Metrics
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathView, Publications
@@ -81,6 +83,9 @@ class ToyRegistry:
         for target, record in self._node.records.items():
             yield Entry(target=target, record=record)
 
+    def at(self, target: str) -> Entry | None:
+        return next((entry for entry in self.entries() if entry.target == target), None)
+
     def remove(self, target: str) -> None:
         self._node.records.pop(target, None)
 
@@ -105,8 +110,8 @@ class Observed:
 class Recorder(Metrics):
     """The real metrics, which also remember each call."""
 
-    def __init__(self, settings: Settings, report: Callable[[], Report]) -> None:
-        super().__init__(settings.driver_name, settings.config, report)
+    def __init__(self, settings: Settings, report: Callable[[], Report], jobs: Callable[[], tuple[Job, ...]]) -> None:
+        super().__init__(settings.driver_name, settings.config, report, jobs)
         self.calls: list[Observed] = []
 
     def observe(self, method: str, code: str, seconds: float) -> None:
@@ -144,7 +149,7 @@ class CsiServer:
             jobs=Jobs(),
         )
         self.standing = Standing(lambda: self.faults)
-        self.metrics = Recorder(self.settings, self.lvm.report)
+        self.metrics = Recorder(self.settings, self.lvm.report, self.desk.jobs.shown)
         self.server = main.build_server(self.desk, self.standing, self.metrics)
         self._startup = Startup(self.desk, self.standing)
         self.socket = folder / "csi.sock"
@@ -244,12 +249,25 @@ def serving(folder: Path, patch: pytest.MonkeyPatch, config: str = _CONFIG) -> I
     def path(value: str, listed: object) -> PathView:
         return node.path(value)
 
-    def publications(entries: object, listed: object, volume: Volume | None, staging_path: str = "") -> Publications:
-        return Publications() if volume is None else node.publications(volume.lv.name, staging_path)
+    def publications(
+        entries: object, listed: object, volume_id: VolumeId, devices: object, staging_path: str = ""
+    ) -> Publications:
+        return node.publications(volume_id, staging_path)
+
+    def alive(volume: Volume, report: object) -> Volume:
+        return replace(volume, live=node.live(volume.lv.name))
+
+    def mounted_at(path: str) -> DeviceNumber | None:
+        top = node.path(path).top
+        return top.device if top is not None else None
 
     patch.setattr(observe, "path", path)
     patch.setattr(observe, "publications", publications)
-    patch.setattr(observe, "live_device", lambda lv: node.live(lv.name))
+    patch.setattr(observe, "alive", alive)
+    patch.setattr(observe, "devices", node.active)
+    patch.setattr(observe, "place", lambda view, volume_id, owners: node.place(view.path))
+    patch.setattr(observe, "mounted_at", mounted_at)
+    patch.setattr(disks, "number", lambda path: node.path(path).device)
     patch.setattr(observe, "node_is_right", lambda volume: volume.live is not None)
     patch.setattr(observe, "is_volume", lambda device, name: device is not None and device == node.devices.get(name))
     patch.setattr(disks, "size", lambda path: 4096)

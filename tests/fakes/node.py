@@ -7,7 +7,7 @@ It is not the driver's alone: `tests.fakes.others` does to it what else happens 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -17,8 +17,9 @@ from csi.core.mount import Mount
 from csi.node.kata.record import Record
 from csi.node.lvm.live_device import LiveDevice
 from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
-from csi.node.plan import steps
-from csi.node.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
+from csi.node.plan import erase, steps
+from csi.node.plan.node_view import ActiveDevice, PathKind, PathView, Publications, tombstone_owner
+from csi.node.plan.teardown import Place
 
 EXTENT = 4 * 1024 * 1024
 FRESH = "left over from another volume"
@@ -28,6 +29,10 @@ HALF = "half-written"
 
 class Killed(Exception):
     """The process ended here."""
+
+
+class JobBegun(Exception):
+    """The rest of the plan is left to a job, which looks and plans anew."""
 
 
 class Trouble(Enum):
@@ -62,6 +67,8 @@ class Node:
     opened: dict[str, int] = field(default_factory=dict)
     """How many processes and virtual machines have a volume open, and how many loop devices lie on it."""
     loops: dict[str, int] = field(default_factory=dict)
+    leaves_long_work: bool = False
+    """Whether a call only begins what takes long."""
     trouble: Trouble | None = None
     visit: tuple[int, Callable[[], None]] | None = None
     """What somebody else does at the moment that comes after so many."""
@@ -82,14 +89,20 @@ class Node:
             self.fuse -= 1
 
     def apply(self, plan: steps.Plan) -> None:
-        """Carry out a plan; every step has a moment before it and, inside, where it has parts."""
-        for step in plan:
+        """Carry out a plan; every step has a moment before it and, inside, where it has parts.
+
+        Raises `JobBegun` where long work is left to a job, before that.
+        """
+        at_once, rest = erase.split(plan) if self.leaves_long_work else (plan, ())
+        for step in _in_slices(at_once):
             self.moment()
             if isinstance(step, _BY_LVM):
                 self._run_lvm(step)
             else:
                 self._run(step)
         self.moment()
+        if rest:
+            raise JobBegun
 
     def _run(self, step: steps.Step) -> None:
         if isinstance(step, _EXCLUSIVE) and self.is_mounted(self.named(step.device)):
@@ -170,8 +183,20 @@ class Node:
         return Publications(
             mounts=tuple(m.target for m in shown if m.fstype != "devtmpfs" and m.target != staging),
             devices=tuple(m.target for m in shown if m.fstype == "devtmpfs"),
+            tombstones=tuple(m.target for m in self.mounts if tombstone_owner(m) == name),
             records={target: record for target, record in self.records.items() if record.device == lv.path},
         )
+
+    def place(self, path: str) -> Place:
+        """What `csi.node.observe.place` would show."""
+        view = self.path(path)
+        owners = {number: name for name, number in self.devices.items()}
+        return Place(view=view, owners=tuple(tombstone_owner(m) or owners.get(m.device) for m in view.mounts))
+
+    def active(self, name: str) -> tuple[ActiveDevice, ...]:
+        """What `csi.node.observe.devices` would show."""
+        live = self.live(name)
+        return (ActiveDevice(vg="vg0", name=name, live=live),) if live is not None else ()
 
     def pod_write(self, name: str, target: str, data: str) -> str:
         """A pod (or the guest, where there is a record) writes; answers where the data went."""
@@ -198,6 +223,7 @@ class Node:
             open_count=int(self.is_mounted(name)) + self.opened.get(name, 0) + loops,
             loops=loops,
             read_only=name in self.read_only,
+            mounted=self.is_mounted(name),
         )
 
     def is_mounted(self, name: str) -> bool:
@@ -234,6 +260,14 @@ class Node:
         )
 
 
+def _in_slices(plan: steps.Plan) -> Iterator[steps.Step]:
+    for step in plan:
+        if isinstance(step, erase.ErasingStep):
+            yield from erase.slices(step)
+        else:
+            yield step
+
+
 def _create(node: Node, step: steps.CreateLV) -> None:
     assert step.name not in node.lvs, "LVM refuses a second LV of the same name"
     node.lvs[step.name] = LogicalVolume(
@@ -264,7 +298,7 @@ def _tags(node: Node, step: steps.ChangeTags) -> None:
     node.lvs[step.name] = replace(lv, tags=lv.tags - set(step.remove) | set(step.add))
 
 
-def _deactivate(node: Node, step: steps.Deactivate) -> None:
+def _deactivate(node: Node, step: steps.Deactivate | steps.ReleaseDevice) -> None:
     live = node.live(step.name)
     if live is not None and live.is_open:
         raise InUse(step.name)
@@ -332,7 +366,7 @@ def _set_read_only(node: Node, step: steps.SetReadOnly) -> None:
 def _tombstone(node: Node, step: steps.MountTombstone) -> None:
     node.directories.add(step.target)
     node.moment()
-    node.mount(step.target, DeviceNumber(0, 99), "tmpfs", TOMBSTONE_SOURCE, read_only=True)
+    node.mount(step.target, DeviceNumber(0, 99), "tmpfs", step.source, read_only=True)
 
 
 def _write_record(node: Node, step: steps.WriteRecord) -> None:
@@ -356,13 +390,14 @@ def _remove_target(node: Node, step: steps.RemoveTarget) -> None:
 
 
 _BY_LVM = (steps.CreateLV, steps.RemoveLV, steps.ChangeTags, steps.Activate, steps.Deactivate)
-_EXCLUSIVE = (steps.ZeroRange, steps.DiscardRange, steps.MakeFilesystem)
+_EXCLUSIVE = (steps.ZeroRange, steps.ClearRange, steps.DiscardRange, steps.MakeFilesystem)
 _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[assignment]
     steps.CreateLV: _create,
     steps.RemoveLV: _remove,
     steps.ChangeTags: _tags,
     steps.Activate: lambda node, step: node.activate(step.name),
     steps.Deactivate: _deactivate,
+    steps.ReleaseDevice: _deactivate,
     steps.ZeroRange: _zero,
     steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,

@@ -50,7 +50,7 @@ HELD = {
     "NodeStageVolume": steps.MakeFilesystem,
     "NodePublishVolume": steps.BindDirectory,
     "NodeUnpublishVolume": steps.Unmount,
-    "NodeUnstageVolume": steps.Deactivate,
+    "NodeUnstageVolume": steps.Unmount,
     "DeleteVolume": steps.RemoveLV,
 }
 LIFE = tuple(HELD)
@@ -365,7 +365,9 @@ def test_taking_down_a_volume_that_is_gone_succeeds(csi: CsiServer, call: str) -
 def test_a_logical_volume_of_somebody_else_is_no_volume(csi: CsiServer) -> None:
     requests = live(csi, "NodeStageVolume")
     csi.node.lvs["root"] = replace(csi.node.lvs[NAME], name="root", tags=frozenset({"os"}))
-    csi.call("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    code, message = csi.refused("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    assert code is Code.FAILED_PRECONDITION
+    assert "vg0 holds a logical volume root without a tag of this driver" in message
     assert "root" in csi.node.lvs
     code, _ = csi.refused("NodeStageVolume", requests.of("NodeStageVolume", volume_id="root"))
     assert code is Code.NOT_FOUND
@@ -385,6 +387,9 @@ def test_a_repeated_call_gives_the_same_answer_and_changes_nothing(csi: CsiServe
         after = copy.deepcopy(csi.node)
         for _ in range(3):
             assert csi.call(call, requests.of(call)) == first
+        if call == "NodeUnstageVolume":
+            # A device that was left for the next stage may go, as nothing tells any more that the node mounted it.
+            after.devices = csi.node.devices
         assert csi.node == after
     assert (csi.node.lvs, csi.node.mounts, csi.node.records) == ({}, [], {})
     assert len(csi.node.formats) <= 1
@@ -722,6 +727,7 @@ def test_a_graceful_stop_finishes_the_running_call_and_takes_no_new_one(csi: Csi
 # What a failure says
 
 
+BAD = errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector"))
 ERRORS = [
     (errors.InvalidInput("a field", "is wrong"), Code.INVALID_ARGUMENT, "a field: is wrong"),
     (errors.NotFound("it is gone"), Code.NOT_FOUND, "it is gone"),
@@ -734,7 +740,11 @@ ERRORS = [
     (errors.OutOfRange("too large"), Code.OUT_OF_RANGE, "too large"),
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),
-    (errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")), Code.UNAVAILABLE, "bad sector"),
+    (
+        errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")),
+        Code.UNAVAILABLE,
+        "/dev/x takes no write within the 512 bytes at byte 0: bad sector; look at the kernel's log and at the disk",
+    ),
 ]
 WHAT_TO_DO = "(see this node's driver log; the call is safe to repeat)"
 

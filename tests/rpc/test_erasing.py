@@ -70,6 +70,17 @@ def test_a_long_wipe_is_aborted_with_its_progress_goes_on_and_is_answered_at_onc
     csi.call("DeleteVolume", requests.of("DeleteVolume"))
 
 
+def test_long_work_is_counted_and_its_progress_shown(csi: CsiServer) -> None:
+    requests = used(csi)
+    page = csi.metrics.registry.get_sample_value
+    labels = {"kind": "delete", "vg": "vg0"}
+    with csi.running("DeleteVolume", requests.of("DeleteVolume"), steps.RemoveLV):
+        assert page("sealed_local_jobs", {**labels, "state": "running"}) == 1
+        assert page("sealed_local_job_done_bytes", labels) == SIZE
+        assert page("sealed_local_job_of_bytes", labels) == SIZE
+    assert page("sealed_local_jobs", {**labels, "state": "running"}) is None
+
+
 def test_a_crowd_of_deletions_whose_callers_left_stops_no_other_pod(csi: CsiServer) -> None:
     other = Requests(csi, name="pvc-other")
     for call in LIFE[: LIFE.index("NodeUnpublishVolume")]:

@@ -16,7 +16,8 @@ from csi.node import config as node_config
 from csi.node import metrics as metrics_page
 from csi.node import parameters
 from csi.node.lvm import names as volume_names
-from csi.node.lvm.model import Report
+from csi.node.lvm.model import Report, UnreadableGroup
+from csi.node.lvm.turns import Queue
 from csi.node.metrics import Metrics, PoolStates
 from csi.node.plan import provision
 from csi.node.rpc.csi_requests import Wanted
@@ -33,8 +34,12 @@ GAUGES = {
     "sealed_local_vg_free_bytes",
     "sealed_local_vg_available_bytes",
     "sealed_local_vg_missing_disks",
+    "sealed_local_vg_metadata_free_bytes",
+    "sealed_local_vg_unreadable",
     "sealed_local_volumes",
 }
+QUEUES = {"sealed_local_lvm_queue_length", "sealed_local_lvm_holder"}
+JOBS = {"sealed_local_jobs", "sealed_local_job_done_bytes", "sealed_local_job_of_bytes"}
 OPERATIONS = "csi_plugin_operations_seconds"
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
@@ -47,9 +52,14 @@ class Page:
     address: str
     metrics: Metrics
     node: Node
-    standing: Standing = field(default_factory=lambda: Standing(lambda: ()))
+    faults: tuple[str, ...] = ()
+    standing: Standing = field(init=False)
     broken: Exception | None = None
     looks: list[None] = field(default_factory=list)
+    queues: dict[str, Queue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.standing = Standing(lambda: self.faults)
 
     def report(self) -> Report:
         self.looks.append(None)
@@ -85,7 +95,7 @@ def free_address() -> str:
 @contextmanager
 def served(config: node_config.NodeConfig = CONFIG) -> Iterator[Page]:
     page = Page(address=free_address(), metrics=None, node=Node())  # type: ignore[arg-type]
-    page.metrics = Metrics("sealed-local.csi", config, page.report)
+    page.metrics = Metrics("sealed-local.csi", config, page.report, queues=lambda: page.queues)
     page.standing.started()
     stop = page.metrics.serve(page.address, page.standing)
     try:
@@ -118,13 +128,36 @@ def make_volume(node: Node, name: str, state: State = State.CREATING) -> None:
     node.lvs[name] = replace(lv, tags=lv.tags - {"sl:state=creating"} | {f"sl:state={state}"})
 
 
+def test_who_has_a_groups_turn_and_how_many_wait_is_shown_while_it_is_so(page: Page) -> None:
+    page.queues = {"vg0": Queue(holder="lvcreate pvc-1", waiting=3), "vg1": Queue(holder="", waiting=1)}
+    seen = page.samples()
+    assert seen[sample("sealed_local_lvm_queue_length", vg="vg0")] == 3
+    assert seen[sample("sealed_local_lvm_queue_length", vg="vg1")] == 1
+    assert [key for key in seen if key[0] == "sealed_local_lvm_holder"] == [
+        sample("sealed_local_lvm_holder", vg="vg0", holder="lvcreate")
+    ]
+    page.queues = {}
+    assert {name for name, _ in page.samples()} & QUEUES == set()
+
+
+def test_a_group_that_cannot_be_looked_into_is_told_and_so_is_the_room_for_metadata(page: Page) -> None:
+    (vg,) = page.node.report().vgs
+    lost = UnreadableGroup(name="vg1", disks=("/dev/sdb",), why="/dev/sdb does not answer")
+    page.node.report = lambda: Report(vgs=(replace(vg, metadata_free_bytes=77),), unreadable=(lost,))  # type: ignore[method-assign]
+    seen = page.samples()
+    assert seen[sample("sealed_local_vg_metadata_free_bytes", vg="vg0", pool="main")] == 77
+    assert seen[sample("sealed_local_vg_unreadable", vg="vg1", pool="")] == 1
+
+
 def test_health_is_200_while_ready_and_503_while_not(page: Page) -> None:
     assert page.get("/healthz") == (200, "text/plain", "ok\n")
-    page.standing.lvm("lvm hangs")
+    page.faults = ("/dev is not the node's own",)
+    page.standing.look()
     assert page.get("/healthz") == (
-        503, "text/plain", "not ready: this node's driver can't work: lvm hangs\n",
+        503, "text/plain", "not ready: this node's driver can't work: /dev is not the node's own\n",
     )  # fmt: skip
-    page.standing.lvm(None)
+    page.faults = ()
+    page.standing.look()
     assert page.get("/healthz")[0] == 200
     page.standing.stopping()
     assert page.get("/healthz") == (503, "text/plain", "not ready\n")
@@ -270,7 +303,7 @@ def test_the_page_holds_every_metric_and_no_other(page: Page) -> None:
     page.metrics.observe("m", "OK", 1)
     page.samples()
     families = {family.name for family in text_string_to_metric_families(page.get("/metrics")[2])}
-    assert families == GAUGES | {OPERATIONS, f"{OPERATIONS}_created"}
+    assert families == GAUGES | JOBS | QUEUES | {OPERATIONS, f"{OPERATIONS}_created"}
 
 
 def test_a_group_that_the_driver_may_not_use_is_not_on_the_page() -> None:
@@ -325,4 +358,4 @@ def _stopped(stop: Callable[[], None]) -> None:
 
 def test_the_documentation_names_every_metric() -> None:
     text = (ROOT / "docs/metrics.md").read_text()
-    assert not [name for name in GAUGES | {OPERATIONS} if f"`{name}" not in text]
+    assert not [name for name in GAUGES | QUEUES | {OPERATIONS} if f"`{name}" not in text]
