@@ -97,6 +97,7 @@ class UdevRules:
         self._lock = threading.Lock()
         self._groups = {vg for pool in config.pools for vg in pool.vgs}
         self._volumes: set[str] = set()
+        self._told = False
 
     def note(self, report: Report) -> None:
         """Cover what a report shows: groups that the configuration allows by a pattern, volumes of unusual names."""
@@ -119,6 +120,13 @@ class UdevRules:
             self._groups |= groups
             self._volumes |= volumes
             try:
-                put(text(self._groups, self._volumes, self._kubelet), self._folder)
+                placed = put(text(self._groups, self._volumes, self._kubelet), self._folder)
+                if not placed and not self._told:
+                    _log.warning(
+                        "no udev is in sight: if the host has one, its links may lead to tenants' volumes; mount its "
+                        "/run/udev/rules.d",
+                        extra={"path": str(self._folder)},
+                    )
+                self._told = True
             except OSError as error:
                 _log.warning("udev rules can't be written", extra={"path": str(self._folder), "error": str(error)})
