@@ -60,7 +60,7 @@ def delete(desk: Desk, volume_id: VolumeId) -> Task:
         if view.volume is None:
             provision.require_all_groups(desk.settings.config, view.report, volume_id)
             return ()
-        return deletion.delete(view.volume, view.publications().targets)
+        return deletion.delete(view.volume, view.publications().targets, desk.staged_at(volume_id))
 
     return Task(kind=Kind.DELETE, volume_id=volume_id, plan=plan)
 
