@@ -9,48 +9,28 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench import bare
+from bench.life import Life
+from bench.lines import PEER_MEMORY_MIB, Compared, Line
+from lab import crowd
 from lab.driver import MIB, Driver, mount_capability
 from lab.node import REPOSITORY, LabUnavailable, Node, pick
 from lab.sealed import Broker, init_data
 
 _ROUNDS = 7
+_DISK = 16 * 1024 * MIB
 _SIZE = 64 * MIB
+_SMALL = 8 * MIB
+_AROUND, _CROWD = 50, 750
+_AT_ONCE = 128
+_CALLS = 30
+_LOOK_MS = 2
 _CAPABILITY = mount_capability("ext4")
 _REPORT = REPOSITORY / "build" / "bench.json"
 _POLICY = "/run/bench/initdata.toml"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One measurement: ours beside its baseline, or a plain value with its target."""
-
-    what: str
-    ours: float
-    baseline: float | None
-    unit: str
-    target: float | None
-
-    @property
-    def value(self) -> float:
-        """The ratio, or the plain value where there is no baseline."""
-        return self.ours if self.baseline is None else self.ours / self.baseline
-
-    def __str__(self) -> str:
-        verdict = "" if self.target is None else ("  met" if self.value <= self.target else "  MISSED")
-        target = (
-            ""
-            if self.target is None
-            else f"target {self.target:g}{'x' if self.baseline is not None else ' ' + self.unit}"
-        )
-        if self.baseline is None:
-            return f"{self.what:<64} {self.ours:8.2f} {self.unit:<3} {'':>16} {target}{verdict}"
-        both = f"{self.ours:8.2f} {self.unit:<3} / {self.baseline:8.2f} {self.unit}"
-        return f"{self.what:<64} {both}  = {self.value:5.2f}x  {target}{verdict}"
 
 
 class Bench:
@@ -59,26 +39,60 @@ class Bench:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.driver = Driver(node, {"pools": [{"name": "main", "vgs": ["vg0"]}]})
-        self.lines: list[Line] = []
+        self.lines: list[Line | Compared] = []
 
     def run(self) -> None:
         """Everything, one line after the other."""
         self.node.run(["vgcreate", "-q", "vg0", *self.node.disks])
         self._start()
-        self._create()
-        self._stage_and_publish()
+        self._surround(1, _AROUND)
+        Life(self.driver, self.keep).run()
         self._unlock()
-        self._memory("node plugin RSS after the calls above")
+        self._surround(_AROUND + 1, _CROWD)
+        self._looks()
+        self.driver.many("GetCapacity", [{}] * _AT_ONCE)
+        self._memory(f"node plugin RSS after the calls above and {_AT_ONCE} at once", PEER_MEMORY_MIB)
 
     def bare(self, function: str, **arguments: Any) -> Any:
         """A function of `bench.bare` in the node."""
         return self.node.call(f"bench.bare:{function}", **arguments)
 
     def note(self, what: str, ours: float, baseline: float | None, target: float | None, unit: str = "s") -> None:
+        """Print and keep a measurement."""
+        self.keep(Line(what=what, ours=ours, baseline=baseline, unit=unit, target=target))
+
+    def keep(self, line: Line | Compared) -> None:
         """Print and keep a line."""
-        line = Line(what=what, ours=ours, baseline=baseline, unit=unit, target=target)
         self.lines.append(line)
         print(line, flush=True)
+
+    def _surround(self, first: int, last: int) -> None:
+        """Fill the group up to so many volumes that nobody uses."""
+        model = f"pvc-around-{first}"
+        self.driver.create(model, _SMALL, _CAPABILITY).ok()
+        crowd.multiply(self.node, "vg0", model, [f"pvc-around-{n}" for n in range(first + 1, last + 1)])
+
+    def _looks(self) -> None:
+        """GetCapacity and stats while nothing changes: what they take beyond a call that does nothing, and no process."""
+        volume = {"volume_id": "pvc-looked-at"}
+        self.driver.create("pvc-looked-at", _SIZE, _CAPABILITY).ok()
+        self.driver.stage(volume, _CAPABILITY).ok()
+        self.driver.publish(volume, _CAPABILITY).ok()
+        path = {"volume_path": self.driver.target_path("pvc-looked-at")}
+        nothing = self._call("Probe")
+        self._call("GetCapacity")
+        self.node.call("lab.exits:start")
+        capacity, stats = self._call("GetCapacity"), self._call("NodeGetVolumeStats", **volume, **path)
+        started = len(self.node.call("lab.exits:children", parent=self.driver.pid))
+        self.note(f"an empty call (Probe), {_CROWD} volumes", nothing * 1000, None, None, "ms")
+        self.note("  GetCapacity beyond it", (capacity - nothing) * 1000, None, _LOOK_MS, "ms")
+        self.note("  NodeGetVolumeStats beyond it", (stats - nothing) * 1000, None, _LOOK_MS, "ms")
+        self.note(f"  processes that {_CALLS} of each started", started, None, 0, "")
+        self.driver.unpublish("pvc-looked-at").ok()
+        self.driver.unstage("pvc-looked-at").ok()
+
+    def _call(self, method: str, **request: Any) -> float:
+        return float(self.bare("calls", socket=self.driver.socket, method=method, request=request, count=_CALLS))
 
     def _start(self) -> None:
         starts = []
@@ -116,49 +130,10 @@ class Bench:
                 bare.seconds_until_answering(argv, f"{folder}/log", f"{folder}/csi.sock") for _ in range(5)
             )
 
-    def _memory(self, what: str) -> None:
+    def _memory(self, what: str, peers: Mapping[str, int] | None = None) -> None:
         found = self.bare("memory", pid=self.driver.pid)
-        self.note(what, found["rss"] / 1024, None, 50, "MiB")
-
-    def _create(self) -> None:
-        ours, bare = self._alternate(
-            lambda n: self.driver.create(f"pvc-create-{n}", _SIZE, _CAPABILITY).seconds,
-            lambda n: self.bare("lvcreate", name=f"bare-create-{n}", size_bytes=_SIZE),
-        )
-        self.note("CreateVolume / bare lvcreate", ours, bare, 1.15)
-        again, report = self._alternate(
-            lambda n: self.driver.create(f"pvc-create-{n}", _SIZE, _CAPABILITY).seconds,
-            lambda _: self.bare("command", argv=["lvs", "-o", "lv_name,lv_tags"]),
-        )
-        self.note("CreateVolume repeated / bare lvs", again, report, None)
-        self.bare("undo", commands=[["lvremove", "--yes", "vg0"]])
-
-    def _stage_and_publish(self) -> None:
-        for number in range(_ROUNDS):
-            self.driver.create(f"pvc-stage-{number}", _SIZE, _CAPABILITY).ok()
-            for kind in ("bare", "all"):
-                self.bare("lvcreate", name=f"{kind}-{number}", size_bytes=_SIZE)
-            self.bare("undo", commands=[["lvchange", "--yes", "--activate", "y", f"vg0/bare-{number}"]])
-        ours, bare = self._alternate(
-            lambda n: self._show(f"pvc-stage-{n}"),
-            lambda n: self.bare("mkfs_and_mount", name=f"bare-{n}", folder=f"/run/bench/bare-{n}"),
-        )
-        every = statistics.median(
-            self.bare("all_commands_of_a_first_stage", name=f"all-{n}", folder=f"/run/bench/all-{n}")
-            for n in range(_ROUNDS)
-        )
-        self.note("first Stage + Publish / bare mkfs + mount", ours, bare, 1.15)
-        self.note("first Stage + Publish / activate + mkfs + tag + mount + bind", ours, every, None)
-        for number in range(_ROUNDS):
-            self._hide(f"pvc-stage-{number}")
-            folder = f"/run/bench/all-{number}"
-            off = ["lvchange", "--yes", "--activate", "n", f"vg0/all-{number}"]
-            self.bare("undo", commands=[["umount", folder + "-bound"], ["umount", folder], off])
-        ours, bare = self._alternate(
-            lambda n: self._show(f"pvc-stage-{n}"),
-            lambda n: self.bare("mount_again", name=f"all-{n}", folder=f"/run/bench/all-{n}"),
-        )
-        self.note("later Stage + Publish / activate + fsck + mount + bind", ours, bare, None)
+        also = "".join(f", {name} {mib}" for name, mib in (peers or {}).items())
+        self.note(f"{what} ({found['threads']} threads{also})", found["rss"] / 1024, None, 50, "MiB")
 
     def _unlock(self) -> None:
         broker = Broker(self.node, port=8460)
@@ -197,18 +172,6 @@ class Bench:
         self.note("  of which: Python's start and imports", python, None, None)
         broker.stop()
 
-    def _show(self, name: str) -> float:
-        volume = {"volume_id": name}
-        staged = self.driver.stage(volume, _CAPABILITY)
-        staged.ok()
-        published = self.driver.publish(volume, _CAPABILITY)
-        published.ok()
-        return staged.seconds + published.seconds
-
-    def _hide(self, name: str) -> None:
-        self.driver.unpublish(name).ok()
-        self.driver.unstage(name).ok()
-
     @staticmethod
     def _alternate(ours: Callable[[int], float], bare: Callable[[int], float]) -> tuple[float, float]:
         pairs = [(ours(number), bare(number)) for number in range(_ROUNDS)]
@@ -223,13 +186,13 @@ def main() -> int:
     except LabUnavailable as reason:
         print(f"the lab can't run here: {reason}", file=sys.stderr)
         return 2
-    with kind() as node:
+    with kind((_DISK,)) as node:
         node.run(["mkdir", "-p", "/run/bench"])
         bench = Bench(node)
         bench.run()
         bench.driver.stop()
     _REPORT.parent.mkdir(exist_ok=True)
-    _REPORT.write_text(json.dumps([asdict(line) | {"value": line.value} for line in bench.lines], indent=1))
+    _REPORT.write_text(json.dumps([line.as_json() for line in bench.lines], indent=1))
     print(f"medians of {_ROUNDS} alternating rounds on a {kind.kind} node; {_REPORT.relative_to(REPOSITORY)}")
     return 0
 

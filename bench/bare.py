@@ -1,11 +1,13 @@
 """The bare tools, timed inside the node: what each job costs without a driver. Every function returns seconds."""
 
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from csi.core.command import LocalRunner
 from csi.core.filesystem import Filesystem
@@ -15,40 +17,107 @@ _VG = "vg0"
 _PATIENCE_SECONDS = 30.0
 
 
-def lvcreate(name: str, size_bytes: int) -> float:
-    """The allocation that CreateVolume needs: inactive, nothing zeroed."""
-    argv = ["lvcreate", "--yes", "--name", name, "--size", f"{size_bytes}b"]
-    return _timed([[*argv, "--activate", "n", "--zero", "n", "--wipesignatures", "n", _VG]])
+def lvcreate(name: str, size_bytes: int, active: bool = False) -> float:
+    """The allocation that CreateVolume needs: nothing zeroed, inactive or left active."""
+    return _timed([_lvcreate(name, size_bytes, active)])
 
 
-def mkfs_and_mount(name: str, folder: str) -> float:
-    """mkfs with the driver's own options on an active LV, and one mount."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+def lvcreate_many(prefix: str, count: int, size_bytes: int, active: bool) -> float:
+    """As many at once; seconds until the last one has ended."""
+    started = time.monotonic()
+    children = [
+        subprocess.Popen(_lvcreate(f"{prefix}-{n}", size_bytes, active), stdout=subprocess.DEVNULL)
+        for n in range(count)
+    ]
+    statuses = [child.wait() for child in children]
+    if any(statuses):
+        raise RuntimeError("lvcreate failed")
+    return time.monotonic() - started
+
+
+def _lvcreate(name: str, size_bytes: int, active: bool) -> list[str]:
+    left = ["--activate", "y" if active else "n"]
+    return [
+        "lvcreate",
+        "--yes",
+        "--name",
+        name,
+        "--size",
+        f"{size_bytes}b",
+        *left,
+        "--zero",
+        "n",
+        "--wipesignatures",
+        "n",
+        _VG,
+    ]
+
+
+def lvremove(name: str) -> float:
+    """The end of a volume that need not be wiped."""
+    return _timed([["lvremove", "--yes", f"{_VG}/{name}"]])
+
+
+def wipe_and_remove(name: str, activate: bool) -> float:
+    """The end of a volume with content: what it becomes is noted, the content is overwritten, it is removed."""
+    tag = ["lvchange", "--yes", "--addtag", "bench-deleting", f"{_VG}/{name}"]
+    wipe = ["blkdiscard", "--force", "--zeroout", f"/dev/{_VG}/{name}"]
+    return _timed([tag, *_activation(name, activate), wipe, ["lvremove", "--yes", f"{_VG}/{name}"]])
+
+
+def remove_many(names: Sequence[str]) -> None:
+    """Take volumes away; their time doesn't count."""
+    _timed([["lvremove", "--yes", *(f"{_VG}/{name}" for name in names)]])
+
+
+def first_stage(name: str, activate: bool) -> float:
+    """What first stage and publish can't do without: activate, mkfs with the driver's own options, tag, mount, bind."""
+    folder = _folder(name)
+    active = _timed(_activation(name, activate))
     started = time.monotonic()
     make(LocalRunner(), f"/dev/{_VG}/{name}", Filesystem.EXT4)
-    return time.monotonic() - started + _timed([["mount", "-t", "ext4", f"/dev/{_VG}/{name}", folder]])
-
-
-def all_commands_of_a_first_stage(name: str, folder: str) -> float:
-    """What first stage and publish can't do without: activate, mkfs, tag, mount, bind."""
-    active = _timed([["lvchange", "--yes", "--activate", "y", f"{_VG}/{name}"]])
-    made = mkfs_and_mount(name, folder)
-    Path(folder + "-bound").mkdir(parents=True, exist_ok=True)
+    made = time.monotonic() - started
     tag = ["lvchange", "--yes", "--addtag", "bench", f"{_VG}/{name}"]
-    return active + made + _timed([tag, ["mount", "--bind", folder, folder + "-bound"]])
+    return active + made + _timed([tag, *_mounts(name, folder)])
 
 
-def mount_again(name: str, folder: str) -> float:
+def later_stage(name: str, activate: bool) -> float:
     """Activate, check and mount a volume that was used before, and bind it."""
-    device = f"/dev/{_VG}/{name}"
-    return _timed(
-        [
-            ["lvchange", "--yes", "--activate", "y", f"{_VG}/{name}"],
-            ["e2fsck", "-p", device],
-            ["mount", "-t", "ext4", device, folder],
-            ["mount", "--bind", folder, folder + "-bound"],
-        ]
-    )
+    check = ["e2fsck", "-p", f"/dev/{_VG}/{name}"]
+    return _timed([*_activation(name, activate), check, *_mounts(name, _folder(name))])
+
+
+def unstage(name: str, deactivate: bool) -> float:
+    """Take both mounts away, and maybe deactivate."""
+    folder = _folder(name)
+    off = [["lvchange", "--yes", "--activate", "n", f"{_VG}/{name}"]] if deactivate else []
+    return _timed([["umount", folder + "-bound"], ["umount", folder], *off])
+
+
+def _activation(name: str, wanted: bool) -> list[list[str]]:
+    return [["lvchange", "--yes", "--activate", "y", f"{_VG}/{name}"]] if wanted else []
+
+
+def _folder(name: str) -> str:
+    folder = f"/run/bench/{name}"
+    for path in (folder, folder + "-bound"):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _mounts(name: str, folder: str) -> list[list[str]]:
+    return [["mount", "-t", "ext4", f"/dev/{_VG}/{name}", folder], ["mount", "--bind", folder, folder + "-bound"]]
+
+
+def calls(socket: str, method: str, request: dict[str, Any], count: int) -> float:
+    """The median of as many calls, one after the other, made inside the node."""
+    from lab import csi_calls
+
+    answers = [csi_calls.call(socket, method, request) for _ in range(count)]
+    bad = [answer for answer in answers if answer["code"] != "OK"]
+    if bad:
+        raise RuntimeError(f"{method} answers {bad[0]}")
+    return statistics.median(float(answer["seconds"]) for answer in answers)
 
 
 def luks_volume(name: str, key_file: str) -> None:
@@ -86,10 +155,10 @@ def python_start(modules: str) -> float:
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Resident memory of a process in KiB: all of it, and the part that it shares with nobody."""
+    """Resident memory of a process in KiB and the number of its threads."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     values = dict(line.split(":", 1) for line in lines)
-    return {"rss": int(values["VmRSS"].split()[0]), "private": int(values["RssAnon"].split()[0])}
+    return {"rss": int(values["VmRSS"].split()[0]), "threads": int(values["Threads"])}
 
 
 def seconds_until_serving(argv: Sequence[str], log: str, socket: str) -> dict[str, float]:

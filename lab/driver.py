@@ -1,11 +1,12 @@
 """The real driver process in the lab's node, driven over its socket as kubelet and the provisioner do."""
 
+import copy
 import itertools
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -62,6 +63,7 @@ class Driver:
         self.node.run(["mkdir", "-p", self._folder, kubelet])
         self.configure(config)
         self._pid = 0
+        self._patience = 120.0
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write the configuration file; the next start reads it."""
@@ -108,9 +110,22 @@ class Driver:
         self._forget()
         return status
 
+    def patient(self, seconds: float) -> Self:
+        """The same driver as a caller sees it who waits so long for an answer."""
+        other = copy.copy(self)
+        other._patience = seconds
+        return other
+
     def call(self, method: str, **request: Any) -> Answer:
         """One CSI call; fields by their names in the specification."""
-        reply = self.node.call("lab.csi_calls:call", socket=self.socket, method=method, request=request)
+        reply = self.node.call(
+            "lab.csi_calls:call",
+            call_timeout=self._patience + 60,
+            socket=self.socket,
+            method=method,
+            request=request,
+            timeout=self._patience,
+        )
         assert not reply["details"], "CSI forbids status details"
         return _answer(reply)
 

@@ -33,14 +33,14 @@ def become_driver(arguments: list[str], moment: str) -> int:
     number, _, when = moment.partition(":")
     seen = 0
 
-    def die_at(step: Any, handler: Callable[[Any], None]) -> None:
+    def die_at(step: Any, handler: Callable[[Any], None], **how: Any) -> None:
         nonlocal seen
         seen += 1
         if str(seen) == number:
             if when == "before":
                 die()
             threading.Timer(_INTO_THE_STEP_SECONDS, die).start()
-        _carry_out(step, handler)
+        _carry_out(step, handler, **how)
         if str(seen) == number:
             die()
 

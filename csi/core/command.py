@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from csi.core.command_line import logged
-from csi.core.errors import CommandError, CommandTimeout, ToolFailed, Unavailable
+from csi.core.errors import CommandError, CommandKilled, CommandTimeout, ToolFailed, Unavailable
 from csi.core.secret import Secret
 
 _log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Runner(Protocol):
         """Run `argv`, give it `stdin`, wait at most `timeout` seconds.
 
         Raises `CommandError` when the exit status is not in `ok`, `CommandTimeout` when time is up (the whole process
-        group is then killed), `ToolFailed` when the program can't be started, `Unavailable` when too many earlier ones
-        of its kind hang in the kernel.
+        group is then killed), `CommandKilled` when somebody else's signal ended it, `ToolFailed` when the program can't
+        be started, `Unavailable` when too many earlier ones of its kind hang in the kernel.
         """
         ...
 
@@ -92,6 +92,8 @@ class LocalRunner:
             "command",
             extra={"argv": logged(full), "rc": child.returncode, "ms": round((time.monotonic() - started) * 1000)},
         )
+        if child.returncode < 0:
+            raise CommandKilled(full, -child.returncode)
         if child.returncode not in ok:
             raise CommandError(full, child.returncode, result.text, stderr.decode(errors="backslashreplace"))
         return result

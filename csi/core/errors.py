@@ -12,7 +12,12 @@ SealedLocalError
 ├── OutOfRange              the size can never be satisfied
 ├── Unsupported             not offered
 ├── Unavailable             try again later; nothing is known to be wrong with the request
-├── ToolFailed              a program that was run failed (`CommandError`) or could not finish (`CommandTimeout`)
+├── DiskFailed              a disk answers a write with an error
+├── ToolFailed              a program that was run did not do its work
+│   ├── CommandError        it ended with an exit status that nobody expected
+│   └── CommandEnded        it was ended before it could say how it went; what it did is not known
+│       ├── CommandTimeout  it ran too long
+│       └── CommandKilled   a signal of somebody else ended it
 ├── NotReleased             the broker does not release the secret (attestation or policy)
 └── Untrusted               what the host shows fails verification; never repaired, never formatted over
     ├── Tampered            authenticated bytes do not verify
@@ -82,6 +87,18 @@ class Unavailable(SealedLocalError):
     """A dependency can't be reached; a later try may succeed."""
 
 
+class DiskFailed(SealedLocalError):
+    """A disk answered a write with an error. `offset` is the first byte of what was written then."""
+
+    def __init__(self, device: str, offset: int, length: int, error: OSError) -> None:
+        where = f"within the {length} bytes at byte {offset}" if length else f"after byte {offset}"
+        super().__init__(
+            f"{device} takes no write {where}: {error.strerror or error}; look at the kernel's log and at the disk"
+        )
+        self.device = device
+        self.offset = offset
+
+
 class ToolFailed(SealedLocalError):
     """A program that was run did not do its work."""
 
@@ -98,13 +115,26 @@ class CommandError(ToolFailed):
         self.stderr = stderr
 
 
-class CommandTimeout(ToolFailed):
+class CommandEnded(ToolFailed):
+    """A command was ended before it could say how it went. It may have done all of its work, or nothing; a repeat shows."""
+
+
+class CommandTimeout(CommandEnded):
     """A command was ended because it ran longer than its bound in seconds."""
 
     def __init__(self, argv: Sequence[str], seconds: float) -> None:
         super().__init__(f"{shown(argv)}: no end after {seconds:g} s, the process group was killed")
         self.argv = tuple(argv)
         self.seconds = seconds
+
+
+class CommandKilled(CommandEnded):
+    """A signal that is not ours ended a command: the kernel short of memory, or a person."""
+
+    def __init__(self, argv: Sequence[str], number: int) -> None:
+        super().__init__(f"{shown(argv)}: ended by signal {number}; look for `oom` in the kernel's log")
+        self.argv = tuple(argv)
+        self.number = number
 
 
 class NotReleased(SealedLocalError):

@@ -1,9 +1,11 @@
 """The filesystems that are offered, and all that differs between them. Runs nothing: `csi.core.filesystems` does."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, assert_never
 
+from csi.core import mkfs_options
 from csi.core.errors import InvalidInput
 from csi.core.size import MIB
 
@@ -51,9 +53,8 @@ class Traits:
     """The smallest size that its mkfs makes a sound filesystem of."""
     make: tuple[str, ...]
     """Command that formats; more options and the device follow."""
-    forbidden_options: frozenset[str]
-    """Options of its mkfs that make nothing, write a part only, change the type, force, or name a file, a directory or a
-    second device."""
+    options: Mapping[str, mkfs_options.Rule]
+    """Which options of its mkfs a class may give, by letter."""
     check: Check | None
     """None where the kernel repairs at mount."""
     grow: Grow
@@ -71,14 +72,14 @@ _EXT4: Final = Traits(
     # Fixed feature sets: a guest's kernel may be older than the node's mkfs. errors=remount-ro stops at the first damage;
     # -m 0 because a data volume needs no reserve for root.
     make=("mkfs.ext4", "-F", "-q", "-m", "0", "-e", "remount-ro", "-O", _EXT4_FEATURES),
-    forbidden_options=frozenset({"-F", "-S", "-d", "-l", "-n", "-r", "-t", "-z"}),
+    options=mkfs_options.EXT4,
     check=Check(words=("e2fsck", "-p"), ok=range(4)),
     grow=Grow(words=("resize2fs",), mounted=False),
 )
 _XFS: Final = Traits(
     smallest_bytes=300 * MIB,  # mkfs.xfs itself refuses less
     make=("mkfs.xfs", "-f", "-q", "-m", "crc=1,bigtime=0,inobtcount=0"),
-    forbidden_options=frozenset({"-N", "-d", "-l", "-p", "-r"}),
+    options=mkfs_options.XFS,
     check=None,
     grow=Grow(words=("xfs_growfs",), mounted=True),
 )
@@ -95,5 +96,13 @@ def traits(filesystem: Filesystem) -> Traits:
             assert_never(filesystem)
 
 
-FORBIDDEN_OPTIONS: Final = frozenset[str]().union(*(traits(one).forbidden_options for one in Filesystem))
-"""Refused for every filesystem: which one a class's options will meet may be said by the request alone."""
+def make_options(words: Sequence[str], filesystem: Filesystem, field: str) -> tuple[str, ...]:
+    """Options of a class for the filesystem's mkfs, each value a word of its own.
+
+    Raises `InvalidInput` naming `field` for one that could reach another device or a file, force, make something else than
+    this filesystem on all of its device, or is not known.
+    """
+    try:
+        return mkfs_options.parse(words, traits(filesystem).options)
+    except ValueError as problem:
+        raise InvalidInput(field, f"for {filesystem}: {problem}") from None

@@ -4,47 +4,67 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from csi.core import block_probe
 from csi.core.command import Runner
-from csi.core.errors import CommandError
-from csi.core.filesystem import Filesystem, traits
+from csi.core.errors import CommandError, InUse
+from csi.core.filesystem import Filesystem, make_options, traits
 
 _PROBE_SECONDS = 60.0
 _MKFS_SECONDS = 1800.0
 _FSCK_SECONDS = 3600.0
 _BLKID_NOTHING_FOUND = 2
+_BLKID_AMBIVALENT = 8
 _HEAD_BYTES = 4096
+_IN_USE = (" is in use", " is mounted")
+"""What e2fsck says then (misc/util.c of e2fsprogs); its status 8 means other failures, too."""
 
 
 def make(runner: Runner, device: str, filesystem: Filesystem, extra: Sequence[str] = ()) -> None:
-    """Format `device`. The caller has proved that nothing of value is there; this function does not look."""
-    runner.run([*traits(filesystem).make, *extra, "--", device], timeout=_MKFS_SECONDS)
+    """Format `device`. The caller has proved that nothing of value is there; this function does not look.
+
+    Raises `InvalidInput` for options that are not allowed for this filesystem: what was checked for another one, or by an
+    older version, must not reach the tool.
+    """
+    options = make_options(extra, filesystem, "mkfsOptions")
+    runner.run([*traits(filesystem).make, *options, "--", device], timeout=_MKFS_SECONDS)
 
 
 def signature(runner: Runner, device: str) -> str | None:
     """What blkid's low-level probe finds on `device` (`ext4`, `LVM2_member`, `dos`, ...), None when nothing.
 
     Any other answer than "found" or "nothing found" is an error, never "blank": a device that can't be read must not
-    look empty. blkid answers "nothing found" for a missing device too, so the device is read here first.
+    look empty. blkid answers "nothing found" for a missing device too, so the device is read here first. A blank
+    partition that is meant for something else than data doesn't count as blank.
 
     Raises `OSError` when the device is absent or unreadable.
     """
     with Path(device).open("rb") as file:
         file.read(_HEAD_BYTES)
     argv = ["blkid", "-p", "-o", "export", "-c", os.devnull, "--", device]
-    result = runner.run(argv, timeout=_PROBE_SECONDS, ok=(0, _BLKID_NOTHING_FOUND))
+    result = runner.run(argv, timeout=_PROBE_SECONDS, ok=(0, _BLKID_NOTHING_FOUND, _BLKID_AMBIVALENT))
+    if result.returncode == _BLKID_AMBIVALENT:
+        return "signatures of more than one kind"
     if result.returncode == _BLKID_NOTHING_FOUND:
         if result.stderr.strip():
             raise CommandError(argv, result.returncode, result.text, result.stderr.decode(errors="backslashreplace"))
         return None
-    values = dict(line.split("=", 1) for line in result.text.split("\n") if "=" in line)
-    return values.get("TYPE") or values.get("PTTYPE") or "unknown signature"
+    return block_probe.found(result.text)
 
 
 def check(runner: Runner, device: str, filesystem: Filesystem) -> None:
     """Repair what can be repaired without asking (ext4 journal and counters); xfs repairs its log at mount.
 
-    Raises `CommandError` when errors are left: a person must decide, this driver never answers yes for them.
+    Raises `CommandError` when errors are left: a person must decide, this driver never answers yes for them; and `InUse`
+    when the tool could not look, as something else has the device.
     """
     tool = traits(filesystem).check
-    if tool is not None:
+    if tool is None:
+        return
+    try:
         runner.run([*tool.words, "--", device], timeout=_FSCK_SECONDS, ok=tool.ok)
+    except CommandError as error:
+        if any(words in error.stdout + error.stderr for words in _IN_USE):
+            raise InUse(
+                f"{device} is in use by another program or mapping; end that, then the call is repeated"
+            ) from error
+        raise

@@ -26,6 +26,11 @@ def context(**fields: str) -> Iterator[None]:
         _context.reset(token)
 
 
+def fields() -> dict[str, str]:
+    """The fields of this moment, for work that goes on in another thread."""
+    return dict(_context.get() or {})
+
+
 class JsonFormatter(logging.Formatter):
     """Renders a record as one JSON object: time, level, event, context, then the event's own fields."""
 

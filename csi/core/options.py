@@ -117,8 +117,10 @@ def whole_number(text: str, field: str) -> int:
 
 
 def absolute_path(text: str, field: str) -> PurePosixPath:
-    """A path from the root that doesn't climb. Raises `InvalidInput`."""
+    """A path from the root that doesn't climb and doesn't end in a blank, which nobody sees. Raises `InvalidInput`."""
     path = PurePosixPath(text)
+    if text != text.strip() or not text.isprintable():
+        raise InvalidInput(field, f"{text!r} begins or ends with a blank, or holds a control character; take it out")
     if not path.is_absolute() or ".." in path.parts:
         raise InvalidInput(field, f"{text!r} is not a plain absolute path")
     return path

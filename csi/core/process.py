@@ -1,4 +1,6 @@
-"""What a process that handles keys does to itself first: no core dumps, no swap of its memory, no tracing by others."""
+"""What a process does to itself: one that handles keys allows no core dumps, no swap of its memory and no tracing by
+others; a thread with long work steps back behind others.
+"""
 
 import ctypes
 import logging
@@ -9,6 +11,9 @@ from typing import Final
 _log = logging.getLogger(__name__)
 _PR_SET_DUMPABLE: Final = 4
 _MCL_CURRENT_AND_FUTURE: Final = 3
+_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
+_IOPRIO_WHO_PROCESS: Final = 1
+_IOPRIO_BEST_EFFORT_LAST: Final = 2 << 13 | 7
 
 
 def harden() -> None:
@@ -24,3 +29,13 @@ def harden() -> None:
     # Under a bound the lock may succeed now and let a later thread fail for want of locked memory.
     if bounded or libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
         _log.info("memory is not locked, so it may be swapped out", extra={"bounded": bounded})
+
+
+def lower_io_priority() -> None:
+    """Let other threads' reads and writes go before those of the calling thread (ioprio_set(2)); not every disk's scheduler
+    heeds it, so a refusal is only logged.
+    """
+    number = _IOPRIO_SET.get(os.uname().machine)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if number is None or libc.syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_BEST_EFFORT_LAST) != 0:
+        _log.info("I/O priority is not lowered", extra={"machine": os.uname().machine})

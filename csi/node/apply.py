@@ -28,8 +28,8 @@ def apply(plan: Iterable[Describable], handlers: Handlers) -> None:
         carry_out(step, handlers[type(step)])
 
 
-def carry_out(step: Describable, handler: Callable[[Any], None]) -> None:
-    """One step, with its duration in the log."""
+def carry_out(step: Describable, handler: Callable[[Any], None], *, level: int = logging.INFO) -> None:
+    """One step, with its duration in the log at that level."""
     started = time.monotonic()
     handler(step)
-    _log.info("step", extra={"step": step.describe(), "ms": round((time.monotonic() - started) * 1000)})
+    _log.log(level, "step", extra={"step": step.describe(), "ms": round((time.monotonic() - started) * 1000)})

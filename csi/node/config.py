@@ -1,15 +1,22 @@
 """The node's configuration file (YAML): text to checked settings. Every error names the place in the file."""
 
+import posixpath
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
 from csi.core.errors import InvalidInput
 from csi.node import strict_yaml
+from csi.node.lvm import filters
+from csi.node.lvm.filters import DeviceFilter
 from csi.node.lvm.names import checked_vg_name
 from csi.node.quantity import NO_RESERVE, Reserve, reserve
+
+_WHOLE: Final = 100
+_ANY_NAME: Final = "a-name_that.nobody+gives"
 
 
 class Strategy(StrEnum):
@@ -43,6 +50,18 @@ class NodeConfig:
     udev: bool = False
     loop_devices: bool = False
     """Disks of this node are loop devices. Otherwise LVM sees only loop devices that a pool's `devices` name."""
+    lvm_filter: tuple[str, ...] = ()
+    """Patterns of devices that LVM must not look at, in LVM's own form."""
+
+    @property
+    def device_filter(self) -> DeviceFilter:
+        """Which devices LVM may look at. Where every group is made of named disks, it is those and no others."""
+        return DeviceFilter(
+            loop_devices=self.loop_devices,
+            disks=tuple(device for pool in self.pools for device in pool.devices),
+            only_disks=bool(self.pools) and all(pool.devices for pool in self.pools) and not self.include,
+            rejected=self.lvm_filter,
+        )
 
     def pool(self, name: str) -> Pool | None:
         """The pool of that name."""
@@ -83,12 +102,14 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     default_pool: str | None = None
     udev: bool = False
     loop_devices: bool = False
+    lvm_filter: list[str] = []
 
 
 def parse(text: str, source: str) -> NodeConfig:
     """The checked configuration. Raises `InvalidInput` naming `source` and the place in it."""
     try:
-        raw = msgspec.convert(strict_yaml.load(text, source) or {}, type=_File)
+        content = strict_yaml.load(text, source)
+        raw = msgspec.convert({} if content is None else content, type=_File)
     except msgspec.ValidationError as error:
         raise InvalidInput(source, str(error)) from error
     pools = tuple(_pool(pool, f"{source}: pools[{number}]") for number, pool in enumerate(raw.pools))
@@ -103,12 +124,15 @@ def parse(text: str, source: str) -> NodeConfig:
         default_pool=raw.default_pool or (pools[0].name if len(pools) == 1 else None),
         udev=raw.udev,
         loop_devices=raw.loop_devices,
+        lvm_filter=_rejections(raw.lvm_filter, f"{source}: lvmFilter"),
     )
 
 
 def _pool(raw: _Pool, place: str) -> Pool:
-    if not raw.name:
-        raise InvalidInput(f"{place}.name", "is required and empty")
+    if not raw.name or raw.name != raw.name.strip() or not raw.name.isprintable():
+        raise InvalidInput(
+            f"{place}.name", f"{raw.name!r} is empty, begins or ends with a blank, or holds control characters"
+        )
     if not raw.vgs and not raw.devices:
         raise InvalidInput(place, f"pool {raw.name!r} names neither vgs nor devices")
     if raw.devices and len(raw.vgs) != 1:
@@ -116,15 +140,26 @@ def _pool(raw: _Pool, place: str) -> Pool:
             f"{place}.vgs", "must name exactly one volume group when devices are given: the one they form"
         )
     for number, device in enumerate(raw.devices):
-        if not device.startswith("/dev/") or ".." in device:
-            raise InvalidInput(f"{place}.devices[{number}]", f"{device!r} is not an absolute path below /dev")
+        _check_device(device, f"{place}.devices[{number}]")
+    kept = reserve(str(raw.reserve), f"{place}.reserve")
+    if kept.percent >= _WHOLE:
+        raise InvalidInput(f"{place}.reserve", "of 100% leaves no room for any volume; take the pool out instead")
     return Pool(
         name=raw.name,
         vgs=tuple(checked_vg_name(vg, f"{place}.vgs[{number}]") for number, vg in enumerate(raw.vgs)),
         devices=tuple(raw.devices),
         strategy=raw.strategy,
-        reserve=reserve(str(raw.reserve), f"{place}.reserve"),
+        reserve=kept,
     )
+
+
+def _check_device(device: str, place: str) -> None:
+    if not device.startswith("/dev/") or ".." in device:
+        raise InvalidInput(place, f"{device!r} is not an absolute path below /dev")
+    if device != device.strip() or not device.isprintable():
+        raise InvalidInput(place, f"{device!r} ends with a blank, or holds control characters; take it out")
+    if device != posixpath.normpath(device):
+        raise InvalidInput(place, f"{device!r} is not written plainly; write {posixpath.normpath(device)}")
 
 
 def _refuse_overlap(pools: tuple[Pool, ...], source: str) -> None:
@@ -140,11 +175,35 @@ def _refuse_overlap(pools: tuple[Pool, ...], source: str) -> None:
             seen[name] = pool.name
 
 
+def _rejections(patterns: list[str], place: str) -> tuple[str, ...]:
+    for number, pattern in enumerate(patterns):
+        try:
+            rejects = filters.is_rejecting(pattern)
+        except re.error as error:
+            raise InvalidInput(f"{place}[{number}]", f"{pattern!r} is not a regular expression: {error}") from error
+        if not rejects:
+            raise InvalidInput(
+                f"{place}[{number}]",
+                f"{pattern!r} does not reject anything; write r|REGEX|, e.g. r|^/dev/disk/by-path/.*-iscsi-|. A pattern "
+                "that accepts would bring back what another one rejects, as LVM takes a disk by any of its names",
+            )
+    return tuple(patterns)
+
+
 def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:
     patterns = []
     for number, text in enumerate(texts):
         try:
-            patterns.append(re.compile(text))
+            pattern = re.compile(text)
         except re.error as error:
             raise InvalidInput(f"{place}[{number}]", f"{text!r} is not a regular expression: {error}") from error
+        if pattern.fullmatch("") and not pattern.fullmatch(_ANY_NAME):
+            raise InvalidInput(
+                f"{place}[{number}]", f"{text!r} matches the empty name; a | or ? is too many, or a part is missing"
+            )
+        if text != text.strip():
+            raise InvalidInput(
+                f"{place}[{number}]", f"{text!r} begins or ends with a blank, which no group's name does"
+            )
+        patterns.append(pattern)
     return tuple(patterns)

@@ -5,12 +5,12 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final, TypeVar, assert_never
 
 from csi.core.errors import InvalidInput
-from csi.core.filesystem import FORBIDDEN_OPTIONS, Filesystem
+from csi.core.filesystem import Filesystem, make_options
 from csi.core.sealed import RESERVED_PROFILES, Profile
 from csi.node.lvm.layout import Layout, LayoutName, Linear, Striped
 from csi.node.lvm.names import checked_vg_name
@@ -26,8 +26,6 @@ _KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _FSTYPE_KEY = "csi.storage.k8s.io/fstype"
 _MAX_STRIPES = 128
 _STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
-_MKFS_OPTION = re.compile(r"-[A-Za-z0-9]")
-_MKFS_VALUE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9_.,=^:-]*")
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -54,7 +52,7 @@ def parse(given: Mapping[str, str]) -> Parameters:
         direct=_direct(own, profile),
         profile=profile,
         fstype=_fstype(given),
-        mkfs_options=_mkfs_options(own),
+        mkfs_options=_mkfs_options(own, _fstype(given)),
         wipe=_choice(own, "wipe", Wipe, Wipe.AUTO),
         digest=digest(given),
     )
@@ -153,28 +151,23 @@ def _stripe_kib(own: Mapping[str, str]) -> int | None:
     return kib
 
 
-def _mkfs_options(own: Mapping[str, str]) -> tuple[str, ...]:
+def _mkfs_options(own: Mapping[str, str], filesystem: Filesystem | None) -> tuple[str, ...]:
+    """Checked for the class's filesystem. Where only the request will name it, they must be allowed for one of them."""
     try:
-        words = tuple(shlex.split(own.get("mkfsOptions", "")))
+        words = shlex.split(own.get("mkfsOptions", ""))
     except ValueError as error:
         raise _bad("mkfsOptions", f"can't be split into words: {error}") from error
-    for before, word in zip(("", *words), words, strict=False):
-        _check_mkfs_word(word, after_option=before.startswith("-"))
-    if len(words) > 32 or sum(map(len, words)) > 256:
+    options = _allowed(words, (filesystem,) if filesystem is not None else tuple(Filesystem))
+    if len(options) > 32 or sum(map(len, options)) > 256:
         raise _bad("mkfsOptions", "are too long; at most 32 words and 256 characters")
-    return words
+    return options
 
 
-def _check_mkfs_word(word: str, *, after_option: bool) -> None:
-    if word.startswith("-"):
-        if _MKFS_OPTION.fullmatch(word) is None:
-            raise _bad("mkfsOptions", f"{word!r} is not a single option; write the option and its value as two words")
-        if word in FORBIDDEN_OPTIONS:
-            raise _bad(
-                "mkfsOptions",
-                f"{word!r} is not allowed: an option of mkfs that changes type, size or device, or makes nothing",
-            )
-    elif not after_option:
-        raise _bad("mkfsOptions", f"{word!r} belongs to no option; a word by itself would name a device")
-    elif _MKFS_VALUE.fullmatch(word) is None or any(part in word for part in ("dev=", "device=", "file", "name=")):
-        raise _bad("mkfsOptions", f"{word!r} is not allowed: it could name a file or a device")
+def _allowed(words: Sequence[str], filesystems: Sequence[Filesystem]) -> tuple[str, ...]:
+    problems = []
+    for filesystem in filesystems:
+        try:
+            return make_options(words, filesystem, "parameters[mkfsOptions]")
+        except InvalidInput as error:
+            problems.append(error.problem)
+    raise _bad("mkfsOptions", "; ".join(problems))

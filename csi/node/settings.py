@@ -40,6 +40,7 @@ Configuration file (YAML), all keys optional:
     vgs: {include: ["data-.*"], exclude: []}    # groups outside pools that `vgName` may name (whole-name regexes)
   defaultPool: fast           # for classes that name neither pool nor vgName
   udev: false                 # true: let LVM wait for udev (needs the host's IPC namespace in a container)
+  lvmFilter: ["r|^/dev/disk/by-path/.*-iscsi-|"]   # devices that LVM must not look at
   loopDevices: false          # true: disks of this node are loop devices (tests); else only those in `devices` are seen
 
 The driver uses no volume group that this file doesn't name. See docs/node.md."""
@@ -48,6 +49,8 @@ The driver uses no volume group that this file doesn't name. See docs/node.md.""
 def _node_id(text: str, field: str) -> str:
     if not text:
         raise InvalidInput(field, "is required; give the Kubernetes node's name")
+    if text != text.strip() or not text.isprintable():
+        raise InvalidInput(field, f"{text!r} begins or ends with a blank, or holds a control character; take it out")
     if len(text.encode()) > _NODE_ID_LIMIT:
         raise InvalidInput(field, f"is longer than {_NODE_ID_LIMIT} bytes")
     return text

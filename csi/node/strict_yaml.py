@@ -1,7 +1,7 @@
 """YAML of which a person and every reader see the same: no key twice, no number that versions of YAML read differently.
 
-PyYAML reads YAML 1.1: there `010` is eight, `1:30` is ninety, `1_000` a thousand. Whoever writes one of them by accident
-learns it here and not from a node that keeps the wrong room free.
+PyYAML reads YAML 1.1: there `010` is eight, `1:30` is ninety, `1_000` a thousand, `no` is false, and `1e3` is a text.
+Whoever writes one of them by accident learns it here and not from a node that keeps the wrong room free.
 """
 
 import re
@@ -12,8 +12,11 @@ import yaml
 
 from csi.core.errors import InvalidInput
 
-_INTEGER: Final = "tag:yaml.org,2002:int"
+_PREFIX: Final = "tag:yaml.org,2002:"
 _DECIMAL: Final = re.compile(r"0|-?[1-9][0-9]*")
+_BOOLEAN: Final = re.compile(r"true|True|TRUE|false|False|FALSE")
+_NUMBER_ELSEWHERE: Final = re.compile(r"0o[0-7]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+"""What YAML 1.2 takes for a number. Where YAML 1.1 takes it for a text, the two differ."""
 
 
 def load(text: str, source: str) -> Any:
@@ -45,12 +48,26 @@ def _problems(root: yaml.Node | None) -> Iterator[tuple[str, str]]:
             waiting += [(_member(place, key.value), value) for key, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(f"{place}[{number}]", value) for number, value in enumerate(node.value)]
-        elif node.tag == _INTEGER and _DECIMAL.fullmatch(node.value) is None:
+        elif isinstance(node, yaml.ScalarNode) and (advice := _advice(node)) is not None:
             line = node.start_mark.line + 1
-            yield (
-                place,
-                f"{node.value} in line {line} is read differently by versions of YAML; write it as plain digits",
-            )
+            yield place, f"{node.value} in line {line} is read differently by versions of YAML; {advice}"
+
+
+def _advice(node: yaml.ScalarNode) -> str | None:
+    """How to write a value that versions of YAML read differently; None for one that all read alike."""
+    match node.tag.removeprefix(_PREFIX):
+        case "int" if _DECIMAL.fullmatch(node.value) is None:
+            return "write it as plain digits"
+        case "float":
+            return "write it as plain digits, or in quotes when it is a text"
+        case "bool" if _BOOLEAN.fullmatch(node.value) is None:
+            return "write true or false, or put it in quotes when it is a text"
+        case "timestamp":
+            return "put it in quotes when it is a text"
+        case "str" if node.style is None and _NUMBER_ELSEWHERE.fullmatch(node.value) is not None:
+            return "write a number as plain digits, and a text in quotes"
+        case _:
+            return None
 
 
 def _repeated(place: str, node: yaml.MappingNode) -> Iterator[tuple[str, str]]:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 
+from csi.core.device_number import DeviceNumber
 from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
 from csi.node.content import Content
 from csi.node.lvm.layout import LINEAR, Layout
+from csi.node.lvm.live_device import LiveDevice
 from csi.node.lvm.model import LogicalVolume
 from csi.node.lvm.names import VolumeId
 
@@ -102,7 +104,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A volume that exists: an LV and what its tags say."""
+    """A volume that exists: an LV, what its tags say, and, where the kernel was asked, the LV's device."""
 
     lv: LogicalVolume
     name_digest: str
@@ -117,6 +119,13 @@ class Volume:
     fstype: Filesystem | None
     """The filesystem of its class; None when the class names none."""
     mkfs_options: tuple[str, ...]
+    live: LiveDevice | None = None
+    """The kernel's device at the moment of the look; None while inactive."""
+
+    @property
+    def device(self) -> DeviceNumber | None:
+        """The number of the kernel's device while active."""
+        return self.live.number if self.live is not None else None
 
     @property
     def volume_id(self) -> VolumeId:

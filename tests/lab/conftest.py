@@ -19,9 +19,15 @@ def _kind() -> type[Node]:
 
 
 @pytest.fixture(scope="session")
-def node() -> Iterator[Node]:
+def node_kind() -> type[Node]:
+    """The kind of node that this machine can run."""
+    return _kind()
+
+
+@pytest.fixture(scope="session")
+def node(node_kind: type[Node]) -> Iterator[Node]:
     """The node that tests share. It has one volume group `vg0` on all its disks."""
-    with _kind()() as booted:
+    with node_kind() as booted:
         booted.run(["vgcreate", "-q", "vg0", *booted.disks])
         yield booted
 
@@ -36,12 +42,12 @@ def driver(node: Node) -> Iterator[Driver]:
 
 
 @pytest.fixture
-def new_node() -> Iterator[Callable[[tuple[int, ...]], Node]]:
+def new_node(node_kind: type[Node]) -> Iterator[Callable[[tuple[int, ...]], Node]]:
     """Makes nodes with disks of their own, which end with the test."""
     nodes: list[Node] = []
 
     def make(disk_bytes: tuple[int, ...]) -> Node:
-        node = _kind()(disk_bytes)
+        node = node_kind(disk_bytes)
         nodes.append(node)
         node.boot()
         return node

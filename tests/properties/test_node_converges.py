@@ -4,24 +4,29 @@ with one LV or none, no leaked LV, mount, record or tombstone, and no lost data.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csi.core.errors import SealedLocalError
 from csi.core.filesystem import Filesystem
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
-from csi.node.plan import provision, publish, stage, steps
-from csi.node.plan.node_view import PathKind
+from csi.node.plan import deletion, provision, publish, stage, steps, teardown
 from csi.node.volume import Access, Capability, State, Volume, Wanted
-from tests.fakes.node import FRESH, HALF, ZEROED, Killed, Node
+from tests.fakes.node import FRESH, HALF, ZEROED, JobBegun, Killed, Node
+from tests.fakes.others import OTHERS, Other
 
 _CONFIG = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),), default_pool="main")
 _NAME = "pvc-1"
-_STAGING, _TARGET = "/var/lib/kubelet/plugins/pvc-1/globalmount", "/var/lib/kubelet/pods/p/volumes/pvc-1/mount"
+_STAGING, _TARGET = (
+    "/var/lib/kubelet/plugins/pvc-1/globalmount",
+    "/var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/pvc-1/mount",
+)
 _KINDS: dict[str, tuple[dict[str, str], bool, str]] = {
     "ext4": ({}, False, "ext4"),
     "xfs": ({}, False, "xfs"),
@@ -64,7 +69,8 @@ class Driver:
 
     @property
     def volume(self) -> Volume | None:
-        return provision.by_id(self.node.report(), _NAME)
+        found = provision.by_id(self.node.report(), _NAME)
+        return replace(found, live=self.node.live(_NAME)) if found is not None else None
 
     def call(self, name: str) -> None:
         getattr(self, f"_{name}")()
@@ -85,32 +91,52 @@ class Driver:
             staging=self.node.path(_STAGING),
             target=self.node.path(_TARGET),
             publications=self.node.publications(_NAME, _STAGING),
-            device_read_only=_NAME in self.node.read_only,
-            node_is_right=self.volume.lv.device is not None,
-            held_open=self.volume.lv.is_open,
+            node_is_right=self.volume.live is not None,
         )
         self.node.apply(publish.publish(view))
 
     def _unpublish(self) -> None:
-        target = self.node.path(_TARGET)
-        reset = (
-            self.volume.lv.path
-            if target.kind is PathKind.DEVICE and _NAME in self.node.read_only and self.volume
-            else None
+        records = {_TARGET: _NAME} if _TARGET in self.node.records else {}
+        view = teardown.Unpublishing(
+            volume_id=_NAME,
+            target=self.node.place(_TARGET),
+            record_owners=records,
+            kubelet_dir=PurePosixPath("/var/lib/kubelet"),
+            devices=self.node.active(_NAME),
+            publications=self.node.publications(_NAME),
         )
-        self.node.apply(publish.unpublish(target, has_record=_TARGET in self.node.records, reset_device=reset))
+        self.node.apply(teardown.unpublish(view))
 
     def _unstage(self) -> None:
-        shown = self.node.publications(_NAME, _STAGING)
-        self.node.apply(stage.unstage(self.volume, self.node.path(_STAGING), shown))
+        view = teardown.Unstaging(
+            volume_id=_NAME,
+            staging=self.node.place(_STAGING),
+            publications=self.node.publications(_NAME, _STAGING),
+            devices=self.node.active(_NAME),
+        )
+        self.node.apply(teardown.unstage(view))
 
     def _delete(self) -> None:
         if self.volume is not None:
-            self.node.apply(provision.delete(self.volume, self.node.publications(_NAME).targets))
+            self.node.apply(deletion.delete(self.volume, self.node.report(), self.node.publications(_NAME).targets))
 
 
-def _attempt(driver: Driver, call: str, fuse: int) -> bool:
-    """Carry out a call that is killed at moment `fuse`; answers whether it died."""
+class DriverWithJobs(Driver):
+    """Long work is left to a job, as `csi.node.erasing` does: the call ends before it, the worker looks and plans anew."""
+
+    def call(self, name: str) -> None:
+        self.node.leaves_long_work = True
+        try:
+            super().call(name)
+        except JobBegun:
+            self.node.leaves_long_work = False
+            super().call(name)
+        finally:
+            self.node.leaves_long_work = False
+
+
+def _attempt(driver: Driver, call: str, fuse: int | None) -> bool:
+    """Carry out a call that is killed at moment `fuse`, if any; answers whether it died."""
     driver.node.fuse = fuse
     try:
         driver.call(call)
@@ -125,6 +151,7 @@ def _check_always(driver: Driver, written: str | None) -> None:
     """What holds at every moment, also after a kill in the middle."""
     node = driver.node
     assert len(node.lvs) <= 1
+    assert node.destroyed == [], "an LV of somebody else is gone"
     if written is not None and driver.volume is not None and driver.volume.state is not State.DELETING:
         assert node.content[_NAME] == written, "data that a pod wrote is gone"
     if _KINDS[driver.kind][0].get("direct") or driver.kind == "sealed":
@@ -143,6 +170,9 @@ def _check_end(driver: Driver) -> None:
     assert _TARGET not in node.directories | node.files
     if driver.kind != "discard" and driver.kind not in ("sealed", "sealed-block"):
         assert node.content[_NAME] == ZEROED, "the content was not wiped"
+
+
+_DRIVERS = st.sampled_from((Driver, DriverWithJobs))
 
 
 def _live(driver: Driver, kill: Callable[[str], Iterator[int]], reboot: Callable[[], bool]) -> None:
@@ -167,6 +197,45 @@ def _live(driver: Driver, kill: Callable[[str], Iterator[int]], reboot: Callable
             assert where in ("volume", "guest")
             written = "what the tenant wrote"
     _check_end(driver)
+
+
+def _live_among_others(
+    driver: Driver, disturb: Callable[[str], Iterator[tuple[Other, int | None, int | None, bool]]]
+) -> None:
+    """A whole life; before each call come attempts that somebody else disturbs: who, at which moment of the call (None:
+    before it), when the driver is killed, and whether the node is started again.
+    """
+    node, written = driver.node, None
+    for call in _CALLS:
+        for other, moment, fuse, reboot in disturb(call):
+            _attempt_disturbed(driver, call, other, moment, fuse)
+            _check_always(driver, written)
+            other.end(node, _NAME)
+            if reboot:
+                node.reboot()
+                _as_kubelet_after_reboot(driver, call)
+        driver.call(call)
+        _check_always(driver, written)
+        if call == "publish":
+            node.pod_write(_NAME, _TARGET, "what the tenant wrote")
+            written = "what the tenant wrote"
+    assert node.foreign == {}
+    _check_end(driver)
+
+
+def _attempt_disturbed(driver: Driver, call: str, other: Other, moment: int | None, fuse: int | None) -> None:
+    """A call may be refused by name then; whatever else it raises is a fault of the driver."""
+    node = driver.node
+    if moment is None or other.between_calls:
+        other.begin(node, _NAME)
+    else:
+        node.visit = (moment, lambda: other.begin(node, _NAME))
+    try:
+        _attempt(driver, call, fuse)
+    except SealedLocalError:
+        pass
+    finally:
+        node.visit = None
 
 
 def _as_kubelet_after_reboot(driver: Driver, call: str) -> None:
@@ -202,12 +271,54 @@ def test_killed_at_every_moment_of_a_call_it_converges(kind: str, call: str, rea
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.data(), kind=st.sampled_from(sorted(_KINDS)), read_only=st.booleans())
-def test_killed_again_and_again_with_reboots_it_converges(data: st.DataObject, kind: str, read_only: bool) -> None:
+@given(data=st.data(), kind=st.sampled_from(sorted(_KINDS)), read_only=st.booleans(), made=_DRIVERS)
+def test_killed_again_and_again_with_reboots_it_converges(
+    data: st.DataObject, kind: str, read_only: bool, made: type[Driver]
+) -> None:
     def kill(_: str) -> Iterator[int]:
-        yield from data.draw(st.lists(st.integers(0, 12), max_size=4))
+        yield from data.draw(st.lists(st.integers(0, 20), max_size=4))
 
-    _live(Driver(kind=kind, read_only=read_only), kill, lambda: data.draw(st.booleans()))
+    _live(made(kind=kind, read_only=read_only), kill, lambda: data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("who", OTHERS)
+@pytest.mark.parametrize("kind", ["ext4", "block", "sealed"])
+def test_whoever_comes_at_whichever_moment_of_whichever_call_it_converges(kind: str, who: str) -> None:
+    for call in _CALLS:
+        for moment in (None, *range(12)):
+
+            def disturb(
+                now: str, call: str = call, moment: int | None = moment
+            ) -> Iterator[tuple[Other, int | None, int | None, bool]]:
+                if now == call:
+                    yield OTHERS[who], moment, None, False
+
+            _live_among_others(Driver(kind=kind), disturb)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(sorted(_KINDS)), made=_DRIVERS)
+def test_among_others_killed_and_started_again_it_converges(data: st.DataObject, kind: str, made: type[Driver]) -> None:
+    moments = st.none() | st.integers(0, 20)
+    comes = st.tuples(st.sampled_from(sorted(OTHERS)), moments, moments, st.booleans())
+
+    def disturb(_: str) -> Iterator[tuple[Other, int | None, int | None, bool]]:
+        for who, moment, fuse, reboot in data.draw(st.lists(comes, max_size=3)):
+            yield OTHERS[who], moment, fuse, reboot
+
+    _live_among_others(made(kind=kind), disturb)
+
+
+@pytest.mark.parametrize("call", ["unpublish", "unstage", "delete"])
+def test_a_volume_that_an_administrator_removed_by_hand_lets_go(call: str) -> None:
+    driver = Driver(kind="ext4")
+    for earlier in _CALLS[: _CALLS.index(call)]:
+        driver.call(earlier)
+    driver.node.lvs.clear()
+    for later in _CALLS[_CALLS.index(call) :]:
+        driver.call(later)
+    assert driver.node.mounts == []
+    assert driver.node.records == {}
 
 
 @pytest.mark.parametrize("kind", ["ext4", "direct"])

@@ -9,6 +9,7 @@ import pytest
 
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
+from tests.rpc.test_csi_server import Requests
 
 CALLS = 140
 """More than the server has threads."""
@@ -16,7 +17,8 @@ CALLS = 140
 
 def test_probe_answers_though_every_thread_had_waited_for_lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path, monkeypatch) as csi, csi.lvm.exclusive("a wedged lvcreate"):
-        waiting = [csi.method("GetCapacity").future(csi_pb2.GetCapacityRequest(), timeout=1.0) for _ in range(CALLS)]
+        request = Requests(csi).of("CreateVolume")
+        waiting = [csi.method("CreateVolume").future(request, timeout=1.0) for _ in range(CALLS)]
         assert {future.code() for future in waiting} == {grpc.StatusCode.DEADLINE_EXCEEDED}
         csi.call("Probe", csi_pb2.ProbeRequest())
         _until(csi, lambda events: events.count("answer") == events.count("request"))
@@ -27,11 +29,17 @@ def test_a_call_whose_client_left_says_so_in_the_log_and_does_nothing(
 ) -> None:
     with serving(tmp_path, monkeypatch) as csi:
         with csi.lvm.exclusive("a wedged lvcreate"):
-            future = csi.method("GetCapacity").future(csi_pb2.GetCapacityRequest(), timeout=PATIENCE)
+            future = csi.method("CreateVolume").future(Requests(csi).of("CreateVolume"), timeout=PATIENCE)
             _until(csi, lambda events: "request" in events)
             future.cancel()
             _until(csi, lambda events: "answer" in events)
         assert "the caller went away while LVM was busy with 'a wedged lvcreate'" in csi.logged
+        assert csi.node.lvs == {}
+
+
+def test_who_only_looks_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path, monkeypatch) as csi, csi.lvm.exclusive("a wedged lvcreate"):
+        csi.call("GetCapacity", csi_pb2.GetCapacityRequest())
 
 
 def _until(csi: CsiServer, happened: Callable[[list[str]], bool]) -> None:

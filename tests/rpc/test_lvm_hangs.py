@@ -17,9 +17,11 @@ import pytest
 from csi.core import command
 from csi.core.command import LocalRunner
 from csi.node.lvm import command as lvm_command
+from csi.node.lvm import proved
 from csi.node.lvm.command import Lvm
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
+from tests.fakes.one_group import DISK, OneGroup
 from tests.rpc.test_csi_server import LIFE, Requests, live
 
 Code = grpc.StatusCode
@@ -39,7 +41,9 @@ class HangingLvm:
         program = folder / "hanging"
         program.write_text(f"#!/bin/sh\necho $$ 1<>{self._started}\n[ -e {self._over} ] && exit 5\nexec sleep 1000\n")
         program.chmod(0o755)
-        real = Lvm(LocalRunner((str(program),)), udev=False, lock_file=folder / "lvm.lock")
+        patch.setattr(proved, "_PATIENCE_SECONDS", PATIENCE)
+        real = Lvm(LocalRunner((str(program),)), udev=False, lock_file=folder / "lvm.lock", devices=lambda: [DISK])
+        patch.setattr(real._proved, "_views", OneGroup())
         patch.setattr(csi.lvm, "report", real.report)
         patch.setattr(csi.lvm, "version", real.version)
 
@@ -122,7 +126,7 @@ def give_up(csi: CsiServer, hanging: HangingLvm, patch: pytest.MonkeyPatch) -> N
     """Calls until so many commands hang that no other is started."""
     patch.setattr(lvm_command, "_READ_SECONDS", 0.5)
     for number in range(1, GIVEN_UP + 1):
-        csi.refused("GetCapacity", Requests(csi).of("GetCapacity"))
+        assert csi.call("GetCapacity", Requests(csi).of("GetCapacity")).available_capacity == 0
         hanging.wait_for(number)
 
 
@@ -138,7 +142,7 @@ def test_statistics_and_identity_go_on_while_lvm_hangs(
     assert not waiting.done()
     assert hanging.count == 1, "a call that needs no LVM has started it"
     os.kill(hanging.pids[0], signal.SIGKILL)
-    assert waiting.exception(PATIENCE) is not None
+    assert waiting.result(PATIENCE).available_capacity == 0
 
 
 def test_who_needs_lvm_waits_for_the_one_that_hangs_and_starts_no_other(
@@ -150,21 +154,24 @@ def test_who_needs_lvm_waits_for_the_one_that_hangs_and_starts_no_other(
     assert code is Code.DEADLINE_EXCEEDED
     assert hanging.count == 1
     os.kill(pid, signal.SIGKILL)
-    assert waiting.exception(PATIENCE) is not None
+    assert waiting.result(PATIENCE).available_capacity == 0
 
 
 @pytest.mark.usefixtures("unkillable")
-def test_after_three_that_nobody_can_kill_calls_are_unavailable_at_once_and_statistics_go_on(
+def test_after_three_that_nobody_can_kill_calls_are_unavailable_at_once_and_the_rest_goes_on(
     csi: CsiServer, volumes: list[Requests], hanging: HangingLvm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_up(csi, hanging, monkeypatch)
-    for name in ("NodePublishVolume", "NodeUnpublishVolume", "NodeStageVolume", "CreateVolume", "DeleteVolume"):
+    for name in ("NodePublishVolume", "NodeStageVolume", "CreateVolume", "DeleteVolume"):
         code, message = csi.refused(name, volumes[0].of(name))
         assert code is Code.UNAVAILABLE, name
         assert f"can't be killed (processes {', '.join(map(str, hanging.pids))})" in message
     assert hanging.count == GIVEN_UP, "another command was started on a disk that does not answer"
     for requests in volumes:
         assert csi.call("NodeGetVolumeStats", requests.of("NodeGetVolumeStats")).usage
+        csi.call("NodeUnpublishVolume", requests.of("NodeUnpublishVolume"))
+        csi.call("NodeUnstageVolume", requests.of("NodeUnstageVolume"))
+    assert hanging.count == GIVEN_UP, "to take a volume down needs no LVM"
 
 
 @pytest.mark.usefixtures("unkillable")
@@ -174,14 +181,29 @@ def test_when_one_of_them_ends_the_next_call_is_tried_again(
     give_up(csi, hanging, monkeypatch)
     os.kill(hanging.pids[0], signal.SIGKILL)
     os.waitid(os.P_PID, hanging.pids[0], os.WEXITED | os.WNOWAIT)
-    csi.refused("GetCapacity", Requests(csi).of("GetCapacity"))
+    csi.call("GetCapacity", Requests(csi).of("GetCapacity"))
     assert hanging.wait_for(GIVEN_UP + 1)
 
 
 @pytest.mark.usefixtures("hanging")
-def test_commands_that_a_kill_ends_do_not_count(csi: CsiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_a_kill_ends_do_not_count(
+    csi: CsiServer, volumes: list[Requests], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lvm_command, "_READ_SECONDS", 0.1)
     for _ in range(GIVEN_UP + 2):
-        code, message = csi.refused("GetCapacity", Requests(csi).of("GetCapacity"))
-        assert code is not Code.UNAVAILABLE
-        assert "killed" in message or "time" in message, message
+        code, message = csi.refused("NodePublishVolume", volumes[0].of("NodePublishVolume"))
+        assert code is Code.UNAVAILABLE
+        assert "volume group vg0 can't be looked into: " in message
+        assert "no end after 0.1 s" in message
+
+
+def test_who_waits_for_one_group_is_told_after_a_while_and_starts_no_other(
+    csi: CsiServer, volumes: list[Requests], hanging: HangingLvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.2)
+    for _ in range(3):
+        code, message = csi.refused("NodePublishVolume", volumes[0].of("NodePublishVolume"))
+        assert code is Code.UNAVAILABLE
+        assert "LVM did not answer within 0.2 s" in message
+    assert hanging.wait_for(1)
+    assert hanging.count == 1

@@ -35,6 +35,11 @@ CONTENT = (
     "class Snapshot:\n    pass\n\n\nContent = HoldsFilesystem | Raw | Sealed | Snapshot\n",
 )
 WIPE = ("csi/node/volume.py", '    DISCARD = "discard"\n', '    DISCARD = "discard"\n    SHRED = "shred"\n')
+RULE = (
+    "csi/core/mkfs_options.py",
+    "Rule = Flag | Value | Members | Refused\n",
+    "class Pair:\n    pass\n\n\nRule = Flag | Value | Members | Refused | Pair\n",
+)
 DECISION = (
     "csi/guest/decide.py",
     "may_format: bool) -> Format | Open:\n",
@@ -56,6 +61,7 @@ ADDED = {
             "csi/guest/seal/state_record.py _number",
         },
     ),
+    "a rule for options of mkfs": (RULE, {"csi/core/mkfs_options.py _check"}),
     "a decision about a device": (DECISION, {"csi/guest/unlock.py unlock"}),
     "a copy of the header": (COPY, {"csi/guest/unlock.py _copy", "csi/guest/unlock.py _offset"}),
     "a word for a layout": (LAYOUT_WORD, {"csi/node/parameters.py _layout"}),
@@ -73,14 +79,16 @@ ADDED = {
         CONTENT,
         {
             "csi/node/content.py word",
+            "csi/node/plan/erase.py _head_bytes",
+            "csi/node/plan/erase.py shows_raw_device",
             "csi/node/plan/publish.py _shown_filesystem",
             "csi/node/plan/stage.py _mount",
-            "csi/node/plan/stage.py _prepare",
+            "csi/node/plan/stage.py _make",
             "csi/node/plan/stage.py host_mounts",
             "csi/node/rpc/csi_requests.py _serves",
         },
     ),
-    "a way to wipe": (WIPE, {"csi/node/plan/provision.py _wipe"}),
+    "a way to wipe": (WIPE, {"csi/node/plan/erase.py at_deletion"}),
 }
 
 

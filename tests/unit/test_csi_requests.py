@@ -11,7 +11,7 @@ from csi.core.sealed import Profile
 from csi.node import content, parameters
 from csi.node.lvm import names as volume_names
 from csi.node.lvm.layout import Striped
-from csi.node.lvm.model import Activation, LogicalVolume
+from csi.node.lvm.model import LogicalVolume
 from csi.node.rpc import csi_requests
 from csi.node.rpc.proto import csi_pb2
 from csi.node.volume import Access, Capability, State, Volume, Wanted, Wipe
@@ -84,10 +84,7 @@ def volume(formatted: str | None = None, digest: str = "") -> Volume:
         vg="vg0",
         size_bytes=GIB,
         tags=frozenset(),
-        activation=Activation.INACTIVE,
-        is_open=False,
         partial=False,
-        device=None,
     )
     return Volume(
         lv=lv,

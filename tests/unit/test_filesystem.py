@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.core.filesystem import FORBIDDEN_OPTIONS, Filesystem, traits
+from csi.core.filesystem import Filesystem, traits
 
 
 @pytest.mark.parametrize("filesystem", Filesystem)
@@ -32,8 +32,3 @@ def test_one_block_less_is_refused_or_left_without_a_journal(tmp_path: Path, fil
         file.truncate(found.smallest_bytes - 4096)
     done = subprocess.run([*found.make, image], capture_output=True, text=True)
     assert done.returncode != 0 or "too small for a journal" in done.stdout + done.stderr
-
-
-def test_no_option_of_ours_is_one_that_a_class_may_not_give_but_for_force() -> None:
-    for filesystem in Filesystem:
-        assert FORBIDDEN_OPTIONS & set(traits(filesystem).make) <= {"-F"}

@@ -31,7 +31,9 @@ STATUSES = {
     errors.SealedLocalError: 1,
     errors.ToolFailed: 1,
     errors.CommandError: 1,
+    errors.CommandEnded: 1,
     errors.CommandTimeout: 1,
+    errors.CommandKilled: 1,
     errors.InvalidInput: 2,
     errors.Untrusted: 3,
     errors.Tampered: 3,
@@ -42,6 +44,7 @@ STATUSES = {
     errors.ForeignContent: 7,
     errors.NotFound: 8,
     errors.Unavailable: 9,
+    errors.DiskFailed: 1,
     errors.Refused: 10,
     errors.InUse: 10,
     errors.Busy: 11,
@@ -55,6 +58,8 @@ MAKE = {
     errors.InvalidInput: lambda: errors.InvalidInput("--volume", "is wrong"),
     errors.CommandError: lambda: errors.CommandError(["mount"], 32, "", "wrong fs type"),
     errors.CommandTimeout: lambda: errors.CommandTimeout(["mkfs.ext4"], 5),
+    errors.DiskFailed: lambda: errors.DiskFailed("/dev/sdb", 0, 512, OSError(5, "Input/output error")),
+    errors.CommandKilled: lambda: errors.CommandKilled(["mkfs.ext4"], 9),
 }
 OPENED = Opened(
     volume_id="pvc-1",

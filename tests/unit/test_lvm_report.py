@@ -9,7 +9,7 @@ import pytest
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused, ToolFailed
 from csi.node.lvm import report as lvm_report
-from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume
+from csi.node.lvm.model import LogicalVolume, PhysicalVolume
 
 GOLDEN = (Path(__file__).parents[1] / "data/lvm-2.03.16-fullreport.json").read_bytes()
 REPORT = lvm_report.parse(GOLDEN)
@@ -113,10 +113,22 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
     assert vg is not None
     assert vg.pvs == (
         PhysicalVolume(
-            name="/dev/loop0", extents=15, free_extents=8, allocatable=True, missing=False, device=DeviceNumber(7, 0)
+            name="/dev/loop0",
+            uuid="000004-0000-0000-0000-0000-0000-000000",
+            extents=15,
+            free_extents=8,
+            allocatable=True,
+            missing=False,
+            device=DeviceNumber(7, 0),
         ),
         PhysicalVolume(
-            name="/dev/loop1", extents=15, free_extents=13, allocatable=False, missing=False, device=DeviceNumber(7, 1)
+            name="/dev/loop1",
+            uuid="000005-0000-0000-0000-0000-0000-000000",
+            extents=15,
+            free_extents=13,
+            allocatable=False,
+            missing=False,
+            device=DeviceNumber(7, 1),
         ),
     )
     assert [pv.usable_free_extents for pv in vg.pvs] == [8, 0]
@@ -160,21 +172,15 @@ def test_an_lv_without_tags_has_none() -> None:
     assert next(lv for lv in REPORT.lvs if lv.name == "pvc-2").tags == frozenset()
 
 
-def test_without_device_mapper_activation_is_unknown_and_there_is_no_device() -> None:
-    assert {(lv.activation, lv.is_open, lv.device) for lv in REPORT.lvs} == {(Activation.UNKNOWN, False, None)}
+def test_an_lv_is_known_to_device_mapper_by_the_uuids_of_its_group_and_its_own() -> None:
+    lv = parsed_lv(lv_uuid="abcdef-1111-2222-3333-4444-5555-666666")
+    group = section("whole")["vg"][0]["vg_uuid"].replace("-", "")
+    assert lv.mapping_name == "whole-pvc--1"
+    assert lv.mapping_uuid == f"LVM-{group}abcdef11112222333344445555666666"
 
 
-def test_an_inactive_lv_has_no_device_although_lvm_prints_numbers() -> None:
-    lv = parsed_lv(lv_active="", lv_attr="-wi-------", lv_device_open="", lv_kernel_major="-1", lv_kernel_minor="-1")
-    assert (lv.activation, lv.is_open, lv.device) == (Activation.INACTIVE, False, None)
-
-
-@pytest.mark.parametrize(("shown", "is_open"), [("open", True), ("", False), ("unknown", False)])
-def test_an_active_lv_has_its_device_numbers(shown: str, is_open: bool) -> None:
-    lv = parsed_lv(
-        lv_active="active", lv_attr="-wi-a-----", lv_device_open=shown, lv_kernel_major="254", lv_kernel_minor="0"
-    )
-    assert (lv.activation, lv.is_open, lv.device) == (Activation.ACTIVE, is_open, DeviceNumber(254, 0))
+def test_a_snapshot_names_its_origin_and_a_thin_volume_its_pool() -> None:
+    assert (parsed_lv(origin="pvc-2").origin, parsed_lv(pool_lv="thin").pool) == ("pvc-2", "thin")
 
 
 def test_a_node_without_lvm_volumes_is_an_empty_report() -> None:
@@ -211,7 +217,6 @@ def test_what_is_not_the_report_is_a_failure_of_the_tool(content: bytes) -> None
         ("pv", "pv_attr", ""),
         ("lv", "lv_size", "1.00g"),
         ("lv", "lv_attr", "-wi-a---"),
-        ("lv", "lv_kernel_major", ""),
         ("lv", "lv_tags", None),
         ("lv", "lv_size", 5),
     ],

@@ -7,38 +7,62 @@ from typing import Any
 
 import pytest
 
+from csi.core import disks
 from csi.core.command import Result
+from csi.core.errors import CommandError, ToolFailed
 from csi.node.lvm.command import Lvm
+from csi.node.lvm.filters import DeviceFilter
 
 ALWAYS = {
     "devices/use_devicesfile": "0",
     "devices/scan_lvs": "0",
     "devices/ignore_suspended_devices": "1",
+    "devices/issue_discards": "0",
     "activation/monitoring": "0",
     "backup/archive": "0",
     "backup/backup": "0",
     "log/silent": "0",
+    "log/report_command_log": "0",
+    "global/units": '"b"',
+    "global/suffix": "0",
+    "report/list_item_separator": '","',
+    "report/binary_values_as_numeric": "0",
+    "report/prefixes": "0",
+    "report/compact_output": "0",
+    "report/output_format": '"json"',
 }
 REJECTED = '"r|^/dev/drbd|","r|^/dev/nbd|","r|^/dev/rbd|","r|^/dev/zram|"'
 
 
+def parsed(text: str) -> dict[str, str]:
+    """An lvm.conf as this driver writes it; a setting that comes twice is an error."""
+    found: dict[str, str] = {}
+    for section, body in re.findall(r"(\w+) \{\n(.*?)^\}\n", text, re.DOTALL | re.MULTILINE):
+        for line in body.splitlines():
+            name, _, value = line.strip().partition("=")
+            assert f"{section}/{name}" not in found
+            found[f"{section}/{name}"] = value
+    return found
+
+
 class Asked:
-    """Remembers argv and environment of the last command, and answers with one LVM version line."""
+    """Remembers argv and settings of the last command, and answers with one LVM version line."""
 
     argv: list[str]
     env: dict[str, str]
+    settings: dict[str, str]
 
     def run(self, argv: Any, *, env: Any = None, **_: Any) -> Result:
         self.argv, self.env = list(argv), dict(env or {})
+        self.settings = parsed((Path(self.env["LVM_SYSTEM_DIR"]) / "lvm.conf").read_text())
         return Result(argv=tuple(argv), returncode=0, stdout=b"  LVM version:     2.03\n", stderr=b"")
 
-    def settings(self) -> dict[str, str]:
-        """What stands after --config, parsed; a setting that comes twice is an error."""
-        assert self.argv[0] == "lvm"
-        assert self.argv[2] == "--config"
-        pairs = [word.split("=", 1) for word in self.argv[3].split()]
-        assert len({name for name, _ in pairs}) == len(pairs)
-        return dict(pairs)
+
+@pytest.fixture(autouse=True)
+def _no_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no group here in which a command's effect could be seen, and no disk that could be measured."""
+    monkeypatch.setattr(Lvm, "_require", lambda *_: None)
+    monkeypatch.setattr(disks, "size", lambda _: 1 << 40)
 
 
 COMMANDS: dict[str, Callable[[Lvm], object]] = {
@@ -54,9 +78,9 @@ COMMANDS: dict[str, Callable[[Lvm], object]] = {
 def told(command: str, folder: Path, **options: Any) -> dict[str, str]:
     asked = Asked()
     COMMANDS[command](Lvm(asked, lock_file=folder / "lock", **({"udev": False} | options)))
-    assert asked.argv[1] == command
-    assert asked.env == {"LVM_SUPPRESS_FD_WARNINGS": "1"}
-    return asked.settings()
+    assert asked.argv[:2] == ["lvm", command]
+    assert asked.env.keys() == {"LVM_SUPPRESS_FD_WARNINGS", "LVM_SYSTEM_DIR"}
+    return asked.settings
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -68,7 +92,51 @@ def test_every_command_gets_all_settings(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_only_what_makes_disks_writes_hints(command: str, tmp_path: Path) -> None:
-    assert told(command, tmp_path).get("devices/hints") == (None if command.startswith("vg") else '"none"')
+    settings = told(command, tmp_path)
+    assert settings["devices/hints"] == ('"all"' if command.startswith("vg") else '"none"')
+
+
+def test_no_setting_is_on_the_command_line_that_lvm_writes_into_the_metadata(tmp_path: Path) -> None:
+    asked = Asked()
+    for call in COMMANDS.values():
+        call(Lvm(asked, udev=False, lock_file=tmp_path / "lock"))
+        assert "--config" not in asked.argv
+
+
+def test_settings_that_were_removed_or_changed_are_put_back_before_the_next_command(tmp_path: Path) -> None:
+    asked = Asked()
+    lvm = Lvm(asked, udev=False, lock_file=tmp_path / "lock")
+    COMMANDS["lvcreate"](lvm)
+    right, file = asked.settings, Path(asked.env["LVM_SYSTEM_DIR"]) / "lvm.conf"
+    for spoil in (file.unlink, lambda: file.write_text("report { prefixes=1 }"), lambda: file.write_bytes(b"\xff")):
+        spoil()
+        COMMANDS["lvremove"](lvm)
+        assert asked.settings == right
+
+
+def test_two_drivers_with_other_settings_keep_their_own(tmp_path: Path) -> None:
+    asked = Asked()
+    one, other = (Lvm(asked, udev=udev, lock_file=tmp_path / "lock") for udev in (True, False))
+    folders = []
+    for lvm, on in ((one, "1"), (other, "0"), (one, "1")):
+        COMMANDS["lvremove"](lvm)
+        assert asked.settings["activation/udev_sync"] == on
+        folders.append(asked.env["LVM_SYSTEM_DIR"])
+    assert folders[0] == folders[2] != folders[1]
+
+
+class ReadsNoSettings(Asked):
+    """LVM where the folder of the settings is not to be seen, and so has none of ours."""
+
+    def run(self, argv: Any, **how: Any) -> Result:
+        if argv[1] == "lvmconfig":
+            raise CommandError(tuple(argv), 5, "", "Configuration node devices/global_filter not found")
+        return super().run(argv, **how)
+
+
+def test_lvm_that_does_not_see_the_settings_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ToolFailed, match=r"LVM does not read .*lvm\.conf.*state directory must lie at the same path"):
+        Lvm(ReadsNoSettings(), udev=False, lock_file=tmp_path / "lock").version()
 
 
 @pytest.mark.parametrize("udev", [True, False])
@@ -79,17 +147,23 @@ def test_udev_is_used_where_it_runs_and_never_waited_for_elsewhere(udev: bool, t
 
 
 @pytest.mark.parametrize(
-    ("options", "loops"),
+    ("options", "patterns"),
     [
         ({}, ',"r|^/dev/loop|"'),
-        ({"pool_disks": ["/dev/loop3", "/dev/sda"]}, ',"a|^/dev/loop3$|","r|^/dev/loop|"'),
+        ({"disks": ("/dev/loop3", "/dev/sda")}, ',"a|^/dev/loop3$|","r|^/dev/loop|"'),
         ({"loop_devices": True}, ""),
+        ({"rejected": ("r|iscsi|",)}, ',"r|iscsi|","r|^/dev/loop|"'),
+        (
+            {"disks": ("/dev/disk/by-id/eui.0025",), "only_disks": True},
+            r',"a|^/dev/disk/by-id/eui\\.0025$|","r|.*|"',
+        ),
     ],
 )
-def test_loop_devices_are_looked_at_only_where_the_configuration_says_so(
-    options: dict[str, Any], loops: str, tmp_path: Path
+def test_what_the_configuration_says_of_devices_is_in_the_filter(
+    options: dict[str, Any], patterns: str, tmp_path: Path
 ) -> None:
-    assert told("version", tmp_path, **options)["devices/global_filter"] == f"[{REJECTED}{loops}]"
+    settings = told("version", tmp_path, device_filter=DeviceFilter(**options))
+    assert settings["devices/global_filter"] == f"[{REJECTED}{patterns}]"
 
 
 def test_nothing_is_ever_forced(tmp_path: Path) -> None:

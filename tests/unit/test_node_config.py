@@ -22,6 +22,7 @@ listConfig:
 defaultPool: fast
 udev: true
 loopDevices: true
+lvmFilter: ["r|^/dev/disk/by-path/.*-iscsi-|"]
 """
 
 
@@ -46,6 +47,7 @@ def test_every_key_is_read() -> None:
     assert [pattern.pattern for pattern in config.include] == ["data-.*", "scratch"]
     assert [pattern.pattern for pattern in config.exclude] == ["data-os"]
     assert (config.default_pool, config.udev, config.loop_devices) == ("fast", True, True)
+    assert config.lvm_filter == ("r|^/dev/disk/by-path/.*-iscsi-|",)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing yet\n", "{}", "pools: []"])
@@ -211,3 +213,96 @@ def test_a_part_that_holds_itself_does_not_hang_the_program() -> None:
 def test_one_disk_in_two_pools_is_refused_with_the_names_of_both() -> None:
     error = refused("pools: [{name: a, vgs: [x], devices: [/dev/s]}, {name: b, vgs: [y], devices: [/dev/s]}]")
     assert error.problem == "disk '/dev/s' is in both 'a' and 'b'; name it once"
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "off", "Yes", "NO", "On", "OFF"])
+def test_a_word_that_old_yaml_takes_for_a_boolean_is_refused(word: str) -> None:
+    error = refused(f"udev: {word}")
+    assert error.field == "node.yaml: udev"
+    assert f"{word} in line 1 is read differently" in error.problem
+    assert "write true or false" in error.problem
+    assert "in quotes" in refused(f"pools: [{{name: {word}, vgs: [x]}}]").problem
+
+
+@pytest.mark.parametrize("word", ["true", "True", "TRUE"])
+def test_a_boolean_is_a_boolean_to_every_reader(word: str) -> None:
+    assert node_config.parse(f"udev: {word}", "node.yaml").udev
+
+
+@pytest.mark.parametrize("text", ["1e3", "0o17", "1.5", "1.5e3", ".5", "2026-01-02"])
+@pytest.mark.parametrize("place", ["name: {}, vgs: [x]", "name: a, vgs: [{}]", "name: a, vgs: [x], reserve: {}"])
+def test_a_bare_text_that_is_a_number_to_others_is_refused_anywhere(text: str, place: str) -> None:
+    assert f"{text} in line 1 is read differently" in refused(f"pools: [{{{place.format(text)}}}]").problem
+
+
+def test_a_name_in_quotes_may_look_like_a_number() -> None:
+    assert node_config.parse("pools: [{name: '1e3', vgs: ['0o17']}]", "node.yaml").pools[0].name == "1e3"
+
+
+@pytest.mark.parametrize("text", ["[]", "false", "0", "''", "''\n"])
+def test_a_file_that_holds_something_else_is_not_taken_for_an_empty_one(text: str) -> None:
+    assert refused(text).field == "node.yaml"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "null", "{}"])
+def test_an_empty_file_is_an_empty_configuration(text: str) -> None:
+    assert node_config.parse(text, "node.yaml") == node_config.NodeConfig()
+
+
+def test_a_reserve_of_everything_is_refused() -> None:
+    error = refused("pools: [{name: a, vgs: [x], reserve: 100%}]")
+    assert (error.field, "leaves no room" in error.problem) == ("node.yaml: pools[0].reserve", True)
+    assert node_config.parse("pools: [{name: a, vgs: [x], reserve: 99%}]", "node.yaml").pools[0].reserve.percent == 99
+
+
+@pytest.mark.parametrize(
+    ("device", "advice"),
+    [
+        ("/dev//sda", "write /dev/sda"),
+        ("/dev/./sda", "write /dev/sda"),
+        ("/dev/sda/", "write /dev/sda"),
+        ("/dev/sda ", "ends with a blank"),
+        ("/dev/s\tda", "control characters"),
+    ],
+)
+def test_a_disk_has_one_spelling(device: str, advice: str) -> None:
+    error = refused(f'pools: [{{name: a, vgs: [x], devices: ["{device}"]}}]')
+    assert (error.field, advice in error.problem) == ("node.yaml: pools[0].devices[0]", True), error
+
+
+@pytest.mark.parametrize("name", ["", " a", "a ", "a\\nb"])
+def test_a_pools_name_can_be_written_in_a_class(name: str) -> None:
+    assert refused(f'pools: [{{name: "{name}", vgs: [x]}}]').field == "node.yaml: pools[0].name"
+
+
+@pytest.mark.parametrize("key", ["include", "exclude"])
+@pytest.mark.parametrize("text", ["", "data-.*|", "|data", "(data)?", "(a|)", " data", "data "])
+def test_a_pattern_with_a_part_that_is_missing_is_refused(key: str, text: str) -> None:
+    assert refused(f'listConfig: {{vgs: {{{key}: ["{text}"]}}}}').field == f"node.yaml: listConfig.vgs.{key}[0]"
+
+
+@pytest.mark.parametrize("text", [".*", "data-.*|fast", "data(-1)?", "[a-z]*[0-9.+_a-z-]*"])
+def test_a_whole_pattern_is_taken(text: str) -> None:
+    assert len(node_config.parse(f'listConfig: {{vgs: {{include: ["{text}"]}}}}', "node.yaml").include) == 1
+
+
+@pytest.mark.parametrize("pattern", ["a|.*|", "/dev/sdb", "r|", "r||", "r|x", "r|(|", "", "R|x|"])
+def test_a_filter_that_does_not_reject_is_refused_with_its_place(pattern: str) -> None:
+    error = refused(f"lvmFilter: ['r|^/dev/sda$|', '{pattern}']")
+    assert error.field == "node.yaml: lvmFilter[1]"
+
+
+DISKS = "{name: a, vgs: [a], devices: [/dev/sda]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "only"),
+    [
+        (f"pools: [{DISKS}]", True),
+        (f"pools: [{DISKS}, {{name: b, vgs: [b]}}]", False),
+        (f"pools: [{DISKS}]\nlistConfig: {{vgs: {{include: [c]}}}}", False),
+        ("pools: []", False),
+    ],
+)
+def test_where_all_groups_are_made_of_named_disks_nothing_else_is_looked_at(text: str, only: bool) -> None:
+    assert node_config.parse(text, "node.yaml").device_filter.only_disks is only

@@ -5,22 +5,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from csi.core.device_number import DeviceNumber
-from csi.core.errors import AlreadyExists, ForeignContent, InUse, NoSpace, Refused, Unavailable
-from csi.core.filesystem import Filesystem
-from csi.core.sealed import PAYLOAD_OFFSET, Profile
+from csi.core.errors import AlreadyExists, ForeignContent, NoSpace, Refused, Unavailable
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
-from csi.node.content import HoldsFilesystem
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.layout import Striped
-from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import provision, steps
-from csi.node.volume import State, Volume, Wanted, Wipe
+from csi.node.volume import State, Wanted
 
 EXTENT = 4 << 20
 SIZE = 100 * EXTENT
@@ -45,10 +39,7 @@ def lv(name: str = "pvc-1", tags: Iterable[str] = (), vg: str = "vg0", **changes
         vg=vg,
         size_bytes=SIZE,
         tags=frozenset(tags),
-        activation=Activation.INACTIVE,
-        is_open=False,
         partial=False,
-        device=None,
     )
     return dataclasses.replace(plain, **changes)
 
@@ -191,107 +182,6 @@ def test_an_lv_of_the_same_name_that_is_not_ours_does_not_confuse() -> None:
     assert found.lv.vg == "vg1"
 
 
-# Delete
-
-
-def volume(
-    *, size: int = SIZE, activation: Activation = Activation.INACTIVE, is_open: bool = False, **fields: Any
-) -> Volume:
-    device = DeviceNumber(254, 1) if activation is Activation.ACTIVE else None
-    plain = Volume(
-        lv=lv(size_bytes=size, activation=activation, is_open=is_open, device=device),
-        name_digest="",
-        state=State.READY,
-        size_bytes=size,
-        params_digest="",
-        profile=Profile.NONE,
-        direct=False,
-        wipe=Wipe.AUTO,
-        holds=HoldsFilesystem(Filesystem.EXT4),
-        fstype=None,
-        mkfs_options=(),
-    )
-    return dataclasses.replace(plain, **fields)
-
-
-MARK = steps.ChangeTags(vg="vg0", name="pvc-1", remove=("sl:state=ready",), add=("sl:state=deleting",))
-ACTIVATE = steps.Activate(vg="vg0", name="pvc-1")
-WRITABLE = steps.SetReadOnly(device=DEVICE, read_only=False)
-DEACTIVATE = steps.Deactivate(vg="vg0", name="pvc-1")
-REMOVE = steps.RemoveLV(vg="vg0", name="pvc-1")
-
-
-def zero(length: int, offset: int = 0) -> steps.ZeroRange:
-    return steps.ZeroRange(device=DEVICE, offset=offset, length=length)
-
-
-def discard(length: int, offset: int = 0) -> steps.DiscardRange:
-    return steps.DiscardRange(device=DEVICE, offset=offset, length=length)
-
-
-def test_a_used_volume_is_marked_wiped_and_then_removed() -> None:
-    assert provision.delete(volume(), ()) == (MARK, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
-
-
-def test_a_deletion_that_was_interrupted_wipes_again_and_goes_on() -> None:
-    plan = provision.delete(volume(state=State.DELETING), ())
-    assert plan == (ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
-
-
-@pytest.mark.parametrize(
-    ("wipe", "profile", "size", "wiped"),
-    [
-        (Wipe.AUTO, Profile.NONE, SIZE, (zero(SIZE),)),
-        (Wipe.AUTO, Profile.XTS, SIZE, (zero(PAYLOAD_OFFSET), discard(SIZE - PAYLOAD_OFFSET, PAYLOAD_OFFSET))),
-        (Wipe.AUTO, Profile.XTS, PAYLOAD_OFFSET, (zero(PAYLOAD_OFFSET),)),
-        (Wipe.AUTO, Profile.XTS, EXTENT, (zero(EXTENT),)),
-        (Wipe.ZERO, Profile.NONE, SIZE, (zero(SIZE),)),
-        (Wipe.ZERO, Profile.XTS, SIZE, (zero(SIZE),)),
-        (Wipe.DISCARD, Profile.NONE, SIZE, (dataclasses.replace(discard(SIZE), or_zero=True),)),
-        (Wipe.DISCARD, Profile.XTS, SIZE, (zero(PAYLOAD_OFFSET), discard(SIZE - PAYLOAD_OFFSET, PAYLOAD_OFFSET))),
-    ],
-)
-def test_the_content_is_wiped_as_the_class_says(wipe: Wipe, profile: Profile, size: int, wiped: steps.Plan) -> None:
-    plan = provision.delete(volume(wipe=wipe, profile=profile, size=size), ())
-    assert plan == (MARK, ACTIVATE, WRITABLE, *wiped, DEACTIVATE, REMOVE)
-
-
-@given(
-    wipe=st.sampled_from([Wipe.AUTO, Wipe.ZERO, Wipe.DISCARD]),
-    profile=st.sampled_from(Profile),
-    size=st.integers(1, 200).map(lambda mib: mib << 20),
-)
-def test_a_wipe_covers_the_whole_volume_once(wipe: Wipe, profile: Profile, size: int) -> None:
-    plan = provision.delete(volume(wipe=wipe, profile=profile, size=size), ())
-    ranges = [step for step in plan if isinstance(step, steps.ZeroRange | steps.DiscardRange)]
-    assert [step.offset for step in ranges] == [0, *(step.offset + step.length for step in ranges[:-1])]
-    assert ranges[-1].offset + ranges[-1].length == size
-
-
-@pytest.mark.parametrize(
-    "fields", [{"wipe": Wipe.NONE}, {"state": State.DELETING, "holds": None}], ids=["wipe: none", "never used"]
-)
-def test_a_volume_that_needs_no_wipe_is_not_even_activated(fields: dict[str, Any]) -> None:
-    plan = provision.delete(volume(**fields), ())
-    assert [type(step) for step in plan if step != MARK] == [steps.RemoveLV]
-
-
-@pytest.mark.parametrize("activation", [Activation.ACTIVE, Activation.UNKNOWN])
-def test_a_volume_that_may_be_active_is_deactivated_before_it_is_removed(activation: Activation) -> None:
-    assert provision.delete(volume(wipe=Wipe.NONE, activation=activation), ()) == (MARK, DEACTIVATE, REMOVE)
-
-
-def test_a_volume_that_is_published_is_not_touched() -> None:
-    with pytest.raises(InUse, match="pvc-1 is still published at /a, /b; delete the pod"):
-        provision.delete(volume(), ("/a", "/b"))
-
-
-@pytest.mark.parametrize("state", State)
-def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
-    with pytest.raises(InUse, match="pvc-1 is held open"):
-        provision.delete(volume(state=state, activation=Activation.ACTIVE, is_open=True), ())
-
-
 # A volume is gone only when that is certain
 
 
@@ -309,7 +199,29 @@ def test_an_lv_of_another_program_is_no_volume_of_ours() -> None:
 
 def test_a_volume_is_not_known_to_be_gone_while_a_group_of_the_configuration_is_missing() -> None:
     here = node()
-    provision.require_all_groups(CONFIG, here, "pvc-1")
+    provision.require_gone(CONFIG, here, "pvc-1")
     late = dataclasses.replace(here, vgs=here.vgs[:1])
     with pytest.raises(Unavailable, match="volume group vg1 of this node's configuration is missing"):
-        provision.require_all_groups(CONFIG, late, "pvc-1")
+        provision.require_gone(CONFIG, late, "pvc-1")
+
+
+def test_an_lv_of_that_very_name_that_another_program_made_is_not_taken_for_a_deleted_volume() -> None:
+    with pytest.raises(ForeignContent, match=r"vg0 holds a logical volume pvc-1 without a tag .* lvremove vg0/pvc-1"):
+        provision.require_gone(CONFIG, node(lv(tags={"owner=open-local"})), "pvc-1")
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        lv(name="pvc-2"),
+        lv(tags={"sl:name=0123", "sl:state=ready"}),
+    ],
+    ids=["another name", "taken away from the driver by a person"],
+)
+def test_what_is_certainly_not_the_volume_does_not_stop_a_deletion(there: LogicalVolume) -> None:
+    provision.require_gone(CONFIG, node(there), "pvc-1")
+
+
+def test_an_lv_of_that_name_in_a_group_that_is_not_the_drivers_does_not_stop_a_deletion() -> None:
+    foreign = dataclasses.replace(node().vgs[0], name="foreign", lvs=(lv(vg="foreign"),))
+    provision.require_gone(CONFIG, dataclasses.replace(node(), vgs=(*node().vgs, foreign)), "pvc-1")

@@ -119,6 +119,13 @@ def test_a_socket_that_nobody_would_find_is_refused(base: dict[str, str], name: 
     assert repr(text) in error.problem
 
 
+@pytest.mark.parametrize("option", ["--node-id", "--kubelet-dir", "--kata-registry", "--state-dir"])
+@pytest.mark.parametrize("text", ["/run/x ", "/run/x\n", " /run/x", "/run/x\ty"])
+def test_a_blank_that_nobody_sees_is_refused_in_every_name(base: dict[str, str], option: str, text: str) -> None:
+    error = refused([option, text], base)
+    assert (error.field, repr(text) in error.problem) == (option, True)
+
+
 def test_the_topology_key_follows_the_driver_name(base: dict[str, str]) -> None:
     loaded = node_settings.load(["--driver-name", "local.example.com"], base)
     assert loaded.topology_key == "topology.local.example.com/node"

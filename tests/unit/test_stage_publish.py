@@ -15,7 +15,8 @@ from csi.core.sealed import PAYLOAD_OFFSET, Profile
 from csi.node import content
 from csi.node.content import Raw
 from csi.node.kata.record import Record
-from csi.node.lvm.model import Activation, LogicalVolume
+from csi.node.lvm.live_device import LiveDevice
+from csi.node.lvm.model import LogicalVolume
 from csi.node.plan import publish, stage, steps
 from csi.node.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
 from csi.node.volume import Access, Capability, State, Volume, Wipe
@@ -37,7 +38,7 @@ def volume(
     formatted: str | None = "ext4",
     *,
     state: State = State.READY,
-    activation: Activation = Activation.ACTIVE,
+    active: bool = True,
     **fields: Any,
 ) -> Volume:
     """A staged, plain ext4 volume, but for what is named. Fields of the LV begin with `lv_`."""
@@ -46,10 +47,16 @@ def volume(
         vg="vg0",
         size_bytes=fields.pop("lv_size", SIZE),
         tags=frozenset(),
-        activation=activation,
-        is_open=fields.pop("lv_is_open", False),
         partial=fields.pop("lv_partial", False),
-        device=NUMBER if activation is Activation.ACTIVE else None,
+    )
+    live = LiveDevice(
+        number=NUMBER,
+        open_count=fields.pop("open_count", 0),
+        loops=fields.pop("loops", 0),
+        read_only=fields.pop("device_read_only", False),
+        mounted=fields.pop("mounted", False),
+        on_top=fields.pop("on_top", ()),
+        stale=fields.pop("stale", False),
     )
     plain = Volume(
         lv=lv,
@@ -63,13 +70,14 @@ def volume(
         holds=held(formatted),
         fstype=None,
         mkfs_options=(),
+        live=live if active else None,
     )
     return dataclasses.replace(plain, **fields)
 
 
 def new(**fields: Any) -> Volume:
     """A volume that nobody ever had."""
-    return volume(None, state=State.CREATING, activation=Activation.INACTIVE, **fields)
+    return volume(None, state=State.CREATING, active=False, **fields)
 
 
 def asked(
@@ -110,7 +118,6 @@ BLOCK = asked(block=True)
 MOUNT = asked()
 
 ACTIVATE = steps.Activate(vg="vg0", name="pvc-1")
-DEACTIVATE = steps.Deactivate(vg="vg0", name="pvc-1")
 
 
 def zero(offset: int, length: int) -> steps.ZeroRange:
@@ -118,6 +125,7 @@ def zero(offset: int, length: int) -> steps.ZeroRange:
 
 
 EDGES = (zero(0, MIB), zero(SIZE - MIB, MIB))
+ALL = steps.ClearRange(device=DEVICE, offset=0, length=SIZE)
 
 
 def ready(what: str) -> steps.ChangeTags:
@@ -167,21 +175,25 @@ def test_a_new_volume_is_formatted_and_said_to_be_before_it_is_mounted(fstype: s
 
 
 def test_a_new_block_volume_shows_nothing_of_what_its_extents_held() -> None:
-    assert staged(new(), BLOCK, FREE_STAGING) == (ACTIVATE, zero(0, SIZE), ready("block"))
+    assert staged(new(), BLOCK, FREE_STAGING) == (ACTIVATE, ALL, ready("block"))
 
 
 def test_a_new_block_volume_of_a_class_that_wipes_nothing_is_cleared_of_old_signatures_only() -> None:
     assert staged(new(wipe=Wipe.NONE), BLOCK, FREE_STAGING) == (ACTIVATE, *EDGES, ready("block"))
 
 
-def test_a_new_direct_volume_is_formatted_and_not_mounted_on_the_node() -> None:
-    assert staged(new(**DIRECT), MOUNT, FREE_STAGING) == (ACTIVATE, *EDGES, make("ext4"), seen("ext4"), ready("ext4"))
+def test_a_new_direct_volume_is_cleared_for_its_guest_formatted_and_not_mounted_on_the_node() -> None:
+    assert staged(new(**DIRECT), MOUNT, FREE_STAGING) == (ACTIVATE, ALL, make("ext4"), seen("ext4"), ready("ext4"))
 
 
 @pytest.mark.parametrize("capability", [MOUNT, asked("xfs"), BLOCK])
-def test_a_new_sealed_volume_has_its_head_cleared_and_is_left_to_the_guest(capability: Capability) -> None:
-    head = zero(0, PAYLOAD_OFFSET)
-    assert staged(new(**SEALED), capability, FREE_STAGING) == (ACTIVATE, head, EDGES[1], ready("sealed"))
+def test_a_new_sealed_volume_is_cleared_and_left_to_the_guest(capability: Capability) -> None:
+    assert staged(new(**SEALED), capability, FREE_STAGING) == (ACTIVATE, ALL, ready("sealed"))
+
+
+def test_a_new_sealed_volume_of_a_class_that_wipes_nothing_has_its_head_cleared() -> None:
+    plan = staged(new(wipe=Wipe.NONE, **SEALED), BLOCK, FREE_STAGING)
+    assert plan == (ACTIVATE, zero(0, PAYLOAD_OFFSET), EDGES[1], ready("sealed"))
 
 
 @pytest.mark.parametrize(
@@ -209,9 +221,8 @@ def test_a_first_stage_that_was_killed_after_activation_goes_on() -> None:
 LOOKED = tuple(kind(device=DEVICE, fstype="ext4") for kind in (steps.RequireFilesystem, steps.CheckFilesystem))
 
 
-@pytest.mark.parametrize("activation", [Activation.INACTIVE, Activation.UNKNOWN])
-def test_a_formatted_volume_is_looked_at_and_mounted(activation: Activation) -> None:
-    plan = staged(volume(activation=activation), MOUNT, FREE_STAGING)
+def test_a_formatted_volume_is_looked_at_and_mounted() -> None:
+    plan = staged(volume(active=False), MOUNT, FREE_STAGING)
     assert plan == (ACTIVATE, *LOOKED, mounted("ext4"))
 
 
@@ -244,6 +255,48 @@ def test_a_staged_volume_needs_nothing(capability: Capability) -> None:
     assert staged(volume(), capability, STAGED) == ()
 
 
+def test_what_is_mounted_in_another_namespace_is_mounted_again_and_not_checked() -> None:
+    plan = staged(volume(open_count=1, mounted=True), MOUNT, FREE_STAGING)
+    assert plan == (LOOKED[0], mounted("ext4"))
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (volume(open_count=1, on_top=("tenant-crypt",)), "in use by tenant-crypt"),
+        (volume(None, state=State.CREATING, open_count=1, on_top=("tenant-crypt",)), "in use by tenant-crypt"),
+        (volume(None, state=State.CREATING, open_count=1, mounted=True), "in use by a mount"),
+        (
+            volume(open_count=1, stale=True),
+            "in use by a process or virtual machine on this node; its device is on a disk",
+        ),
+        (volume("sealed", open_count=1, stale=True, **SEALED), "has come back under another number"),
+    ],
+    ids=["mapping", "mapping on a new one", "mounted new one", "stale", "stale sealed"],
+)
+def test_a_device_that_something_else_has_is_in_use_and_nothing_is_done(there: Volume, words: str) -> None:
+    with pytest.raises(InUse, match=words):
+        staged(there, MOUNT, FREE_STAGING, node_is_right=not there.live.stale if there.live else False)
+
+
+@pytest.mark.parametrize(
+    "there", [volume(stale=True), volume("sealed", stale=True, **SEALED), volume(stale=True, **DIRECT)]
+)
+def test_a_device_on_a_disk_that_came_back_under_another_number_is_made_anew(there: Volume) -> None:
+    plan = staged(there, MOUNT, FREE_STAGING, node_is_right=False)
+    assert plan[:2] == (steps.ReleaseDevice(vg="vg0", name="pvc-1"), ACTIVATE)
+
+
+def test_a_mount_of_a_disk_that_has_gone_is_not_called_staged() -> None:
+    with pytest.raises(Refused, match="a mount of a disk that has gone"):
+        staged(volume(stale=True, open_count=1, mounted=True), MOUNT, STAGED, node_is_right=False)
+
+
+def test_a_path_behind_a_link_is_mounted_where_it_leads() -> None:
+    linked = path(STAGING, leads_to="/data/staging")
+    assert staged(volume(), MOUNT, linked)[-1] == dataclasses.replace(mounted("ext4"), target="/data/staging")
+
+
 def test_a_request_that_names_no_filesystem_takes_the_one_that_is_there() -> None:
     plan = staged(volume("xfs"), MOUNT, FREE_STAGING)
     assert plan[-1] == mounted("xfs")
@@ -272,7 +325,7 @@ def test_a_filesystem_that_stopped_writing_after_an_error_is_still_staged_and_pu
 @given(
     formatted=st.sampled_from([None, "ext4", "xfs", "block", "sealed"]),
     state=st.sampled_from([State.READY, State.DELETING]),
-    activation=st.sampled_from(Activation),
+    active=st.booleans(),
     sealed_or_direct=st.sampled_from([{}, DIRECT, SEALED]),
     capability=st.builds(
         asked, st.sampled_from(["", "ext4", "xfs"]), block=st.booleans(), access=st.sampled_from(Access)
@@ -283,12 +336,12 @@ def test_what_somebody_was_given_once_is_never_written_to(
     *,
     formatted: str | None,
     state: State,
-    activation: Activation,
+    active: bool,
     sealed_or_direct: dict[str, Any],
     capability: Capability,
     staging: PathView,
 ) -> None:
-    there = volume(formatted, state=state, activation=activation, **sealed_or_direct)
+    there = volume(formatted, state=state, active=active, **sealed_or_direct)
     try:
         plan = staged(there, capability, staging)
     except (Refused, AlreadyExists):
@@ -321,7 +374,7 @@ def test_a_volume_that_is_not_what_is_asked_for_is_refused(there: Volume, capabi
         staged(there, capability, FREE_STAGING)
 
 
-@pytest.mark.parametrize("there", [volume(), new(), volume("block"), volume(activation=Activation.INACTIVE)])
+@pytest.mark.parametrize("there", [volume(), new(), volume("block"), volume(active=False)])
 def test_a_staging_path_with_a_mount_of_something_else_is_refused(there: Volume) -> None:
     foreign = path(STAGING, mount(STAGING, device=FOREIGN, source="/dev/sdb1"))
     with pytest.raises(Refused, match="/k/staging is already a mount of /dev/sdb1; unmount it"):
@@ -351,49 +404,10 @@ def test_a_volume_that_is_staged_otherwise_is_not_staged_again(
         staged(there, capability, STAGED)
 
 
-# Unstage
+# Publish
 
 
 NOWHERE = Publications()
-
-
-def test_a_staged_volume_is_unmounted_and_deactivated() -> None:
-    assert stage.unstage(volume(), STAGED, NOWHERE) == (steps.Unmount(target=STAGING), DEACTIVATE)
-
-
-def test_a_volume_that_is_only_active_is_deactivated() -> None:
-    assert stage.unstage(volume("block"), FREE_STAGING, NOWHERE) == (DEACTIVATE,)
-
-
-@pytest.mark.parametrize("there", [None, volume(activation=Activation.INACTIVE)])
-def test_unstaging_what_is_not_staged_does_nothing(there: Volume | None) -> None:
-    assert stage.unstage(there, FREE_STAGING, NOWHERE) == ()
-
-
-def test_the_mount_of_a_volume_that_is_gone_is_taken_away() -> None:
-    assert stage.unstage(None, STAGED, NOWHERE) == (steps.Unmount(target=STAGING),)
-
-
-@pytest.mark.parametrize(
-    "shown",
-    [
-        Publications(mounts=(TARGET,)),
-        Publications(devices=(TARGET,)),
-        Publications(records={TARGET: Record(device=DEVICE, fstype="ext4")}),
-    ],
-)
-def test_a_volume_that_a_pod_still_has_is_not_unstaged(shown: Publications) -> None:
-    with pytest.raises(InUse, match=f"still published at {TARGET}; unpublish it first"):
-        stage.unstage(volume(), STAGED, shown)
-
-
-def test_a_foreign_mount_on_the_staging_path_is_left_alone() -> None:
-    foreign = path(STAGING, mount(STAGING, device=FOREIGN, source="/dev/sdb1"))
-    with pytest.raises(Refused, match=r"a mount of another device \(/dev/sdb1\); it is left alone"):
-        stage.unstage(volume(), foreign, NOWHERE)
-
-
-# Publish
 
 
 def view(
@@ -413,9 +427,8 @@ def view(
         staging=fields.get("staging", STAGED if stage.host_mounts(there, capability) else FREE_STAGING),
         target=target or path(TARGET),
         publications=shown,
-        device_read_only=fields.get("device_read_only", False),
+        other_stagings=fields.get("other_stagings", ()),
         node_is_right=fields.get("node_is_right", True),
-        held_open=fields.get("held_open", there.lv.is_open),
     )
 
 
@@ -472,9 +485,9 @@ def test_a_target_that_is_no_empty_directory_is_refused(there: Volume, target: P
     "fields",
     [
         {"there": volume(None, state=State.CREATING)},
-        {"there": volume(activation=Activation.INACTIVE), "staging": FREE_STAGING},
-        {"there": volume("block", activation=Activation.INACTIVE), "capability": BLOCK},
-        {"there": volume("sealed", activation=Activation.INACTIVE, **SEALED)},
+        {"there": volume(active=False), "staging": FREE_STAGING},
+        {"there": volume("block", active=False), "capability": BLOCK},
+        {"there": volume("sealed", active=False, **SEALED)},
         {"staging": FREE_STAGING},
         {"staging": path(STAGING, kind=PathKind.DIRECTORY)},
         {"staging": path(STAGING, mount(STAGING, device=FOREIGN))},
@@ -544,18 +557,18 @@ def read_only_flag(on: bool) -> steps.SetReadOnly:
 def test_a_block_volume_has_its_flag_set_before_a_pod_sees_it(
     target: PathView, read_only: bool, flag: bool, before: steps.Plan
 ) -> None:
-    request = view(volume("block"), BLOCK, target=target, read_only=read_only, device_read_only=flag)
+    request = view(volume("block", device_read_only=flag), BLOCK, target=target, read_only=read_only)
     assert publish.publish(request) == (*before, BIND_DEVICE)
 
 
 @pytest.mark.parametrize("flag", [False, True])
 def test_a_published_block_volume_needs_nothing(flag: bool) -> None:
-    fields: dict[str, Any] = {"target": BOUND, "device_read_only": flag, "shown": Publications(devices=(TARGET,))}
-    assert publish.publish(view(volume("block"), BLOCK, read_only=flag, **fields)) == ()
+    fields: dict[str, Any] = {"target": BOUND, "shown": Publications(devices=(TARGET,))}
+    assert publish.publish(view(volume("block", device_read_only=flag), BLOCK, read_only=flag, **fields)) == ()
     with pytest.raises(
         AlreadyExists, match="is published read-only already" if flag else "is published writable already"
     ):
-        publish.publish(view(volume("block"), BLOCK, read_only=not flag, **fields))
+        publish.publish(view(volume("block", device_read_only=flag), BLOCK, read_only=not flag, **fields))
 
 
 def test_a_target_that_is_another_device_is_refused() -> None:
@@ -581,17 +594,21 @@ def test_a_block_volume_of_two_pods_is_read_only_for_both_or_for_none(read_only:
     shared = asked(block=True, access=Access.SINGLE_NODE_MULTI_WRITER)
     shown = Publications(devices=(OTHER,))
     with pytest.raises(InUse, match="can't be read-only for one pod and writable for another"):
-        publish.publish(view(volume("block"), shared, shown=shown, read_only=read_only, device_read_only=not read_only))
+        publish.publish(view(volume("block", device_read_only=not read_only), shared, shown=shown, read_only=read_only))
 
 
 # Direct
 
 
 TOMBSTONE = path(
-    TARGET, mount(TARGET, device=DeviceNumber(0, 99), fstype="tmpfs", source=TOMBSTONE_SOURCE, read_only=True)
+    TARGET,
+    mount(TARGET, device=DeviceNumber(0, 99), fstype="tmpfs", source=TOMBSTONE_SOURCE + "/pvc-1", read_only=True),
 )
 RECORD = Record(device=DEVICE, fstype="ext4", metadata={"sealed-local.csi/volume-id": "pvc-1"})
-MOUNT_TOMBSTONE, WRITE_RECORD = steps.MountTombstone(target=TARGET), steps.WriteRecord(target=TARGET, record=RECORD)
+MOUNT_TOMBSTONE, WRITE_RECORD = (
+    steps.MountTombstone(target=TARGET, source=TOMBSTONE_SOURCE + "/pvc-1"),
+    steps.WriteRecord(target=TARGET, record=RECORD),
+)
 
 
 @pytest.mark.parametrize(
@@ -626,6 +643,45 @@ def test_another_record_at_the_target_is_not_replaced(change: dict[str, Any]) ->
         publish.publish(view(volume(**DIRECT), target=TOMBSTONE, shown=Publications(records={TARGET: other})))
 
 
+def test_a_record_of_a_newer_driver_that_asks_for_the_same_is_the_same() -> None:
+    newer = dataclasses.replace(RECORD, metadata={**RECORD.metadata, "sealed-local.csi/later": "x"})
+    assert publish.publish(view(volume(**DIRECT), target=TOMBSTONE, shown=Publications(records={TARGET: newer}))) == ()
+
+
+def test_a_target_with_the_tombstone_of_another_volume_is_refused() -> None:
+    other = path(TARGET, dataclasses.replace(TOMBSTONE.mounts[0], source=TOMBSTONE_SOURCE + "/pvc-2"))
+    with pytest.raises(Refused, match="has the tombstone of volume pvc-2"):
+        publish.publish(view(volume(**DIRECT), target=other))
+
+
+def test_a_second_call_for_a_target_behind_a_link_needs_nothing() -> None:
+    linked = dataclasses.replace(TOMBSTONE, leads_to="/data/pods/1/mount")
+    shown = Publications(records={TARGET: RECORD}, tombstones=("/data/pods/1/mount",))
+    assert publish.publish(view(volume(**DIRECT), target=linked, shown=shown)) == ()
+
+
+def test_a_staged_volume_that_lies_elsewhere_is_refused_with_the_place() -> None:
+    elsewhere = view(staging=FREE_STAGING, other_stagings=("/k/plugins/old/globalmount",))
+    with pytest.raises(Refused, match="is mounted at /k/plugins/old/globalmount; call NodeStageVolume"):
+        publish.publish(elsewhere)
+
+
+@pytest.mark.parametrize("there", [volume(**DIRECT, stale=True), volume("sealed", **SEALED, stale=True)])
+def test_a_device_on_a_dead_disk_is_not_given_to_a_guest(there: Volume) -> None:
+    with pytest.raises(Refused, match="on a disk that has gone"):
+        publish.publish(view(there, node_is_right=False))
+
+
+@pytest.mark.parametrize(("opened", "loops", "free"), [(1, 1, True), (2, 1, False), (2, 2, True), (1, 0, False)])
+def test_a_loop_device_hides_no_guest(opened: int, loops: int, free: bool) -> None:
+    asked_for = view(volume("sealed", open_count=opened, loops=loops, **SEALED), BLOCK)
+    if free:
+        assert publish.publish(asked_for)
+    else:
+        with pytest.raises(InUse, match="still held open"):
+            publish.publish(asked_for)
+
+
 @pytest.mark.parametrize("access", Access)
 @pytest.mark.parametrize("shown", [Publications(records={OTHER: RECORD}), Publications(mounts=(OTHER,))])
 def test_a_direct_volume_never_gets_a_second_guest(access: Access, shown: Publications) -> None:
@@ -635,12 +691,12 @@ def test_a_direct_volume_never_gets_a_second_guest(access: Access, shown: Public
 
 def test_a_device_that_a_guest_still_holds_is_not_given_to_the_next() -> None:
     with pytest.raises(InUse, match="still held open on this node"):
-        publish.publish(view(volume(lv_is_open=True, **DIRECT)))
+        publish.publish(view(volume(open_count=1, **DIRECT)))
 
 
 def test_a_running_guest_does_not_disturb_the_repeated_call() -> None:
     shown = Publications(records={TARGET: RECORD})
-    assert publish.publish(view(volume(lv_is_open=True, **DIRECT), target=TOMBSTONE, shown=shown)) == ()
+    assert publish.publish(view(volume(open_count=1, **DIRECT), target=TOMBSTONE, shown=shown)) == ()
 
 
 @pytest.mark.parametrize(
@@ -666,39 +722,6 @@ def test_the_record_carries_the_mount_flags_of_a_guest(read_only: bool) -> None:
     assert record.options == (("noatime", "ro") if read_only else ("noatime",))
 
 
-# Unpublish
-
-
-def test_unpublishing_takes_the_record_away_first_and_the_target_last() -> None:
-    assert publish.unpublish(TOMBSTONE, has_record=True, reset_device=None) == (
-        steps.RemoveRecord(target=TARGET),
-        steps.Unmount(target=TARGET),
-        steps.RemoveTarget(target=TARGET),
-    )
-
-
-def test_a_block_device_becomes_writable_only_after_the_pod_has_lost_it() -> None:
-    assert publish.unpublish(BOUND, has_record=False, reset_device=DEVICE) == (
-        steps.Unmount(target=TARGET),
-        read_only_flag(False),
-        steps.RemoveTarget(target=TARGET),
-    )
-
-
-@pytest.mark.parametrize("kind", [PathKind.DIRECTORY, PathKind.FILE])
-def test_a_target_that_is_left_over_is_removed(kind: PathKind) -> None:
-    left = path(TARGET, kind=kind)
-    assert publish.unpublish(left, has_record=False, reset_device=None) == (steps.RemoveTarget(target=TARGET),)
-
-
-def test_a_record_without_a_target_is_removed() -> None:
-    assert publish.unpublish(path(TARGET), has_record=True, reset_device=None) == (steps.RemoveRecord(target=TARGET),)
-
-
-def test_unpublishing_what_is_not_there_does_nothing() -> None:
-    assert publish.unpublish(path(TARGET), has_record=False, reset_device=None) == ()
-
-
 # What is seen
 
 
@@ -715,6 +738,7 @@ def test_only_our_own_tmpfs_on_top_is_a_tombstone() -> None:
     assert not path(TARGET, ours, mount(TARGET)).is_tombstone
     assert not path(TARGET, dataclasses.replace(ours, fstype="ext4")).is_tombstone
     assert not path(TARGET, dataclasses.replace(ours, source="tmpfs")).is_tombstone
+    assert path(TARGET, dataclasses.replace(ours, source=TOMBSTONE_SOURCE)).is_tombstone
 
 
 @pytest.mark.parametrize("access", [Access.SINGLE_NODE_MULTI_WRITER, Access.SINGLE_NODE_READER_ONLY])
@@ -726,6 +750,6 @@ def test_a_sealed_block_volume_goes_to_one_guest_whatever_the_access_mode_says(a
 
 
 def test_a_sealed_block_volume_that_a_dying_guest_still_holds_is_not_given_to_the_next() -> None:
-    there = volume("sealed", **SEALED)
+    there = volume("sealed", open_count=1, **SEALED)
     with pytest.raises(InUse, match="still held open"):
-        publish.publish(view(there, BLOCK, held_open=True))
+        publish.publish(view(there, BLOCK))

@@ -1,18 +1,19 @@
-"""LVM's objects as one `lvm fullreport` shows them. Extents are LVM's allocation unit; sizes are bytes."""
+"""LVM's objects as its metadata records them. Extents are LVM's allocation unit; sizes are bytes.
 
+A record changes only when somebody commits a change of its group. What the kernel does with an LV now is `csi.node.live`.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+from typing import Final
 
 from csi.core.device_number import DeviceNumber
-from csi.core.errors import Refused
+from csi.core.errors import Refused, Unavailable
+from csi.node.lvm import dm_name
 
-
-class Activation(Enum):
-    """Whether the kernel has the LV. `UNKNOWN` is what LVM says where it can't ask device-mapper."""
-
-    ACTIVE = "active"
-    INACTIVE = "inactive"
-    UNKNOWN = "unknown"
+METADATA_MARGIN_BYTES: Final = 32 * 1024
+"""What stays free in a metadata area: at its first stage and at its deletion a volume's tags grow by some 40 bytes, and
+both must work in a group that is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class PhysicalVolume:
     missing: bool
     device: DeviceNumber | None = None
     """None when it is missing."""
+    uuid: str = ""
 
     @property
     def usable_free_extents(self) -> int:
@@ -41,17 +43,35 @@ class LogicalVolume:
     vg: str
     size_bytes: int
     tags: frozenset[str]
-    activation: Activation
-    is_open: bool
     partial: bool
     """A disk that holds part of it is missing."""
-    device: DeviceNumber | None
-    """The kernel's device while active."""
+    uuid: str = ""
+    vg_uuid: str = ""
+    origin: str = ""
+    """The LV that this one is a snapshot of."""
+    pool: str = ""
+    """The thin pool that holds it, or the cache pool that caches it."""
+    is_origin: bool = False
+    """It has snapshots, or one is being merged into it, which LVM hides."""
+    is_locked: bool = False
+    """LVM moves or converts it now (pvmove, lvconvert), so that there are two copies."""
 
     @property
     def path(self) -> str:
         """The one canonical device path. Kata's Rust runtime compares these texts, so no other form is ever used."""
         return f"/dev/{self.vg}/{self.name}"
+
+    @property
+    def mapping_name(self) -> str:
+        """Device-mapper's name of it while it is active."""
+        return dm_name.encode(self.vg, self.name)
+
+    @property
+    def mapping_uuid(self) -> str | None:
+        """Device-mapper's UUID of it while it is active; None when LVM did not tell the parts."""
+        if not (self.uuid and self.vg_uuid):
+            return None
+        return "LVM-" + self.vg_uuid.replace("-", "") + self.uuid.replace("-", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +88,8 @@ class VolumeGroup:
     pvs: tuple[PhysicalVolume, ...]
     lvs: tuple[LogicalVolume, ...]
     uuid: str = ""
+    metadata_free_bytes: int | None = None
+    """By how much the group's text may still grow: each commit needs room for a whole new one. None when nobody told."""
 
     @property
     def size_bytes(self) -> int:
@@ -80,6 +102,11 @@ class VolumeGroup:
         return self.free_extents * self.extent_bytes
 
     @property
+    def takes_metadata(self) -> bool:
+        """Whether its metadata area has room for another volume, and for what the tags of those in it still grow."""
+        return self.metadata_free_bytes is None or self.metadata_free_bytes >= METADATA_MARGIN_BYTES
+
+    @property
     def missing_disks(self) -> int:
         """How many of its disks are not there."""
         return max(sum(pv.missing for pv in self.pvs), int(self.partial))
@@ -90,23 +117,65 @@ class VolumeGroup:
 
         LVM creates nothing in a group that misses a disk, however much room the other disks have.
         """
-        if self.exported or not self.writable or self.missing_disks:
+        if self.exported or not self.writable or self.missing_disks or not self.takes_metadata:
             return 0
         return sum(pv.usable_free_extents for pv in self.pvs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableGroup:
+    """A group that is there, and that nobody can look into now. It is never taken for one that is absent."""
+
+    name: str
+    disks: tuple[str, ...]
+    why: str
+    lvs: tuple[LogicalVolume, ...] | None = None
+    """What was in it when it was last looked into; None when that was never, or before a change of ours."""
+
+    def may_hold(self, is_it: Callable[[LogicalVolume], bool]) -> bool:
+        """Whether such a volume is in it as far as anybody can tell."""
+        return self.lvs is None or any(is_it(lv) for lv in self.lvs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignGroup:
+    """A group that the configuration can't mean. Only its disks' labels were looked at."""
+
+    name: str
+    uuid: str
+    disks: tuple[DeviceNumber, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything LVM knows on this node, seen at one moment."""
+    """The groups that the configuration can mean, and what else is known of this node's disks."""
 
     vgs: tuple[VolumeGroup, ...]
     unused: tuple[PhysicalVolume, ...] = ()
     """Disks that have LVM's label, belong to no group and hold nothing."""
+    unreadable: tuple[UnreadableGroup, ...] = ()
+    foreign: tuple[ForeignGroup, ...] = ()
+
+    def require_readable(self, what: str, is_it: Callable[[LogicalVolume], bool]) -> None:
+        """Raises `Unavailable` while a group that may hold `what`, which wasn't found elsewhere, can't be looked into."""
+        doubts = [group for group in self.unreadable if group.may_hold(is_it)]
+        if doubts:
+            said = "; ".join(f"volume group {group.name} can't be looked into: {group.why}" for group in doubts)
+            raise Unavailable(
+                f"{what} may be in a group that nobody can read now. {said}. Mend that; the call is repeated"
+            )
 
     def vg(self, name: str) -> VolumeGroup | None:
-        """The volume group of that name. Raises `Refused` when two have it: neither is known to be the right one."""
+        """The volume group of that name.
+
+        Raises `Refused` when two have it, as neither is known to be the right one, and `Unavailable` when nobody can look
+        into it now.
+        """
         if name in self.ambiguous:
             raise Refused(self.why_ambiguous(name))
+        for group in self.unreadable:
+            if group.name == name:
+                raise Unavailable(f"volume group {name} can't be looked into: {group.why}")
         return next((vg for vg in self.vgs if vg.name == name), None)
 
     @property

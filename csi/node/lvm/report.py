@@ -1,6 +1,6 @@
 """`lvm fullreport --reportformat json`: LVM's strings to model objects. Read with LVM 2.03.16 to 2.03.31.
 
-Every value of that report is a string; an inactive LV has kernel major "-1"; tags are joined by commas. Letters of the
+Every value of that report is a string; tags are joined by commas. Letters of the
 attribute strings: lvs(8) and vgs(8).
 """
 
@@ -10,11 +10,11 @@ import msgspec
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import ToolFailed
-from csi.node.lvm.model import Activation, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
-VG_FIELDS: Final = "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr"
-PV_FIELDS: Final = "pv_name,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing,pv_major,pv_minor"
-LV_FIELDS: Final = "lv_name,lv_size,lv_tags,lv_attr,lv_active,lv_device_open,lv_kernel_major,lv_kernel_minor"
+VG_FIELDS: Final = "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr,vg_mda_free"
+PV_FIELDS: Final = "pv_name,pv_uuid,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing,pv_major,pv_minor"
+LV_FIELDS: Final = "lv_name,lv_uuid,lv_size,lv_tags,lv_attr,origin,pool_lv"
 
 
 class _Vg(msgspec.Struct):
@@ -24,10 +24,12 @@ class _Vg(msgspec.Struct):
     vg_extent_count: str
     vg_free_count: str
     vg_attr: str
+    vg_mda_free: str
 
 
 class _Pv(msgspec.Struct):
     pv_name: str
+    pv_uuid: str
     pv_pe_count: str
     pv_pe_alloc_count: str
     pv_attr: str
@@ -38,13 +40,12 @@ class _Pv(msgspec.Struct):
 
 class _Lv(msgspec.Struct):
     lv_name: str
+    lv_uuid: str
     lv_size: str
     lv_tags: str
     lv_attr: str
-    lv_active: str
-    lv_device_open: str
-    lv_kernel_major: str
-    lv_kernel_minor: str
+    origin: str
+    pool_lv: str
 
 
 class _Section(msgspec.Struct):
@@ -80,6 +81,7 @@ def _vg(section: _Section) -> VolumeGroup:
     return VolumeGroup(
         name=raw.vg_name,
         uuid=raw.vg_uuid,
+        metadata_free_bytes=int(raw.vg_mda_free),
         extent_bytes=int(raw.vg_extent_size),
         extents=int(raw.vg_extent_count),
         free_extents=int(raw.vg_free_count),
@@ -87,13 +89,14 @@ def _vg(section: _Section) -> VolumeGroup:
         exported=raw.vg_attr[2] == "x",
         partial=raw.vg_attr[3] == "p",
         pvs=tuple(_pv(pv) for pv in section.pv),
-        lvs=tuple(_lv(lv, raw.vg_name) for lv in section.lv if lv.lv_name),
+        lvs=tuple(_lv(lv, raw) for lv in section.lv if lv.lv_name),
     )
 
 
 def _pv(raw: _Pv) -> PhysicalVolume:
     return PhysicalVolume(
         name=raw.pv_name,
+        uuid=raw.pv_uuid,
         extents=int(raw.pv_pe_count),
         free_extents=int(raw.pv_pe_count) - int(raw.pv_pe_alloc_count),
         allocatable=raw.pv_attr[0] == "a",
@@ -107,17 +110,18 @@ def _is_unused(raw: _Pv) -> bool:
     return raw.pv_attr[0] == "-" and raw.pv_missing == "" and int(raw.pv_pe_alloc_count) == 0
 
 
-def _lv(raw: _Lv, vg: str) -> LogicalVolume:
-    active = raw.lv_active.startswith("active")
-    major = int(raw.lv_kernel_major)
-    unknown = raw.lv_active == "unknown"
+def _lv(raw: _Lv, vg: _Vg) -> LogicalVolume:
     return LogicalVolume(
         name=raw.lv_name,
-        vg=vg,
+        vg=vg.vg_name,
+        uuid=raw.lv_uuid,
+        vg_uuid=vg.vg_uuid,
         size_bytes=int(raw.lv_size),
         tags=frozenset(tag for tag in raw.lv_tags.split(",") if tag),
-        activation=Activation.UNKNOWN if unknown else Activation.ACTIVE if active else Activation.INACTIVE,
-        is_open=raw.lv_device_open == "open",
         partial=raw.lv_attr[8] == "p",
-        device=DeviceNumber(major, int(raw.lv_kernel_minor)) if major >= 0 else None,
+        origin=raw.origin,
+        pool=raw.pool_lv,
+        is_origin=raw.lv_attr[0] in "oO",
+        # The letter of the allocation policy is a capital one while the LV is locked against allocation.
+        is_locked=raw.lv_attr[2].isupper(),
     )

@@ -49,10 +49,15 @@ def place(config: NodeConfig, report: Report, parameters: Parameters, size_bytes
 def candidates(config: NodeConfig, report: Report, parameters: Parameters) -> list[VolumeGroup]:
     """The volume groups that a volume with these parameters may go to. Raises `NoSpace` when this node has none."""
     names = _wanted_names(config, report, parameters)
-    groups = [vg for name in names if name not in report.ambiguous and (vg := report.vg(name)) is not None]
+    unreadable = {group.name: group for group in report.unreadable}
+    usable = [name for name in names if name not in report.ambiguous and name not in unreadable]
+    groups = [vg for name in usable if (vg := report.vg(name)) is not None]
     twins = [report.why_ambiguous(name) for name in names if name in report.ambiguous]
-    if twins and not groups:
-        raise NoSpace(". ".join(twins))
+    blocked = [
+        f"volume group {name} can't be looked into: {unreadable[name].why}" for name in names if name in unreadable
+    ]
+    if (twins or blocked) and not groups:
+        raise NoSpace(". ".join((*twins, *blocked)))
     if not groups:
         here = ", ".join(sorted({vg.name for vg in report.vgs if config.allows(vg.name)})) or "none"
         raise NoSpace(
@@ -87,7 +92,7 @@ def all_room(config: NodeConfig, report: Report) -> int:
 
 def _wanted_names(config: NodeConfig, report: Report, parameters: Parameters) -> list[str]:
     if parameters.vg_name is not None:
-        known = any(vg.name == parameters.vg_name for vg in report.vgs)
+        known = parameters.vg_name in {vg.name for vg in report.vgs} | {vg.name for vg in report.foreign}
         if known and not config.allows(parameters.vg_name):
             raise NoSpace(
                 f"this node's configuration doesn't let the driver use volume group {parameters.vg_name}; "
@@ -108,6 +113,8 @@ def _room(config: NodeConfig, vg: VolumeGroup, parameters: Parameters) -> str:
     said = f"{vg.name} has room for {human(largest(config, vg, parameters))}"
     if vg.missing_disks:
         said += ", as a disk of it is missing (bring it back, or take it out: vgreduce --removemissing)"
+    if not vg.takes_metadata:
+        said += ", as its metadata area is full (delete a volume, or give it a further disk with a larger area)"
     return said
 
 

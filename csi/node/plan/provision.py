@@ -1,16 +1,14 @@
-"""CreateVolume and DeleteVolume: (what LVM shows, what is wanted) to steps. An empty plan is idempotent success."""
+"""CreateVolume: (what LVM shows, what is wanted) to steps, an empty plan being idempotent success; and finding volumes."""
 
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Callable, Sequence
 
-from csi.core.errors import AlreadyExists, ForeignContent, InUse, Refused, Unavailable
-from csi.core.sealed import needs
+from csi.core.errors import AlreadyExists, ForeignContent, Refused, Unavailable
 from csi.node.config import NodeConfig
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Activation, Report
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
-from csi.node.volume import State, Volume, Wanted, Wipe
+from csi.node.volume import State, Volume, Wanted
 
 
 def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
@@ -36,48 +34,29 @@ def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
     )
 
 
-def delete(volume: Volume, published: Sequence[str]) -> steps.Plan:
-    """Steps that wipe and remove the volume. Killed anywhere and repeated, they start the wipe again and end the same.
-
-    `published` are paths that still show the volume. Raises `InUse` when there are any or something holds the device.
-    """
-    if published:
-        raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
-    if volume.lv.is_open:
-        raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
-    vg, name = volume.lv.vg, volume.lv.name
-    mark: steps.Plan = ()
-    if volume.state is not State.DELETING:
-        old, new = volume_tags.state_tag(volume.state), volume_tags.state_tag(State.DELETING)
-        mark = (steps.ChangeTags(vg=vg, name=name, remove=(old,), add=(new,)),)
-    # What nobody was ever given holds nothing of anybody.
-    wiped = _wipe(volume) if volume.holds is not None else ()
-    if wiped:
-        # A read-only flag left by a publication would stop the wipe.
-        wiped = (
-            steps.Activate(vg=vg, name=name),
-            steps.SetReadOnly(device=volume.lv.path, read_only=False),
-            *wiped,
-        )
-    active = wiped or volume.lv.activation is not Activation.INACTIVE
-    off: steps.Plan = (steps.Deactivate(vg=vg, name=name),) if active else ()
-    return (*mark, *wiped, *off, steps.RemoveLV(vg=vg, name=name))
-
-
 def by_name(report: Report, name_digest: str) -> Volume | None:
-    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it."""
-    return _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
+    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, or it is there with tags that
+    this version can't read, `Unavailable` when it may be in a group that can't be looked into.
+    """
+    found = _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
+    if found is None:
+        tag = volume_tags.name_tag(name_digest)
+        _require_no_unreadable(report, lambda lv: tag in lv.tags)
+        report.require_readable("the volume of this name", lambda lv: tag in lv.tags)
+    return found
 
 
 def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     """The volume with this id, found by its tags in whatever group it is.
 
     Raises `Refused` when two groups claim the id: to choose one could destroy or expose the other; and when an LV of ours
-    has that name and tags that this version can't read: to call it absent would leak it.
+    has that name and tags that this version can't read: to call it absent would leak it. Raises `Unavailable` when it may
+    be in a group that can't be looked into.
     """
     found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
     if found is None:
-        _require_no_unreadable(report, volume_id)
+        _require_no_unreadable(report, lambda lv: lv.name == volume_id)
+        report.require_readable(f"volume {volume_id}", lambda lv: lv.name == volume_id)
     return found
 
 
@@ -91,11 +70,24 @@ def _only(found: Sequence[Volume]) -> Volume | None:
     return found[0] if found else None
 
 
-def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
+def require_gone(config: NodeConfig, report: Report, volume_id: str) -> None:
+    """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it."""
+    _require_all_groups(config, report, volume_id)
+    for lv in report.lvs:
+        if lv.name == volume_id and config.allows(lv.vg) and not volume_tags.was_ours(lv):
+            raise ForeignContent(
+                f"volume group {lv.vg} holds a logical volume {lv.name} without a tag of this driver: another program made "
+                f"it (open-local?), so it is not deleted. If it is that volume, and nobody needs it any more: lvremove "
+                f"{lv.vg}/{lv.name}, which wipes nothing; then the call succeeds"
+            )
+
+
+def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
     """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
     to be gone. Disks may come late after a boot.
     """
-    missing = sorted({vg for pool in config.pools for vg in pool.vgs if report.vg(vg) is None})
+    here = {vg.name for vg in report.vgs} | {group.name for group in report.unreadable}
+    missing = sorted({vg for pool in config.pools for vg in pool.vgs} - here)
     if missing:
         raise Unavailable(
             f"volume {volume_id} is not in any group that is here, and volume group {', '.join(missing)} of this node's "
@@ -103,13 +95,12 @@ def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> No
         )
 
 
-def _require_no_unreadable(report: Report, volume_id: str) -> None:
-    for lv in report.lvs:
-        if lv.name == volume_id and volume_tags.OURS in lv.tags:
-            shown = ", ".join(sorted(tag for tag in lv.tags if tag.startswith("sl:")))
+def _require_no_unreadable(report: Report, is_it: Callable[[LogicalVolume], bool]) -> None:
+    for found in volume_tags.unreadable(report):
+        if is_it(found.lv):
             raise Refused(
-                f"logical volume {lv.vg}/{lv.name} carries this driver's tags, and this version can't read them ({shown}); "
-                "was it made by a newer driver? Use that one. Nothing was changed"
+                f"logical volume {found.lv.vg}/{found.lv.name} carries this driver's tags, and this version can't read "
+                f"them ({found.why}); was it made by a newer driver? Use that one. Nothing was changed"
             )
 
 
@@ -138,23 +129,3 @@ def _require_free_name(report: Report, wanted: Wanted) -> None:
                 f"volume group {lv.vg} already holds a logical volume {lv.name} that was not made for this claim; "
                 "rename or remove it by hand"
             )
-
-
-def _wipe(volume: Volume) -> steps.Plan:
-    device, size = volume.lv.path, volume.lv.size_bytes
-    match volume.wipe:
-        case Wipe.NONE:
-            return ()
-        case Wipe.AUTO | Wipe.DISCARD if (needed := needs(volume.profile)) is not None:
-            # Without header and state records the rest is noise that no key opens any more.
-            head = min(needed.head_bytes, size)
-            zero = steps.ZeroRange(device=device, offset=0, length=head)
-            return (
-                (zero, steps.DiscardRange(device=device, offset=head, length=size - head)) if size > head else (zero,)
-            )
-        case Wipe.DISCARD:
-            return (steps.DiscardRange(device=device, offset=0, length=size, or_zero=True),)
-        case Wipe.AUTO | Wipe.ZERO:
-            return (steps.ZeroRange(device=device, offset=0, length=size),)
-        case _:
-            assert_never(volume.wipe)

@@ -78,6 +78,18 @@ class Deactivate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseDevice:
+    """Take the kernel device away without LVM, once no virtual machine or other program has it; waits a little for that."""
+
+    vg: str
+    name: str
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"take the device of {self.vg}/{self.name} away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroRange:
     """Write zeroes over a range of bytes of a device."""
 
@@ -88,6 +100,19 @@ class ZeroRange:
     def describe(self) -> str:
         """One line for the log."""
         return f"zero {self.length} bytes of {self.device} at {self.offset}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClearRange:
+    """See that a range of bytes of a device reads as zeroes; written is only what doesn't yet."""
+
+    device: str
+    offset: int
+    length: int
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"clear {self.length} bytes of {self.device} at {self.offset}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +224,8 @@ class MountTombstone:
     """Put an empty read-only tmpfs on a target directory, so that a runtime that misses the record gets EROFS."""
 
     target: str
+    source: str
+    """Names the volume."""
 
     def describe(self) -> str:
         """One line for the log."""
@@ -230,7 +257,7 @@ class RemoveRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmount:
-    """Unmount everything on exactly this path."""
+    """Unmount everything on exactly this path, which names the place as the kernel does."""
 
     target: str
 
@@ -275,8 +302,8 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ZeroRange | DiscardRange | MakeFilesystem
-    | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
+    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | ZeroRange | ClearRange | DiscardRange
+    | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
     | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]

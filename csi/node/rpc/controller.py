@@ -3,8 +3,10 @@
 import grpc
 
 from csi.core.errors import AlreadyExists, InvalidInput, NoSpace, NotFound
+from csi.node import erasing
 from csi.node import parameters as class_parameters
 from csi.node.desk import Desk
+from csi.node.jobs import Kind
 from csi.node.plan import placement, provision
 from csi.node.rpc import csi_requests
 from csi.node.rpc.not_offered import ControllerRest
@@ -37,24 +39,24 @@ class Controller(ControllerRest):
     ) -> csi_pb2.CreateVolumeResponse:
         """Make the volume, or find the one that an earlier call of the same name made."""
         wanted = csi_requests.create(request, self._desk.topology)
-        with self._desk.allocation(wanted.volume_id, "CreateVolume") as report:
-            existing = provision.by_name(report, wanted.name_digest)
-            self._desk.carry_out(provision.create(self._desk.settings.config, report, wanted))
+        config = self._desk.settings.config
+        report = self._desk.allocate(
+            wanted.volume_id, "CreateVolume", lambda report: provision.create(config, report, wanted)
+        )
+        existing = provision.by_name(report, wanted.name_digest)
         return csi_pb2.CreateVolumeResponse(volume=self._encode(request, wanted, existing))
 
     def DeleteVolume(  # noqa: N802
         self, request: csi_pb2.DeleteVolumeRequest, context: grpc.ServicerContext
     ) -> csi_pb2.DeleteVolumeResponse:
-        """Wipe and remove the volume; one that isn't there is success."""
+        """Wipe and remove the volume; one that isn't there is success. A wipe is a job, and goes on without a caller."""
         try:
             volume_id = csi_requests.volume_id(request.volume_id)
         except NotFound:
             return csi_pb2.DeleteVolumeResponse()
-        with self._desk.volume(volume_id, "DeleteVolume") as view:
-            if view.volume is None:
-                provision.require_all_groups(self._desk.settings.config, view.report, volume_id)
-            else:
-                self._desk.carry_out(provision.delete(view.volume, view.publications().targets))
+        # A first stage that still clears the volume does so for nobody.
+        self._desk.jobs.call_off(volume_id, Kind.PREPARE)
+        erasing.carry_out(self._desk, erasing.delete(self._desk, volume_id))
         return csi_pb2.DeleteVolumeResponse()
 
     def ValidateVolumeCapabilities(  # noqa: N802
@@ -92,7 +94,7 @@ class Controller(ControllerRest):
         if request.accessible_topology.segments.get(key, value) != value:
             return csi_pb2.GetCapacityResponse(available_capacity=0)
         config = self._desk.settings.config
-        report = self._desk.report("GetCapacity")
+        report = self._desk.lvm.report()
         try:
             parameters = class_parameters.parse(request.parameters)
         except InvalidInput:

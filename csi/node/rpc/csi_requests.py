@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Final, assert_never
 
 from csi.core.errors import AlreadyExists, InvalidInput, OutOfRange
-from csi.core.filesystem import DEFAULT, Filesystem, traits
+from csi.core.filesystem import DEFAULT, Filesystem, make_options, traits
 from csi.core.size import GIB, human
 from csi.node import content
 from csi.node import parameters as class_parameters
@@ -68,6 +68,7 @@ def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str])
     _require_one_mode(capabilities)
     size_bytes, limit_bytes = capacity(request.capacity_range)
     _check_smallest(capabilities, parameters, size_bytes)
+    _check_mkfs_options(capabilities, parameters)
     _check_topology(request.accessibility_requirements, node_topology)
     return Wanted(
         name=name,
@@ -224,6 +225,14 @@ def _check_smallest(capabilities: tuple[Capability, ...], parameters: Parameters
             raise OutOfRange(
                 f"capacity_range: {filesystem} needs at least {human(least)}, and {human(size_bytes)} are asked for"
             )
+
+
+def _check_mkfs_options(capabilities: tuple[Capability, ...], parameters: Parameters) -> None:
+    """The class's options must be allowed for the filesystem that the request, else the class, names."""
+    for item in capabilities:
+        if not item.block:
+            filesystem = item.fstype or parameters.fstype or DEFAULT
+            make_options(parameters.mkfs_options, filesystem, "parameters[mkfsOptions]")
 
 
 def _check_map(given: Mapping[str, str], field: str) -> None:

@@ -28,6 +28,10 @@ _CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.OutOfRange, grpc.StatusCode.OUT_OF_RANGE),
     (errors.Unsupported, grpc.StatusCode.UNIMPLEMENTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (errors.DiskFailed, grpc.StatusCode.UNAVAILABLE),
+    # Neither is a last word: the provisioner repeats the call, and so finds what the command did or did not do.
+    (errors.CommandTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (errors.CommandEnded, grpc.StatusCode.UNAVAILABLE),
     (errors.ToolFailed, grpc.StatusCode.INTERNAL),
 )
 _WHAT_TO_DO = "see this node's driver log; the call is safe to repeat"

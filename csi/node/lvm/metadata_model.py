@@ -1,0 +1,171 @@
+"""A metadata text to a volume group, exactly as LVM's own report would show it, or `NotUnderstood`.
+
+Only what this driver itself makes is understood: linear and striped volumes on disks that are all there. A snapshot, a thin
+pool, a mirror, a key or a flag that isn't listed here (another version of LVM) is for LVM to explain.
+"""
+
+from collections import Counter
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import Final
+
+from csi.core.size import SECTOR_BYTES
+from csi.node.lvm.metadata_area import NotUnderstood
+from csi.node.lvm.metadata_text import Section
+from csi.node.lvm.model import LogicalVolume, PhysicalVolume, VolumeGroup
+
+_CONTENTS: Final = {"contents": "Text Format Volume Group", "version": 1}
+_AROUND: Final = frozenset({"contents", "version", "description", "creation_host", "creation_time"})
+_VG_KEYS: Final = frozenset(
+    {
+        "id", "seqno", "format", "status", "flags", "extent_size", "max_lv", "max_pv", "metadata_copies", "tags",
+        "allocation_policy", "physical_volumes", "logical_volumes",
+    }
+)  # fmt: skip
+_PV_KEYS: Final = frozenset(
+    {
+        "id", "device", "device_id", "device_id_type", "status", "flags", "dev_size", "pe_start", "pe_count", "tags",
+        "ba_start", "ba_size",
+    }
+)  # fmt: skip
+_LV_KEYS: Final = frozenset(
+    {
+        "id",
+        "status",
+        "flags",
+        "tags",
+        "creation_time",
+        "creation_host",
+        "allocation_policy",
+        "read_ahead",
+        "segment_count",
+    }
+)
+_SEGMENT_KEYS: Final = frozenset(
+    {"start_extent", "extent_count", "type", "stripe_count", "stripe_size", "stripes", "tags"}
+)
+_VG_STATUS: Final = frozenset({"RESIZEABLE", "READ", "WRITE"})
+_PV_STATUS: Final = frozenset({"ALLOCATABLE"})
+_LV_STATUS: Final = frozenset({"READ", "WRITE", "VISIBLE"})
+_VG_FLAGS: Final = frozenset({"NOAUTOACTIVATE"})
+_LV_FLAGS: Final = frozenset({"NOAUTOACTIVATE", "ACTIVATION_SKIP"})
+
+
+def volume_group(text: Section, known: VolumeGroup) -> VolumeGroup:
+    """The group that the text describes. `known` is what LVM said of it before: its disks by name and number.
+
+    Raises `NotUnderstood` when it has other disks now, another name or UUID, or anything that isn't plain.
+    """
+    group = _section(text, known.name)
+    if text.keys() - _AROUND != {known.name} or any(text.get(key) != value for key, value in _CONTENTS.items()):
+        raise NotUnderstood("the metadata text has another form than this driver knows")
+    _require_plain(group, _VG_KEYS, _VG_STATUS, flags=_VG_FLAGS)
+    if group.get("id") != known.uuid or group.get("format") != "lvm2":
+        raise NotUnderstood(f"the metadata text belongs to another group than {known.name}")
+    lvs = {name: _as_section(raw) for name, raw in _section(group, "logical_volumes", missing_is_empty=True).items()}
+    used: Counter[str] = Counter()
+    volumes = tuple(_lv(name, lvs[name], known, _number(group, "extent_size"), used) for name in sorted(lvs))
+    pvs = _pvs(_section(group, "physical_volumes"), known, used)
+    return replace(
+        known,
+        extent_bytes=_number(group, "extent_size") * SECTOR_BYTES,
+        extents=sum(pv.extents for pv in pvs),
+        free_extents=sum(pv.free_extents for pv in pvs),
+        writable="WRITE" in _words(group, "status"),
+        exported=False,
+        partial=False,
+        pvs=pvs,
+        lvs=volumes,
+    )
+
+
+def with_room(vg: VolumeGroup, metadata_free_bytes: int | None) -> VolumeGroup:
+    """The group with so much room left in its metadata area."""
+    return replace(vg, metadata_free_bytes=metadata_free_bytes)
+
+
+def _pvs(raw: Section, known: VolumeGroup, used: Counter[str]) -> tuple[PhysicalVolume, ...]:
+    by_uuid = {str(_as_section(pv).get("id")): (label, _as_section(pv)) for label, pv in raw.items()}
+    if by_uuid.keys() != {pv.uuid for pv in known.pvs} or len(by_uuid) != len(raw) or used.keys() - raw.keys():
+        raise NotUnderstood(f"group {known.name} has other disks than before")
+    return tuple(_pv(*by_uuid[pv.uuid], pv, used) for pv in known.pvs)
+
+
+def _pv(label: str, raw: Section, known: PhysicalVolume, used: Counter[str]) -> PhysicalVolume:
+    _require_plain(raw, _PV_KEYS, _PV_STATUS)
+    extents = _number(raw, "pe_count")
+    if known.missing or used[label] > extents:
+        raise NotUnderstood(f"the extents of disk {known.name} don't fit together")
+    allocatable = "ALLOCATABLE" in _words(raw, "status")
+    return replace(known, extents=extents, free_extents=extents - used[label], allocatable=allocatable)
+
+
+def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int, used: Counter[str]) -> LogicalVolume:
+    segments = [f"segment{number}" for number in range(1, _number(raw, "segment_count") + 1)]
+    _require_plain(raw, _LV_KEYS.union(segments), _LV_STATUS, flags=_LV_FLAGS)
+    if "VISIBLE" not in _words(raw, "status"):
+        raise NotUnderstood(f"volume {name} is a part of another one")
+    extents = 0
+    for segment in segments:
+        extents += _segment(name, _section(raw, segment), extents, used)
+    return LogicalVolume(
+        name=name,
+        vg=known.name,
+        uuid=_word(raw, "id"),
+        vg_uuid=known.uuid,
+        size_bytes=extents * extent_sectors * SECTOR_BYTES,
+        tags=frozenset(_words(raw, "tags")),
+        partial=False,
+    )
+
+
+def _segment(lv: str, raw: Section, start: int, used: Counter[str]) -> int:
+    """Counts what the segment takes from each disk. Returns its extents."""
+    extents, stripes = _number(raw, "extent_count"), raw.get("stripes")
+    count = _number(raw, "stripe_count")
+    if raw.keys() - _SEGMENT_KEYS or raw.get("type") != "striped" or raw.get("start_extent") != start:
+        raise NotUnderstood(f"volume {lv} has a segment that is not plain")
+    if not isinstance(stripes, list) or count < 1 or len(stripes) != 2 * count or extents % count:
+        raise NotUnderstood(f"volume {lv} has a segment whose stripes don't fit together")
+    for disk in stripes[::2]:
+        used[str(disk)] += extents // count
+    return extents
+
+
+def _require_plain(
+    raw: Section, keys: AbstractSet[str], status: AbstractSet[str], *, flags: AbstractSet[str] = frozenset()
+) -> None:
+    odd = [*(raw.keys() - keys), *(set(_words(raw, "status")) - status), *(set(_words(raw, "flags")) - flags)]
+    if odd:
+        raise NotUnderstood(f"the metadata text holds {', '.join(sorted(odd))}, which is not plain")
+
+
+def _section(raw: Section, name: str, *, missing_is_empty: bool = False) -> Section:
+    return {} if missing_is_empty and name not in raw else _as_section(raw.get(name))
+
+
+def _as_section(found: object) -> Section:
+    if not isinstance(found, dict):
+        raise NotUnderstood("the metadata text lacks a section")
+    return found
+
+
+def _number(raw: Section, name: str) -> int:
+    found = raw.get(name)
+    if not isinstance(found, int) or found < 0:
+        raise NotUnderstood(f"the metadata text has no number {name}")
+    return found
+
+
+def _word(raw: Section, name: str) -> str:
+    found = raw.get(name)
+    if not isinstance(found, str):
+        raise NotUnderstood(f"the metadata text has no text {name}")
+    return found
+
+
+def _words(raw: Section, name: str) -> list[str]:
+    found = raw.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+        raise NotUnderstood(f"the metadata text has no list {name}")
+    return [str(word) for word in found]

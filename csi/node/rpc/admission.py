@@ -1,0 +1,109 @@
+"""How many calls may run at once, so that one kind of call can't keep every other one waiting.
+
+gRPC's server has one set of threads for all calls. Were it bounded, a hundred calls that hang (a disk that doesn't answer)
+would leave none for Probe, and kubelet would kill the container. So every call gets a thread at once, and calls beyond
+their number are answered at once: a thread is never what a call waits for.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any, Final
+
+import grpc
+
+from csi.core.errors import Unavailable
+
+_IDENTITY: Final = "/csi.v1.Identity/"
+_TEARDOWN: Final = frozenset({"NodeUnpublishVolume", "NodeUnstageVolume"})
+
+
+class Kind(Enum):
+    """What a call is for; each kind has a number of its own."""
+
+    IDENTITY = "identity"
+    """Runs nothing, ends at once, is never turned away: the liveness probe lives on it."""
+    TEARDOWN = "teardown"
+    """A pod that ends must not wait for volumes that begin or are deleted."""
+    OTHER = "other"
+
+
+_AT_ONCE: Final = {Kind.TEARDOWN: 64, Kind.OTHER: 192}
+"""A provisioner works at 100 volumes at once, and kubelet at as many as the node has pods."""
+
+
+def kind(method: str) -> Kind:
+    """The kind of a method by its full name, as `/csi.v1.Node/NodeUnpublishVolume`."""
+    if method.startswith(_IDENTITY):
+        return Kind.IDENTITY
+    return Kind.TEARDOWN if method.rpartition("/")[2] in _TEARDOWN else Kind.OTHER
+
+
+class ThreadPerCall(futures.ThreadPoolExecutor):
+    """A thread for each call, begun with it and ended with it: none waits idle, which would keep its memory for ever.
+
+    A pool in gRPC's eyes only. Threads are no daemons: a process that stops waits for the steps that they have begun.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "futures.Future[Any]":
+        """See `Executor.submit`."""
+        future: futures.Future[Any] = futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="rpc").start()
+        return future
+
+
+class Admission(grpc.ServerInterceptor):
+    """Counts running calls and turns away those beyond the number of their kind."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[Kind, Counter[str]] = {one: Counter() for one in _AT_ONCE}
+
+    def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """See `grpc.ServerInterceptor`."""
+        handler = continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or handler.unary_unary is None or kind(method) is Kind.IDENTITY:
+            return handler
+        behavior = handler.unary_unary
+
+        def admitted(request: Any, context: grpc.ServicerContext) -> Any:
+            with self.running(method):
+                return behavior(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(admitted, handler.request_deserializer, handler.response_serializer)
+
+    @contextmanager
+    def running(self, method: str) -> Iterator[None]:
+        """Count a call while inside. Raises `Unavailable` when there are enough of its kind."""
+        calls, most = self._running[kind(method)], _AT_ONCE[kind(method)]
+        name = method.rpartition("/")[2]
+        with self._lock:
+            if calls.total() >= most:
+                shown = ", ".join(f"{number} {call}" for call, number in calls.most_common())
+                raise Unavailable(
+                    f"{most} calls run already ({shown}); this one was not begun. It is tried again; if they never end, a "
+                    "disk may not answer: see this node's driver log"
+                )
+            calls[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                calls[name] -= 1
+                if not calls[name]:
+                    del calls[name]

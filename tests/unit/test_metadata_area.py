@@ -1,0 +1,160 @@
+"""Labels, area headers and texts as LVM writes them; whatever is damaged is not understood, and never taken for another."""
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from csi.node.lvm import metadata_area, metadata_text
+from csi.node.lvm.metadata_area import Area, NotUnderstood, TextPlace
+
+HEAD = (Path(__file__).parents[1] / "data/lvm-2.03.16-disk-head.bin").read_bytes()
+"""The first 12 KiB of a disk of 64 MiB on which `vgcreate vg0` and `lvcreate --name a` ran."""
+AREA = Area(offset=4096, size=1044480)
+HEADER = HEAD[4096:4608]
+
+
+def text_of(place: TextPlace) -> bytes:
+    return b"".join(HEAD[part.offset :][: part.size] for part in place.parts)
+
+
+def resealed(header: bytes) -> bytes:
+    """A header with its checksum made right again."""
+    return struct.pack("<I", metadata_area.crc(header[4:])) + header[4:]
+
+
+def test_a_label_names_the_disk_its_areas_and_whether_a_group_has_it() -> None:
+    found = metadata_area.label(HEAD)
+    assert found is not None
+    assert (found.areas, found.in_use) == ((AREA,), True)
+    assert [len(part) for part in found.pv_uuid.split("-")] == [6, 4, 4, 4, 4, 4, 6]
+
+
+@pytest.mark.parametrize("sector", range(4))
+def test_a_label_may_lie_in_any_of_the_first_four_sectors(sector: int) -> None:
+    label = bytearray(HEAD[512:1024])
+    struct.pack_into("<Q", label, 8, sector)
+    struct.pack_into("<I", label, 16, metadata_area.crc(bytes(label[20:])))
+    head = bytearray(4096)
+    head[sector * 512 : sector * 512 + 512] = label
+    assert metadata_area.label(bytes(head)) == metadata_area.label(HEAD)
+
+
+@pytest.mark.parametrize("head", [bytes(4096), b"\xff" * 4096, bytes(512) + b"LABELTWO" + bytes(4000), b""])
+def test_a_disk_without_a_label_has_none(head: bytes) -> None:
+    assert metadata_area.label(head) is None
+
+
+@pytest.mark.parametrize("at", [*range(512 + 8, 512 + 64), 1023])
+def test_a_label_with_one_changed_byte_is_not_understood(at: int) -> None:
+    changed = bytearray(HEAD)
+    changed[at] ^= 1
+    with pytest.raises(NotUnderstood):
+        metadata_area.label(bytes(changed))
+
+
+def test_a_label_whose_lists_have_no_end_is_not_understood() -> None:
+    sector = bytearray(HEAD[512:1024])
+    sector[72:] = b"\x01" * (512 - 72)
+    struct.pack_into("<I", sector, 16, metadata_area.crc(bytes(sector[20:])))
+    with pytest.raises(NotUnderstood, match="label is damaged"):
+        metadata_area.label(bytes(512) + bytes(sector) + bytes(1024))
+
+
+def test_two_labels_on_one_disk_are_not_understood() -> None:
+    with pytest.raises(NotUnderstood, match="two LVM labels"):
+        metadata_area.label(HEAD[:1024] + HEAD[512:1024] + bytes(512))
+
+
+def test_a_header_leads_to_a_text_that_is_proved_by_its_sum() -> None:
+    place = metadata_area.text_place(AREA, HEADER)
+    assert place is not None
+    text = metadata_area.require_whole(place, text_of(place))
+    assert text.startswith(b"vg0 {\n")
+    assert not text.endswith(b"\0")
+    with pytest.raises(NotUnderstood, match="not the one that its header names"):
+        metadata_area.require_whole(place, text_of(place).replace(b"seqno = 2", b"seqno = 3"))
+    with pytest.raises(NotUnderstood):
+        metadata_area.require_whole(place, text_of(place)[:-1])
+
+
+@pytest.mark.parametrize("at", [*range(48), 100, 511])
+def test_a_header_with_one_changed_byte_is_not_understood(at: int) -> None:
+    changed = bytearray(HEADER)
+    changed[at] ^= 1
+    with pytest.raises(NotUnderstood):
+        metadata_area.text_place(AREA, bytes(changed))
+
+
+def test_a_header_that_was_copied_to_another_place_is_not_understood() -> None:
+    with pytest.raises(NotUnderstood, match="belongs to another area"):
+        metadata_area.text_place(Area(offset=8192, size=AREA.size), HEADER)
+
+
+def with_location(offset: int, size: int, flags: int = 0) -> bytes:
+    changed = bytearray(HEADER)
+    struct.pack_into("<QQII", changed, 40, offset, size, 0, flags)
+    return resealed(bytes(changed))
+
+
+def test_a_text_that_goes_over_the_end_goes_on_behind_the_header() -> None:
+    place = metadata_area.text_place(AREA, with_location(AREA.size - 512, 2048))
+    assert place is not None
+    assert place.parts == (Area(offset=4096 + AREA.size - 512, size=512), Area(offset=4096 + 512, size=1536))
+
+
+@pytest.mark.parametrize("header", [with_location(0, 0), with_location(512, 100, flags=1), with_location(512, 0)])
+def test_an_area_without_a_text_or_that_is_ignored_has_none(header: bytes) -> None:
+    assert metadata_area.text_place(AREA, header) is None
+
+
+@pytest.mark.parametrize(
+    "location", [(1, 100), (511, 100), (AREA.size, 1), (1 << 60, 1), (512, AREA.size), (512, 1 << 63)]
+)
+def test_a_header_that_leads_out_of_its_area_is_not_understood(location: tuple[int, int]) -> None:
+    with pytest.raises(NotUnderstood, match="outside"):
+        metadata_area.text_place(AREA, with_location(*location))
+
+
+# The text
+
+WRITTEN: list[tuple[bytes, dict[str, object]]] = [
+    (b"", {}),
+    (b"a = 1\n", {"a": 1}),
+    (b"a = -1 # why\n", {"a": -1}),
+    (b'a = "x"\tb = []\n', {"a": "x", "b": []}),
+    (b'a = ["x", 0, "y", 7]', {"a": ["x", 0, "y", 7]}),
+    (b'a = ["x"\n,\n"y"]', {"a": ["x", "y"]}),
+    (rb'a = "say \"no\" \\ # { }"', {"a": 'say "no" \\ # { }'}),
+    (b"vg-1.x_+ {\nb { c = 2 }\n}\n", {"vg-1.x_+": {"b": {"c": 2}}}),
+    (b"0 {}", {"0": {}}),
+]
+"""What LVM's writer makes, and what it means."""
+
+
+@pytest.mark.parametrize(("text", "meaning"), WRITTEN)
+def test_what_lvm_writes_is_read(text: bytes, meaning: dict[str, object]) -> None:
+    assert metadata_text.parse(text) == meaning
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'a = "', b"a = [1", b"a {", b"}", b"a = 1 a = 2", b"a {} a {}", b"a = $", b"$ = 1", b"a = [1 2]", b'"a" = 1',
+        b"a = b", b"a", b"a = [,]", b"a = 1 }", "ä = 1".encode(), b"a = \xff", b"a = 1.5", b"a = " + b"9" * 5000,
+        b"a {" * 10_000, b"a = [[1]]", b"= 1", b"a =", b'a = "x\\"',
+    ],
+)  # fmt: skip
+def test_what_lvm_would_not_write_is_not_understood(text: bytes) -> None:
+    with pytest.raises(NotUnderstood):
+        metadata_text.parse(text)
+
+
+def test_every_cut_of_a_real_text_is_read_whole_or_not_at_all() -> None:
+    place = metadata_area.text_place(AREA, HEADER)
+    assert place is not None
+    text = metadata_area.require_whole(place, text_of(place))
+    inside = text.index(b"{"), text.rindex(b"}")
+    for end in range(*inside, 7):
+        with pytest.raises(NotUnderstood):
+            metadata_text.parse(text[:end])
