@@ -283,3 +283,16 @@ def test_slices_cover_what_is_left_once_and_in_order(
         assert 0 < piece.length <= erase.SLICE_BYTES
         place += piece.length
     assert place == offset + length
+
+
+def test_a_volume_that_is_staged_for_guests_is_not_deleted() -> None:
+    with pytest.raises(InUse, match="is still staged at /k/staging; unstage it first"):
+        deletion.delete(volume(active=True), NOTHING_ELSE, (), staged_at="/k/staging")
+
+
+def test_the_note_of_a_stage_that_ended_by_itself_holds_nothing_up() -> None:
+    plan = deletion.delete(volume(wipe=Wipe.NONE), NOTHING_ELSE, (), staged_at="/k/staging")
+    assert plan == (steps.ForgetStaged(volume_id=volume().volume_id), REMOVE)
+    assert deletion.delete(
+        volume(state=State.DELETING, active=True, wipe=Wipe.NONE), NOTHING_ELSE, (), staged_at="/k/staging"
+    )

@@ -5,6 +5,7 @@ A command that writes is never ended because a caller lost patience: half-made v
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ _NO_ORIGIN = 'lv_attr!~"^[oO]"'
 _WRITE_SECONDS = 600.0
 _NO_FILTER: Final = DeviceFilter()
 
+# The host must not activate a tenant's volume when it boots, and look for its own filesystems there.
+_NO_AUTOACTIVATION: Final = ("--setautoactivation", "n")
+_AUTOACTIVATION_SINCE: Final = (2, 3, 12)
+_SKIP_ACTIVATION: Final = ("--setactivationskip", "y")
+"""What older ones know: then `vgchange -ay` by hand passes the volume over, too."""
+
 _REPORT = (
     "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
     "--configreport", "vg", "-o", lvm_report.VG_FIELDS,
@@ -58,6 +65,7 @@ class Lvm:
         devices: Callable[[], Sequence[BlockDevice]] | None = None,
     ) -> None:
         self.turns = Turns(lock_file)
+        self._inactive_at_boot: tuple[str, str] = _SKIP_ACTIVATION
         self._process = LvmProcess(runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent)
         self._devices = devices or BlockDevices().now
         self._proved = ProvedReport(self._visible, DiskViews(DiskReader()), allows, self._ask)
@@ -119,7 +127,7 @@ class Lvm:
         there after all; only when that can't be told either, a volume may be there that the caller doesn't know.
         """
         argv = ["lvcreate", "--yes", "--name", name, "--extents", str(extents)]
-        argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n"]
+        argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n", *self._inactive_at_boot]
         for tag in tags:
             argv += ["--addtag", tag]
         if stripes > 1:
@@ -233,7 +241,10 @@ class Lvm:
         """LVM's own version line. Raises `ToolFailed` when lvm is not installed, or doesn't read the settings of ours."""
         self._process.require_settings(_READ_SECONDS)
         first = self._process.run(["version"], _READ_SECONDS).text.partition("\n")[0]
-        return first.split(":", 1)[-1].strip() or "unknown"
+        version = first.split(":", 1)[-1].strip() or "unknown"
+        numbers = tuple(int(part) for part in re.findall("[0-9]+", version)[:3])
+        self._inactive_at_boot = _NO_AUTOACTIVATION if numbers >= _AUTOACTIVATION_SINCE else _SKIP_ACTIVATION
+        return version
 
     @contextmanager
     def _told_by_its_kind(self) -> Iterator[None]:
