@@ -60,7 +60,14 @@ def _serve(settings: Settings) -> int:
     here = desk.real(settings)
     rules = UdevRules(settings.config, str(settings.kubelet_dir))
     standing = Standing(lambda: places.faults(settings), rules.cover)
-    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.jobs.shown, here.lvm.turns.queues)
+    metrics = Metrics(
+        settings.driver_name,
+        settings.config,
+        here.lvm.report,
+        here.jobs.shown,
+        here.lvm.turns.queues,
+        conditions=here.conditions,
+    )
     metrics.registry.register(PoolStates(standing))
     server = build_server(here, standing, metrics)
     # A handler may put into this queue; an Event it could not set without a deadlock, were its lock just held.
