@@ -35,7 +35,6 @@ class Effects:
             steps.RemoveLV: lambda step: self._lvm.remove(step.vg, step.name),
             steps.ChangeTags: lambda step: self._lvm.change_tags(step.vg, step.name, remove=step.remove, add=step.add),
             steps.Activate: lambda step: self._lvm.activate(step.vg, step.name),
-            steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
             steps.ReleaseDevice: lambda step: releasing.release(self._lvm, step.vg, step.name),
             steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
             steps.ClearRange: lambda step: disks.clear(step.device, step.offset, step.length),
