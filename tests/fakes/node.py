@@ -58,6 +58,7 @@ class Node:
     files: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
     read_only: set[str] = field(default_factory=set)
+    staged: dict[str, str] = field(default_factory=dict)
     fuse: int | None = None
     formats: list[str] = field(default_factory=list)
     foreign: dict[tuple[str, str], LogicalVolume] = field(default_factory=dict)
@@ -137,6 +138,7 @@ class Node:
         """The power was off: memory is empty, disks are not."""
         self.mounts.clear()
         self.records.clear()
+        self.staged.clear()
         self.read_only.clear()
         self.devices.clear()
         self.opened.clear()
@@ -405,6 +407,8 @@ _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[as
     steps.ChangeTags: _tags,
     steps.Activate: lambda node, step: node.activate(step.name),
     steps.ReleaseDevice: _deactivate,
+    steps.MarkStaged: lambda node, step: node.staged.update({step.volume_id: step.path}),
+    steps.ForgetStaged: lambda node, step: node.staged.pop(step.volume_id, None),
     steps.ZeroRange: _zero,
     steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,
