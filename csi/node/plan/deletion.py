@@ -25,7 +25,8 @@ def delete(
     """
     if published:
         raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
-    if staged_at is not None and volume.live is not None and volume.state is not State.DELETING:
+    # One that is still `creating` was given to nobody: a first stage that failed for good is never followed by an unstage.
+    if staged_at is not None and volume.live is not None and volume.state is State.READY:
         raise InUse(f"volume {volume.volume_id} is still staged at {staged_at}; unstage it first")
     if volume.live is not None and volume.live.is_open:
         raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
