@@ -10,13 +10,13 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from csi.core.device_number import DeviceNumber
-from csi.core.errors import DiskFailed, ForeignContent, InUse
+from csi.core.errors import DiskFailed, ForeignContent, InUse, Refused
 from csi.core.size import GIB, MIB, SECTOR_BYTES
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,10 @@ _log = logging.getLogger(__name__)
 _BLKROSET: Final = 0x125D
 _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
+# linux/loop.h: the request, and the part of its answer that names the file: its filesystem's device, inode, own device.
+_LOOP_GET_STATUS64: Final = 0x4C05
+_LOOP_BYTES: Final = 232
+_LOOP_FILE: Final = struct.Struct("=3Q")
 _SLICE_BYTES: Final = 1 * GIB
 _READ_BYTES: Final = 4 * MIB
 _EDGE_BYTES: Final = 1 * MIB
@@ -116,6 +120,13 @@ def discard(device: str, offset: int, length: int) -> bool:
     return True
 
 
+@contextmanager
+def reading(device: str) -> Iterator[Callable[[int, int], bytes]]:
+    """A function that reads so many bytes at an offset, for as long as the block lasts."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        yield lambda offset, length: os.pread(descriptor, length, offset)
+
+
 def set_read_only(device: str, flag: bool) -> None:
     """Set the kernel's read-only flag; it lasts until the device is deactivated."""
     with _opened(device, os.O_RDONLY) as descriptor:
@@ -165,10 +176,44 @@ def mapping_name(device: DeviceNumber, sysfs: Path = Path("/sys")) -> str | None
     return _text(sysfs / f"dev/block/{device}/dm/name")
 
 
-def loops_on(device: DeviceNumber, sysfs: Path = Path("/sys")) -> int:
-    """How many loop devices lie on this device."""
-    files = (_text(entry) for entry in sysfs.glob("block/loop*/loop/backing_file"))
-    return sum(leads_to(file) == device for file in files if file)
+def loops_on(device: DeviceNumber, sysfs: Path = Path("/sys"), dev: Path = Path("/dev")) -> int:
+    """How many loop devices lie on this device, whatever path they were given and in whatever namespace."""
+    files = sysfs.glob("block/loop*/loop/backing_file")
+    return sum(_loop_lies_on(dev / entry.parents[1].name, _text(entry)) == device for entry in files)
+
+
+def _loop_lies_on(loop: Path, named: str | None) -> DeviceNumber | None:
+    """The block device under a loop device. The kernel says it by number; where it can't be asked, by the path."""
+    answer = bytearray(_LOOP_BYTES)
+    try:
+        with _opened(str(loop), os.O_RDONLY) as descriptor:
+            fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, answer)
+    except (OSError, Refused):
+        return leads_to(named) if named else None
+    own = _LOOP_FILE.unpack_from(answer)[2]
+    return DeviceNumber(os.major(own), os.minor(own)) if own else None
+
+
+def exists(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:
+    """Whether the kernel has a block device of this number now."""
+    return (sysfs / f"dev/block/{device}").exists()
+
+
+def mounted_anywhere(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:
+    """Whether a filesystem of the device is mounted, be it in another mount namespace: ext4, xfs and btrfs each show it."""
+    name = (sysfs / f"dev/block/{device}").resolve().name
+    return any((sysfs / "fs").glob(f"*/{name}"))
+
+
+def holders(device: DeviceNumber, sysfs: Path = Path("/sys")) -> tuple[str, ...]:
+    """Devices that are made on top of this one, by device-mapper's names where they have one."""
+    found = sorted((sysfs / f"dev/block/{device}/holders").glob("*"))
+    return tuple(_text(entry / "dm/name") or entry.name for entry in found)
+
+
+def mapping_uuid(device: DeviceNumber, sysfs: Path = Path("/sys")) -> str | None:
+    """The device-mapper UUID of a device; None for one of another kind."""
+    return _text(sysfs / f"dev/block/{device}/dm/uuid")
 
 
 def read_only(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 from csi.core import block_probe
 from csi.core.command import Runner
-from csi.core.errors import CommandError
+from csi.core.errors import CommandError, InUse
 from csi.core.filesystem import Filesystem, make_options, traits
 
 _PROBE_SECONDS = 60.0
@@ -15,16 +16,23 @@ _FSCK_SECONDS = 3600.0
 _BLKID_NOTHING_FOUND = 2
 _BLKID_AMBIVALENT = 8
 _HEAD_BYTES = 4096
+_IN_USE = (" is in use", " is mounted")
+"""What e2fsck says then (misc/util.c of e2fsprogs); its status 8 means other failures, too."""
 
 
-def make(runner: Runner, device: str, filesystem: Filesystem, extra: Sequence[str] = ()) -> None:
-    """Format `device`. The caller has proved that nothing of value is there; this function does not look.
+def make(
+    runner: Runner, device: str, filesystem: Filesystem, extra: Sequence[str] = (), uuid: UUID | None = None
+) -> None:
+    """Format `device`, with that UUID unless the options ask for another. The caller has proved that nothing of value is
+    there; this function does not look.
 
     Raises `InvalidInput` for options that are not allowed for this filesystem: what was checked for another one, or by an
     older version, must not reach the tool.
     """
     options = make_options(extra, filesystem, "mkfsOptions")
-    runner.run([*traits(filesystem).make, *options, "--", device], timeout=_MKFS_SECONDS)
+    word, before = traits(filesystem).uuid_option
+    own = (word, f"{before}{uuid}") if uuid is not None else ()
+    runner.run([*traits(filesystem).make, *own, *options, "--", device], timeout=_MKFS_SECONDS)
 
 
 def signature(runner: Runner, device: str) -> str | None:
@@ -52,8 +60,17 @@ def signature(runner: Runner, device: str) -> str | None:
 def check(runner: Runner, device: str, filesystem: Filesystem) -> None:
     """Repair what can be repaired without asking (ext4 journal and counters); xfs repairs its log at mount.
 
-    Raises `CommandError` when errors are left: a person must decide, this driver never answers yes for them.
+    Raises `CommandError` when errors are left: a person must decide, this driver never answers yes for them; and `InUse`
+    when the tool could not look, as something else has the device.
     """
     tool = traits(filesystem).check
-    if tool is not None:
+    if tool is None:
+        return
+    try:
         runner.run([*tool.words, "--", device], timeout=_FSCK_SECONDS, ok=tool.ok)
+    except CommandError as error:
+        if any(words in error.stdout + error.stderr for words in _IN_USE):
+            raise InUse(
+                f"{device} is in use by another program or mapping; end that, then the call is repeated"
+            ) from error
+        raise

@@ -1,5 +1,6 @@
 """Mounting, unmounting and looking at mounts. The kernel's own list is the truth, never a return value of before."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -76,6 +77,8 @@ def _remove_empty_directory(path: str) -> None:
     try:
         Path(path).rmdir()
     except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise InUse(f"{path} is a mount point, here or in another mount namespace; unmount it there") from error
         names = ", ".join(sorted(entry.name for entry in Path(path).iterdir())[:5])
         raise Refused(
             f"{path} can't be removed ({error.strerror}); it holds: {names or 'nothing visible'}. A pod may have written "

@@ -1,4 +1,4 @@
-"""Device-mapper asked directly: one ioctl tells what the kernel has under a name, without a process and without the disk.
+"""Device-mapper asked directly: what the kernel has under a name, and a device taken away, without a process or the disk.
 
 Layout and numbers are from linux/dm-ioctl.h (`struct dm_ioctl`, 312 bytes, version 4). A suspended or dead device answers
 as well as any: the kernel looks into its own tables only.
@@ -8,6 +8,8 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,9 +19,19 @@ from csi.core.errors import ToolFailed
 
 CONTROL: Final = Path("/dev/mapper/control")
 _HEADER: Final = struct.Struct("=3I I I I i I I I Q 128s 129s 7x")
+_TARGET: Final = struct.Struct("=QQiI16s")
+_NAME: Final = struct.Struct("=QI")
+_COUNT: Final = struct.Struct("=II")
 _VERSION: Final = (4, 0, 0)
+_LIST_DEVICES: Final = 0xC138FD02
+_DEV_REMOVE: Final = 0xC138FD04
 _DEV_STATUS: Final = 0xC138FD07
+_TABLE_DEPS: Final = 0xC138FD0B
+_TABLE_STATUS: Final = 0xC138FD0C
 _SUSPENDED: Final = 1 << 1
+_WANT_TABLE: Final = 1 << 4
+_BUFFER_FULL: Final = 1 << 8
+_ANSWER_BYTES: Final = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,34 +51,112 @@ def status(name: str, control: Path = CONTROL) -> Mapping | None:
 
     Raises `ToolFailed` when the kernel can't be asked: a device that can't be looked for is not absent.
     """
+    answer = _asked(_DEV_STATUS, name, control)
+    if answer is None:
+        return None
+    fields = _HEADER.unpack_from(answer)
+    open_count, flags, number, uuid = fields[6], fields[7], fields[10], fields[12]
+    return Mapping(
+        number=_number(number),
+        uuid=uuid.split(b"\0", 1)[0].decode(errors="replace"),
+        open_count=open_count,
+        suspended=bool(flags & _SUSPENDED),
+    )
+
+
+def names(control: Path = CONTROL) -> tuple[str, ...]:
+    """The names of all devices. Raises `ToolFailed` as `status` does."""
+    answer = _asked(_LIST_DEVICES, "", control, answer_bytes=_ANSWER_BYTES)
+    return tuple(_listed(answer)) if answer is not None else ()
+
+
+def remove(name: str, control: Path = CONTROL) -> bool:
+    """Take the device away; False while anything has it open. One that isn't there is fine.
+
+    The kernel looks and removes in one piece, so no opener slips in between. Raises `ToolFailed` as `status` does.
+    """
+    try:
+        _asked(_DEV_REMOVE, name, control)
+    except ToolFailed as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EBUSY:
+            return False
+        raise
+    return True
+
+
+def targets(name: str, control: Path = CONTROL) -> frozenset[str]:
+    """The kinds of target in its table (`linear`, `striped`, ...); none when there is no such device."""
+    answer = _asked(_TABLE_STATUS, name, control, flags=_WANT_TABLE, answer_bytes=_ANSWER_BYTES)
+    if answer is None:
+        return frozenset()
+    kinds, offset = set(), 0
+    for _ in range(_HEADER.unpack_from(answer)[5]):
+        _, _, _, following, kind = _TARGET.unpack_from(answer, _HEADER.size + offset)
+        kinds.add(kind.split(b"\0", 1)[0].decode(errors="replace"))
+        offset = following
+    return frozenset(kinds)
+
+
+def lies_on(name: str, control: Path = CONTROL) -> frozenset[DeviceNumber]:
+    """The devices that its table was made on, there still or not; none when there is no such device."""
+    answer = _asked(_TABLE_DEPS, name, control, answer_bytes=_ANSWER_BYTES)
+    if answer is None:
+        return frozenset()
+    count, _ = _COUNT.unpack_from(answer, _HEADER.size)
+    found = struct.unpack_from(f"={count}Q", answer, _HEADER.size + _COUNT.size)
+    return frozenset(_number(number) for number in found)
+
+
+def _listed(answer: bytearray) -> Iterator[str]:
+    offset = _HEADER.size
+    while True:
+        number, following = _NAME.unpack_from(answer, offset)
+        if number == 0:
+            return
+        start = offset + _NAME.size
+        yield answer[start : answer.index(0, start)].decode(errors="replace")
+        if following == 0:
+            return
+        offset += following
+
+
+def _number(encoded: int) -> DeviceNumber:
+    return DeviceNumber(os.major(encoded), os.minor(encoded))
+
+
+def _asked(command: int, name: str, control: Path, *, flags: int = 0, answer_bytes: int = 0) -> bytearray | None:
+    """The kernel's answer, as long as it has to be; None when it has no device of that name."""
+    with _opened(control) as descriptor:
+        while descriptor is not None:
+            size = _HEADER.size + answer_bytes
+            header = _HEADER.pack(*_VERSION, size, _HEADER.size, 0, 0, flags, 0, 0, 0, name.encode(), b"")
+            request = bytearray(header) + bytearray(answer_bytes)
+            try:
+                fcntl.ioctl(descriptor, command, request)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return None
+                raise ToolFailed(f"device-mapper does not answer about {name}: {error.strerror}") from error
+            if not _HEADER.unpack_from(request)[7] & _BUFFER_FULL:
+                return request
+            answer_bytes *= 4
+    return None
+
+
+@contextmanager
+def _opened(control: Path) -> Iterator[int | None]:
+    """The control device; None on a machine that has no device-mapper."""
     try:
         descriptor = os.open(control, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ENOENT and not any(Path("/sys/block").glob("dm-*")):
-            return None
+            yield None
+            return
         raise ToolFailed(
             f"device-mapper can't be asked through {control}: {error.strerror}. Load the module dm-mod, and let the "
             "driver see the host's /dev"
         ) from error
     try:
-        return _asked(descriptor, name)
+        yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _asked(descriptor: int, name: str) -> Mapping | None:
-    request = bytearray(_HEADER.pack(*_VERSION, _HEADER.size, 0, 0, 0, 0, 0, 0, 0, name.encode(), b""))
-    try:
-        fcntl.ioctl(descriptor, _DEV_STATUS, request)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return None
-        raise ToolFailed(f"device-mapper does not answer about {name}: {error.strerror}") from error
-    fields = _HEADER.unpack(request)
-    open_count, flags, number, uuid = fields[6], fields[7], fields[10], fields[12]
-    return Mapping(
-        number=DeviceNumber(os.major(number), os.minor(number)),
-        uuid=uuid.split(b"\0", 1)[0].decode(errors="replace"),
-        open_count=open_count,
-        suspended=bool(flags & _SUSPENDED),
-    )

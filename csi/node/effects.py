@@ -5,16 +5,15 @@ import os
 from pathlib import Path
 from typing import assert_never
 
-from csi.core import disks, filesystems, mounts
+from csi.core import disks, filesystem_use, filesystems, mounts
 from csi.core.command import Runner
 from csi.core.errors import ForeignContent, Refused
-from csi.node import mount_api
+from csi.node import mount_api, releasing
 from csi.node.apply import Handlers
 from csi.node.kata.registry import KataRegistry
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.layout import Linear, Striped
 from csi.node.plan import steps
-from csi.node.plan.node_view import TOMBSTONE_SOURCE
 
 _TARGET_MODE = 0o750
 _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
@@ -23,10 +22,11 @@ _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
 class Effects:
     """The hands of the node plugin."""
 
-    def __init__(self, runner: Runner, lvm: Lvm, registry: KataRegistry) -> None:
+    def __init__(self, runner: Runner, lvm: Lvm, registry: KataRegistry, workshop: Path) -> None:
         self._runner = runner
         self._lvm = lvm
         self._registry = registry
+        self._workshop = workshop
 
     def handlers(self) -> Handlers:
         """One function for every step that a host plan can hold."""
@@ -36,9 +36,11 @@ class Effects:
             steps.ChangeTags: lambda step: self._lvm.change_tags(step.vg, step.name, remove=step.remove, add=step.add),
             steps.Activate: lambda step: self._lvm.activate(step.vg, step.name),
             steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
+            steps.ReleaseDevice: lambda step: releasing.release(self._lvm, step.vg, step.name),
             steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
             steps.ClearRange: lambda step: disks.clear(step.device, step.offset, step.length),
             steps.DiscardRange: self._discard,
+            steps.RequireUnused: self._require_unused,
             steps.MakeFilesystem: self._make_filesystem,
             steps.RequireFilesystem: self._require_filesystem,
             steps.CheckFilesystem: self._check_filesystem,
@@ -49,7 +51,7 @@ class Effects:
             steps.MountTombstone: self._mount_tombstone,
             steps.WriteRecord: lambda step: self._registry.put(step.target, step.record),
             steps.RemoveRecord: lambda step: self._registry.remove(step.target),
-            steps.Unmount: lambda step: mounts.unmount(self._runner, step.target),
+            steps.Unmount: lambda step: mount_api.unmount(step.target),
             steps.RemoveTarget: lambda step: mounts.remove_directory(step.target),
             steps.CreateVG: lambda step: self._lvm.create_vg(step.vg, step.devices),
             steps.ExtendVG: lambda step: self._lvm.extend_vg(step.vg, step.devices),
@@ -75,7 +77,17 @@ class Effects:
             disks.zero(step.device, step.offset, step.length)
 
     def _make_filesystem(self, step: steps.MakeFilesystem) -> None:
-        filesystems.make(self._runner, step.device, step.fstype, step.options)
+        filesystems.make(self._runner, step.device, step.fstype, step.options, step.uuid)
+
+    @staticmethod
+    def _require_unused(step: steps.RequireUnused) -> None:
+        with disks.reading(step.device) as read:
+            if filesystem_use.was_used(read, step.uuid):
+                raise ForeignContent(
+                    f"volume {step.volume_id} is new by its tags, and {step.device} holds a filesystem that was made for "
+                    "it and was mounted since. Was an old backup of the group's metadata restored (vgcfgrestore)? Nothing "
+                    "is changed. See docs/node.md, Trouble, for how to keep the data; if nobody needs it, delete the claim"
+                )
 
     def _require_filesystem(self, step: steps.RequireFilesystem) -> None:
         found = filesystems.signature(self._runner, step.device)
@@ -88,28 +100,28 @@ class Effects:
     def _check_filesystem(self, step: steps.CheckFilesystem) -> None:
         filesystems.check(self._runner, step.device, step.fstype)
 
-    def _mount_filesystem(self, step: steps.MountFilesystem) -> None:
-        _directory(step.target)
-        mounts.mount(self._runner, step.device, step.target, fstype=step.fstype, options=step.options)
-
     @staticmethod
-    def _bind_directory(step: steps.BindDirectory) -> None:
+    def _mount_filesystem(step: steps.MountFilesystem) -> None:
         _directory(step.target)
-        mount_api.bind(step.source, step.target, read_only=step.read_only)
+        mount_api.mount(step.device, step.target, fstype=step.fstype, options=step.options)
 
-    @staticmethod
-    def _bind_device(step: steps.BindDevice) -> None:
+    def _bind_directory(self, step: steps.BindDirectory) -> None:
+        _directory(step.target)
+        mount_api.bind(step.source, step.target, read_only=step.read_only, workshop=self._workshop)
+
+    def _bind_device(self, step: steps.BindDevice) -> None:
         _directory(str(Path(step.target).parent))
         # O_NOFOLLOW: a link planted at the target must not make the driver create or cover a file elsewhere.
         os.close(os.open(step.target, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640))
         real = disks.resolved(step.device)
         if real is None:
             raise Refused(f"{step.device} is not a block device; stage the volume again")
-        mount_api.bind(real, step.target, read_only=False)
+        mount_api.bind(real, step.target, read_only=False, workshop=self._workshop)
 
-    def _mount_tombstone(self, step: steps.MountTombstone) -> None:
+    @staticmethod
+    def _mount_tombstone(step: steps.MountTombstone) -> None:
         _directory(step.target)
-        mounts.mount(self._runner, TOMBSTONE_SOURCE, step.target, fstype="tmpfs", options=_TOMBSTONE_OPTIONS)
+        mount_api.mount(step.source, step.target, fstype="tmpfs", options=_TOMBSTONE_OPTIONS)
 
 
 def _directory(path: str) -> None:

@@ -14,17 +14,22 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from csi.core.errors import InvalidInput, SealedLocalError
+from csi.node import observe
 from csi.node.config import NodeConfig
 from csi.node.jobs import Job
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Report
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.turns import Queue
 from csi.node.plan import placement
+from csi.node.plan.target import Conditions
+from csi.node.standing import Standing
+from csi.node.volume import Volume
 
 _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
 _REPORT_AGE_SECONDS = 30.0
 _SILENCE_SECONDS = 10.0
+Conditioned = Callable[[Report], Conditions]
 
 
 class Metrics:
@@ -37,6 +42,8 @@ class Metrics:
         report: Callable[[], Report],
         jobs: Callable[[], tuple[Job, ...]] = tuple,
         queues: Callable[[], Mapping[str, Queue]] = dict,
+        *,
+        conditions: Conditioned = observe.conditions,
     ) -> None:
         self.registry = CollectorRegistry()
         self._driver_name = driver_name
@@ -47,7 +54,7 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS,
         )
-        self.registry.register(_Groups(config, report))
+        self.registry.register(_Groups(config, report, conditions))
         self.registry.register(_JobGauges(jobs))
         self.registry.register(_QueueGauges(queues))
 
@@ -55,13 +62,13 @@ class Metrics:
         """Count one finished call. `code` is the name of gRPC's status code in Python."""
         self._operations.labels(self._driver_name, method, _as_go_writes(code)).observe(seconds)
 
-    def serve(self, address: str, healthy: Callable[[], bool]) -> Callable[[], None]:
+    def serve(self, address: str, standing: Standing) -> Callable[[], None]:
         """Serve `/metrics` and `/healthz` on HOST:PORT; answers the function that stops it."""
         host, _, port = address.rpartition(":")
         if not port.isdigit():
             raise InvalidInput("--metrics-address", f"{address!r} is no HOST:PORT")
         try:
-            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, healthy), _Server, _Quiet)
+            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, standing), _Server, _Quiet)
         except OSError as error:
             raise InvalidInput("--metrics-address", f"{address} can't be used: {error.strerror}") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
@@ -97,14 +104,14 @@ class _Quiet(WSGIRequestHandler):
         """A scrape is no event."""
 
 
-def _pages(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Callable[..., Iterable[bytes]]:
+def _pages(registry: CollectorRegistry, standing: Standing) -> Callable[..., Iterable[bytes]]:
     metrics = make_wsgi_app(registry)
 
     def page(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == "/healthz":
-            well = healthy()
-            start_response("200 OK" if well else "503 Service Unavailable", [("Content-Type", "text/plain")])
-            return [b"ok\n" if well else b"not ready\n"]
+            status = "200 OK" if standing.ready else "503 Service Unavailable"
+            start_response(status, [("Content-Type", "text/plain")])
+            return [standing.words().encode(errors="backslashreplace")]
         body: Iterable[bytes] = metrics(environ, start_response)
         return body
 
@@ -134,6 +141,12 @@ class _JobGauges(Collector):
         return [count, done, of]
 
 
+def _state(lv: LogicalVolume) -> str:
+    """The state of a volume of ours, `unreadable` where that can't be told; nothing for an LV of somebody else."""
+    found = volume_tags.decode(lv)
+    return "" if found is None else found.state if isinstance(found, Volume) else "unreadable"
+
+
 class _QueueGauges(Collector):
     """Who changes which group now, and how many wait. A series is there while somebody does."""
 
@@ -156,11 +169,26 @@ class _QueueGauges(Collector):
         return [length, holder]
 
 
+class PoolStates(Collector):
+    """A gauge for every pool: 1 when all its groups and disks are there, 0 when something lacks."""
+
+    def __init__(self, standing: Standing) -> None:
+        self._standing = standing
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        ready = GaugeMetricFamily("sealed_local_pool_ready", "Whether a pool is whole", labels=["pool"])
+        for name, lacks in self._standing.pools.items():
+            ready.add_metric([name], int(lacks is None))
+        return [ready]
+
+
 class _Groups(Collector):
     """Gauges from LVM's own report, made at most every half minute however often the page is read."""
 
-    def __init__(self, config: NodeConfig, report: Callable[[], Report]) -> None:
+    def __init__(self, config: NodeConfig, report: Callable[[], Report], conditions: Conditioned) -> None:
         self._config = config
+        self._conditions = conditions
         self._report = report
         self._last: Report | None = None
         self._at = float("-inf")
@@ -188,19 +216,21 @@ class _Groups(Collector):
         )
         count = GaugeMetricFamily("sealed_local_volumes", "Volumes of this driver by state", labels=["vg", "state"])
         report = self._fresh() or Report(vgs=())
+        targets = placement.all_targets(self._config, report, self._conditions(report))
+        rooms = {target.vg.name: target.room for target in targets}
         for vg in report.vgs:
-            if not self._config.allows(vg.name) or vg.name in report.ambiguous:
+            if vg.name not in rooms:
                 continue
             labels = self._labels(vg.name)
             size.add_metric(labels, vg.size_bytes)
             free.add_metric(labels, vg.free_bytes)
-            room.add_metric(labels, placement.available(self._config, vg))
+            room.add_metric(labels, rooms[vg.name])
             broken.add_metric(labels, vg.missing_disks)
             if vg.metadata_free_bytes is not None:
                 text.add_metric(labels, vg.metadata_free_bytes)
-            states = [volume.state for lv in vg.lvs if (volume := volume_tags.decode(lv)) is not None]
-            for state in sorted(set(states)):
-                count.add_metric([vg.name, state], states.count(state))
+            for state, number in sorted(Counter(_state(lv) for lv in vg.lvs).items()):
+                if state:
+                    count.add_metric([vg.name, state], number)
         for group in report.unreadable:
             lost.add_metric(self._labels(group.name), 1)
         return [size, free, room, broken, text, lost, count]

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 from csi.core import disks, log
+from csi.core.device_number import DeviceNumber
 from csi.node import main, observe
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
@@ -26,12 +27,14 @@ from csi.node.kata.registry import Entry
 from csi.node.locks import VolumeLocks
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.model import Report
+from csi.node.lvm.names import VolumeId
 from csi.node.metrics import Metrics
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathView, Publications
-from csi.node.rpc.identity import Identity
 from csi.node.rpc.proto import csi_pb2_grpc
 from csi.node.settings import Settings
+from csi.node.standing import Standing
+from csi.node.startup import Startup
 from csi.node.volume import Volume
 from tests.fakes.node import Node
 
@@ -79,6 +82,9 @@ class ToyRegistry:
     def entries(self) -> Iterator[Entry]:
         for target, record in self._node.records.items():
             yield Entry(target=target, record=record)
+
+    def at(self, target: str) -> Entry | None:
+        return next((entry for entry in self.entries() if entry.target == target), None)
 
     def remove(self, target: str) -> None:
         self._node.records.pop(target, None)
@@ -131,6 +137,7 @@ class CsiServer:
         )
         self.lvm = ToyLvm(self.node, folder / "lvm.lock")
         self.failures: dict[type, Exception] = {}
+        self.faults: tuple[str, ...] = ()
         self._gates: dict[type, Gate] = {}
         self.desk = Desk(
             settings=self.settings,
@@ -141,9 +148,10 @@ class CsiServer:
             locks=VolumeLocks(),
             jobs=Jobs(),
         )
-        self.identity = Identity(self.settings.driver_name)
+        self.standing = Standing(lambda: self.faults)
         self.metrics = Recorder(self.settings, self.lvm.report, self.desk.jobs.shown)
-        self.server = main.build_server(self.desk, self.identity, self.metrics)
+        self.server = main.build_server(self.desk, self.standing, self.metrics)
+        self._startup = Startup(self.desk, self.standing)
         self.socket = folder / "csi.sock"
         self._text = io.StringIO()
         self.log_handler = logging.StreamHandler(self._text)
@@ -157,6 +165,10 @@ class CsiServer:
         self.identity_stub = csi_pb2_grpc.IdentityStub(self.channel)
         self.controller = csi_pb2_grpc.ControllerStub(self.channel)
         self.node_stub = csi_pb2_grpc.NodeStub(self.channel)
+
+    def attempt(self) -> bool:
+        """The start-up, once. A repetition is another call of the same object in the real program."""
+        return self._startup.attempt()
 
     def stop(self) -> None:
         """Let held steps go and end."""
@@ -237,12 +249,25 @@ def serving(folder: Path, patch: pytest.MonkeyPatch, config: str = _CONFIG) -> I
     def path(value: str, listed: object) -> PathView:
         return node.path(value)
 
-    def publications(entries: object, listed: object, volume: Volume | None, staging_path: str = "") -> Publications:
-        return Publications() if volume is None else node.publications(volume.lv.name, staging_path)
+    def publications(
+        entries: object, listed: object, volume_id: VolumeId, devices: object, staging_path: str = ""
+    ) -> Publications:
+        return node.publications(volume_id, staging_path)
+
+    def alive(volume: Volume, report: object) -> Volume:
+        return replace(volume, live=node.live(volume.lv.name))
+
+    def mounted_at(path: str) -> DeviceNumber | None:
+        top = node.path(path).top
+        return top.device if top is not None else None
 
     patch.setattr(observe, "path", path)
     patch.setattr(observe, "publications", publications)
-    patch.setattr(observe, "live_device", lambda lv: node.live(lv.name))
+    patch.setattr(observe, "alive", alive)
+    patch.setattr(observe, "devices", node.active)
+    patch.setattr(observe, "place", lambda view, volume_id, owners: node.place(view.path))
+    patch.setattr(observe, "mounted_at", mounted_at)
+    patch.setattr(disks, "number", lambda path: node.path(path).device)
     patch.setattr(observe, "node_is_right", lambda volume: volume.live is not None)
     patch.setattr(observe, "is_volume", lambda device, name: device is not None and device == node.devices.get(name))
     patch.setattr(disks, "size", lambda path: 4096)

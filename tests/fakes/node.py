@@ -18,7 +18,8 @@ from csi.node.kata.record import Record
 from csi.node.lvm.live_device import LiveDevice
 from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import erase, steps
-from csi.node.plan.node_view import TOMBSTONE_SOURCE, PathKind, PathView, Publications
+from csi.node.plan.node_view import ActiveDevice, PathKind, PathView, Publications, tombstone_owner
+from csi.node.plan.teardown import Place
 
 EXTENT = 4 * 1024 * 1024
 FRESH = "left over from another volume"
@@ -182,8 +183,20 @@ class Node:
         return Publications(
             mounts=tuple(m.target for m in shown if m.fstype != "devtmpfs" and m.target != staging),
             devices=tuple(m.target for m in shown if m.fstype == "devtmpfs"),
+            tombstones=tuple(m.target for m in self.mounts if tombstone_owner(m) == name),
             records={target: record for target, record in self.records.items() if record.device == lv.path},
         )
+
+    def place(self, path: str) -> Place:
+        """What `csi.node.observe.place` would show."""
+        view = self.path(path)
+        owners = {number: name for name, number in self.devices.items()}
+        return Place(view=view, owners=tuple(tombstone_owner(m) or owners.get(m.device) for m in view.mounts))
+
+    def active(self, name: str) -> tuple[ActiveDevice, ...]:
+        """What `csi.node.observe.devices` would show."""
+        live = self.live(name)
+        return (ActiveDevice(vg="vg0", name=name, live=live),) if live is not None else ()
 
     def pod_write(self, name: str, target: str, data: str) -> str:
         """A pod (or the guest, where there is a record) writes; answers where the data went."""
@@ -210,6 +223,7 @@ class Node:
             open_count=int(self.is_mounted(name)) + self.opened.get(name, 0) + loops,
             loops=loops,
             read_only=name in self.read_only,
+            mounted=self.is_mounted(name),
         )
 
     def is_mounted(self, name: str) -> bool:
@@ -284,7 +298,7 @@ def _tags(node: Node, step: steps.ChangeTags) -> None:
     node.lvs[step.name] = replace(lv, tags=lv.tags - set(step.remove) | set(step.add))
 
 
-def _deactivate(node: Node, step: steps.Deactivate) -> None:
+def _deactivate(node: Node, step: steps.Deactivate | steps.ReleaseDevice) -> None:
     live = node.live(step.name)
     if live is not None and live.is_open:
         raise InUse(step.name)
@@ -315,6 +329,14 @@ def _format(node: Node, step: steps.MakeFilesystem) -> None:
     node.content[name] = HALF
     node.moment()
     node.content[name] = f"empty {step.fstype}"
+
+
+def _require_unused(node: Node, step: steps.RequireUnused) -> None:
+    name = node.named(step.device)
+    held = node.content[name]
+    # A leftover of another volume, zeroes, and what an mkfs made that was killed before the tag may go.
+    if name in node.formats and held not in (FRESH, ZEROED, HALF) and not held.startswith("empty "):
+        raise ForeignContent(step.device)
 
 
 def _require(node: Node, step: steps.RequireFilesystem) -> None:
@@ -352,7 +374,7 @@ def _set_read_only(node: Node, step: steps.SetReadOnly) -> None:
 def _tombstone(node: Node, step: steps.MountTombstone) -> None:
     node.directories.add(step.target)
     node.moment()
-    node.mount(step.target, DeviceNumber(0, 99), "tmpfs", TOMBSTONE_SOURCE, read_only=True)
+    node.mount(step.target, DeviceNumber(0, 99), "tmpfs", step.source, read_only=True)
 
 
 def _write_record(node: Node, step: steps.WriteRecord) -> None:
@@ -383,9 +405,11 @@ _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[as
     steps.ChangeTags: _tags,
     steps.Activate: lambda node, step: node.activate(step.name),
     steps.Deactivate: _deactivate,
+    steps.ReleaseDevice: _deactivate,
     steps.ZeroRange: _zero,
     steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,
+    steps.RequireUnused: _require_unused,
     steps.MakeFilesystem: _format,
     steps.RequireFilesystem: _require,
     steps.CheckFilesystem: lambda node, step: None,

@@ -4,26 +4,29 @@ with one LV or none, no leaked LV, mount, record or tombstone, and no lost data.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csi.core.errors import SealedLocalError
+from csi.core.errors import ForeignContent, SealedLocalError
 from csi.core.filesystem import Filesystem
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
-from csi.node.plan import deletion, provision, publish, stage, steps
-from csi.node.plan.node_view import PathKind
+from csi.node.plan import deletion, provision, publish, stage, steps, teardown
 from csi.node.volume import Access, Capability, State, Volume, Wanted
 from tests.fakes.node import FRESH, HALF, ZEROED, JobBegun, Killed, Node
 from tests.fakes.others import OTHERS, Other
 
 _CONFIG = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),), default_pool="main")
 _NAME = "pvc-1"
-_STAGING, _TARGET = "/var/lib/kubelet/plugins/pvc-1/globalmount", "/var/lib/kubelet/pods/p/volumes/pvc-1/mount"
+_STAGING, _TARGET = (
+    "/var/lib/kubelet/plugins/pvc-1/globalmount",
+    "/var/lib/kubelet/pods/p/volumes/kubernetes.io~csi/pvc-1/mount",
+)
 _KINDS: dict[str, tuple[dict[str, str], bool, str]] = {
     "ext4": ({}, False, "ext4"),
     "xfs": ({}, False, "xfs"),
@@ -93,21 +96,29 @@ class Driver:
         self.node.apply(publish.publish(view))
 
     def _unpublish(self) -> None:
-        target = self.node.path(_TARGET)
-        reset = (
-            self.volume.lv.path
-            if target.kind is PathKind.DEVICE and _NAME in self.node.read_only and self.volume
-            else None
+        records = {_TARGET: _NAME} if _TARGET in self.node.records else {}
+        view = teardown.Unpublishing(
+            volume_id=_NAME,
+            target=self.node.place(_TARGET),
+            record_owners=records,
+            kubelet_dir=PurePosixPath("/var/lib/kubelet"),
+            devices=self.node.active(_NAME),
+            publications=self.node.publications(_NAME),
         )
-        self.node.apply(publish.unpublish(target, has_record=_TARGET in self.node.records, reset_device=reset))
+        self.node.apply(teardown.unpublish(view))
 
     def _unstage(self) -> None:
-        shown = self.node.publications(_NAME, _STAGING)
-        self.node.apply(stage.unstage(self.volume, self.node.path(_STAGING), shown))
+        view = teardown.Unstaging(
+            volume_id=_NAME,
+            staging=self.node.place(_STAGING),
+            publications=self.node.publications(_NAME, _STAGING),
+            devices=self.node.active(_NAME),
+        )
+        self.node.apply(teardown.unstage(view))
 
     def _delete(self) -> None:
         if self.volume is not None:
-            self.node.apply(deletion.delete(self.volume, self.node.publications(_NAME).targets))
+            self.node.apply(deletion.delete(self.volume, self.node.report(), self.node.publications(_NAME).targets))
 
 
 class DriverWithJobs(Driver):
@@ -326,6 +337,22 @@ def test_a_formatted_volume_that_shows_nothing_is_refused_and_not_formatted(kind
     assert len(driver.node.formats) == formats
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "direct"])
+def test_a_backup_of_the_metadata_that_brings_creating_back_does_not_format_living_data(kind: str) -> None:
+    driver = Driver(kind=kind)
+    driver.call("create")
+    backup = driver.node.lvs[_NAME]
+    for call in ("stage", "publish"):
+        driver.call(call)
+    assert driver.node.pod_write(_NAME, _TARGET, "what the tenant wrote") in ("volume", "guest")
+    for call in ("unpublish", "unstage"):
+        driver.call(call)
+    driver.node.lvs[_NAME] = backup
+    with pytest.raises(ForeignContent, match="pvc-1"):
+        driver.call("stage")
+    assert driver.node.content[_NAME] == "what the tenant wrote"
+
+
 def test_the_model_notices_a_plan_that_formats_again() -> None:
     """The properties can fail: a stage that forgets what `ready` means loses what the pod wrote."""
 
@@ -335,7 +362,7 @@ def test_the_model_notices_a_plan_that_formats_again() -> None:
             found = super().volume
             return replace(found, state=State.CREATING) if found is not None and found.state is State.READY else found
 
-    driver = Forgetful(kind="direct")
+    driver = Forgetful(kind="block")
     driver.call("create")
     driver.call("stage")
     driver.node.content[_NAME] = "what the tenant wrote"

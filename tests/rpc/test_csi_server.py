@@ -50,7 +50,7 @@ HELD = {
     "NodeStageVolume": steps.MakeFilesystem,
     "NodePublishVolume": steps.BindDirectory,
     "NodeUnpublishVolume": steps.Unmount,
-    "NodeUnstageVolume": steps.Deactivate,
+    "NodeUnstageVolume": steps.Unmount,
     "DeleteVolume": steps.RemoveLV,
 }
 LIFE = tuple(HELD)
@@ -238,12 +238,6 @@ WRONG: list[tuple[str, str, Any, str]] = [
         csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id="s")),
         "volume_content_source",
     ),
-    (
-        "CreateVolume",
-        "accessibility_requirements",
-        csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={NODE_KEY: "node-2"})]),
-        "accessibility_requirements",
-    ),
     ("NodeStageVolume", "staging_target_path", "relative/path", "staging_target_path"),
     ("NodeStageVolume", "staging_target_path", "/etc", "staging_target_path"),
     ("NodeStageVolume", "volume_capability", capability(flags=("bind",)), "volume_capability.mount.mount_flags"),
@@ -287,7 +281,9 @@ def test_attributes_of_a_volume_that_somebody_edited_are_refused(csi: CsiServer,
 
 
 def test_a_volume_of_a_later_or_laxer_version_is_staged_and_published(csi: CsiServer) -> None:
-    """Its class had keys and words that this version doesn't know: what counts stands in tags, the digest is compared."""
+    """Its class had keys and words that this version doesn't know: what counts stands in tags. Of the keys that are known
+    the digest is compared.
+    """
     context = {"later": "key", "lvmType": "raid7", "fsType": "zfs", "wipe": ""}
     requests = live(csi, "NodeStageVolume")
     lv = csi.node.lvs["pvc-1"]
@@ -297,7 +293,8 @@ def test_a_volume_of_a_later_or_laxer_version_is_staged_and_published(csi: CsiSe
     )
     for call in ("NodeStageVolume", "NodePublishVolume"):
         csi.call(call, requests.of(call, volume_context=context))
-        code, _ = csi.refused(call, requests.of(call, volume_context={**context, "later": "other"}))
+        csi.call(call, requests.of(call, volume_context={**context, "added": "by somebody"}))
+        code, _ = csi.refused(call, requests.of(call, volume_context={**context, "lvmType": "raid6"}))
         assert code is Code.INVALID_ARGUMENT
 
 
@@ -365,7 +362,9 @@ def test_taking_down_a_volume_that_is_gone_succeeds(csi: CsiServer, call: str) -
 def test_a_logical_volume_of_somebody_else_is_no_volume(csi: CsiServer) -> None:
     requests = live(csi, "NodeStageVolume")
     csi.node.lvs["root"] = replace(csi.node.lvs[NAME], name="root", tags=frozenset({"os"}))
-    csi.call("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    code, message = csi.refused("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    assert code is Code.FAILED_PRECONDITION
+    assert "vg0 holds a logical volume root without a tag of this driver" in message
     assert "root" in csi.node.lvs
     code, _ = csi.refused("NodeStageVolume", requests.of("NodeStageVolume", volume_id="root"))
     assert code is Code.NOT_FOUND
@@ -385,6 +384,9 @@ def test_a_repeated_call_gives_the_same_answer_and_changes_nothing(csi: CsiServe
         after = copy.deepcopy(csi.node)
         for _ in range(3):
             assert csi.call(call, requests.of(call)) == first
+        if call == "NodeUnstageVolume":
+            # A device that was left for the next stage may go, as nothing tells any more that the node mounted it.
+            after.devices = csi.node.devices
         assert csi.node == after
     assert (csi.node.lvs, csi.node.mounts, csi.node.records) == ({}, [], {})
     assert len(csi.node.formats) <= 1
@@ -574,6 +576,53 @@ def test_a_class_for_other_nodes_sends_the_scheduler_on(csi: CsiServer, paramete
     assert capacity.available_capacity == 0
 
 
+def test_a_request_for_another_node_sends_the_scheduler_on(csi: CsiServer) -> None:
+    elsewhere = csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={NODE_KEY: "node-2"})])
+    code, message = csi.refused("CreateVolume", Requests(csi).of("CreateVolume", accessibility_requirements=elsewhere))
+    assert code is Code.RESOURCE_EXHAUSTED
+    assert "node-2" in message
+    assert not csi.node.lvs
+
+
+def _of(word: str) -> Capability:
+    if word == "block":
+        return capability("block")
+    silent = capability()
+    silent.mount.fs_type = word
+    return silent
+
+
+@pytest.mark.parametrize(("made", "asked"), [("block", ""), ("", "block"), ("ext4", "xfs"), ("xfs", "")])
+def test_the_same_name_with_another_capability_is_another_volume(csi: CsiServer, made: str, asked: str) -> None:
+    wanted = [_of(word) for word in (made, asked)]
+    requests = Requests(csi)
+    csi.call("CreateVolume", requests.of("CreateVolume", volume_capabilities=[wanted[0]]))
+    csi.call("CreateVolume", requests.of("CreateVolume", volume_capabilities=[wanted[0]]))
+    code, message = csi.refused("CreateVolume", requests.of("CreateVolume", volume_capabilities=[wanted[1]]))
+    assert code is Code.ALREADY_EXISTS
+    assert f"exists as {made or 'ext4'}, and {asked or 'ext4'} is asked for" in message
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("asked", ["block", "xfs"])
+def test_what_a_volume_was_not_made_as_is_not_confirmed(csi: CsiServer, asked: str, prepared: bool) -> None:
+    requests = live(csi, "NodeStageVolume" if prepared else "CreateVolume")
+    if prepared:
+        csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    else:
+        csi.call("CreateVolume", requests.of("CreateVolume"))
+    request = requests.of("ValidateVolumeCapabilities", volume_capabilities=[_of(asked)])
+    answer = csi.call("ValidateVolumeCapabilities", request)
+    assert not answer.HasField("confirmed")
+    assert "ext4" in answer.message
+
+
+def test_a_context_of_another_volume_is_not_confirmed(csi: CsiServer) -> None:
+    requests = live(csi, "NodeStageVolume")
+    request = requests.of("ValidateVolumeCapabilities", volume_context={"wipe": "none"})
+    assert not csi.call("ValidateVolumeCapabilities", request).HasField("confirmed")
+
+
 @pytest.mark.parametrize(
     "parameters", [{"lvmtyp": "linear"}, {"lvmType": "raid9"}, {"iops": "9"}, {"pool": "main", "vgName": "a"}]
 )
@@ -589,6 +638,26 @@ def test_a_class_with_a_mistake_has_all_the_room_so_that_its_refusal_is_seen(
     )
     assert of_this_class.available_capacity == of_a_good_one.available_capacity == 4000 * MIB
     assert not of_this_class.HasField("maximum_volume_size")
+
+
+def test_the_mistake_of_a_class_is_logged_once(csi: CsiServer) -> None:
+    for _ in range(3):
+        csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters={"lvmtyp": "linear"}))
+    csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters={"iops": "9"}))
+    said = [event["error"] for event in csi.events if event["event"] == "a StorageClass has a mistake"]
+    assert len(said) == 2
+    assert "lvmType" in said[0]
+
+
+def test_room_that_lvm_has_refused_is_not_named(csi: CsiServer) -> None:
+    requests = Requests(csi)
+    before = csi.call("GetCapacity", requests.of("GetCapacity"))
+    csi.desk.refusals.note("vg0", "LVM refused a volume there")
+    refused = csi.call("GetCapacity", requests.of("GetCapacity"))
+    assert before.available_capacity > 0
+    assert (refused.available_capacity, refused.maximum_volume_size.value) == (0, 0)
+    # Whoever asks for a volume may have mended the reason: LVM is asked again.
+    csi.call("CreateVolume", requests.of("CreateVolume"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -722,6 +791,11 @@ def test_a_graceful_stop_finishes_the_running_call_and_takes_no_new_one(csi: Csi
 # What a failure says
 
 
+_NOWHERE = (
+    "no volume group can take 400 MiB (linear): vg0 has room for 0 bytes, as full. Free or add space, ask for less, or let "
+    "the scheduler use another node."
+)
+BAD = errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector"))
 ERRORS = [
     (errors.InvalidInput("a field", "is wrong"), Code.INVALID_ARGUMENT, "a field: is wrong"),
     (errors.NotFound("it is gone"), Code.NOT_FOUND, "it is gone"),
@@ -730,7 +804,7 @@ ERRORS = [
     (errors.Refused("not so"), Code.FAILED_PRECONDITION, "not so"),
     (errors.ForeignContent("not ours"), Code.FAILED_PRECONDITION, "not ours"),
     (errors.InUse("held"), Code.FAILED_PRECONDITION, "held"),
-    (errors.NoSpace("full"), Code.RESOURCE_EXHAUSTED, "full"),
+    (errors.NoSpace("full"), Code.RESOURCE_EXHAUSTED, _NOWHERE),
     (errors.OutOfRange("too large"), Code.OUT_OF_RANGE, "too large"),
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),
@@ -852,26 +926,26 @@ def test_the_node_tells_its_name_place_and_limit(csi: CsiServer) -> None:
 
 def test_probe_is_not_ready_before_start_up_and_ready_after_it(csi: CsiServer) -> None:
     assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is False
-    main._start_up(csi.desk, csi.identity)
+    csi.attempt()
     assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is True
 
 
 def test_probe_says_why_the_driver_cannot_work(csi: CsiServer) -> None:
     csi.lvm.broken = errors.ToolFailed("lvm: not found on PATH; install the package that holds it")
-    main._start_up(csi.desk, csi.identity)
+    csi.attempt()
     code, message = csi.refused("Probe", csi_pb2.ProbeRequest())
     assert code is Code.FAILED_PRECONDITION
     assert "install the package" in message
-    assert not csi.identity.ready
+    assert not csi.standing.ready
 
 
 def test_one_bad_disk_stops_its_pool_and_not_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = "pools: [{name: main, vgs: [vg0]}, {name: bad, vgs: [vg1], devices: [/dev/no-such-disk]}]"
     with serving(tmp_path, monkeypatch, config) as csi:
-        main._start_up(csi.desk, csi.identity)
+        csi.attempt()
         assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is True
-        warning = next(event for event in csi.events if event["event"] == "this node works without a pool")
-        assert "/dev/no-such-disk" in warning["problem"]
+        warning = next(event for event in csi.events if event["event"] == "pool is not complete")
+        assert "/dev/no-such-disk" in warning["error"]
         csi.call("CreateVolume", Requests(csi).of("CreateVolume", parameters={"pool": "main"}))
 
 
@@ -1065,7 +1139,7 @@ def test_a_socket_that_a_killed_process_left_is_replaced(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:9000", "127.0.0.1:0", "unix:///no/such/directory/csi.sock"])
 def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str) -> None:
-    server = main.build_server(csi.desk, csi.identity, csi.metrics)
+    server = main.build_server(csi.desk, csi.standing, csi.metrics)
     with pytest.raises(errors.InvalidInput, match=r"--endpoint"):
         main._bind(server, endpoint)
 
@@ -1150,7 +1224,8 @@ def test_a_stop_signal_lets_the_running_call_end_and_ends_the_program_well(
     assert program.wait(PATIENCE) == 0
     logged = (tmp_path / "log").read_text()
     events = [json.loads(line) for line in logged.splitlines() if line.startswith("{")]
-    told = [event["event"] for event in events if event["logger"] == "csi.node.main"]
+    milestones = ("serving", "ready", "stopping", "stopped")
+    told = [event["event"] for event in events if event["event"] in milestones]
     assert told == ["serving", "ready", "stopping", "stopped"]
     assert ("GetCapacity", "answer") in [(event.get("rpc"), event["event"]) for event in events]
     assert events[-1]["event"] == "stopped", "it said too early that it had stopped"

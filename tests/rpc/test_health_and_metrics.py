@@ -18,10 +18,11 @@ from csi.node import parameters
 from csi.node.lvm import names as volume_names
 from csi.node.lvm.model import Report, UnreadableGroup
 from csi.node.lvm.turns import Queue
-from csi.node.metrics import Metrics
+from csi.node.metrics import Metrics, PoolStates
 from csi.node.plan import provision
 from csi.node.rpc.csi_requests import Wanted
 from csi.node.rpc.proto import csi_pb2
+from csi.node.standing import Standing
 from csi.node.volume import State
 from tests.fakes.csi_server import PATIENCE, serving
 from tests.fakes.node import EXTENT, Node
@@ -51,10 +52,14 @@ class Page:
     address: str
     metrics: Metrics
     node: Node
-    healthy: bool = True
+    faults: tuple[str, ...] = ()
+    standing: Standing = field(init=False)
     broken: Exception | None = None
     looks: list[None] = field(default_factory=list)
     queues: dict[str, Queue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.standing = Standing(lambda: self.faults)
 
     def report(self) -> Report:
         self.looks.append(None)
@@ -91,7 +96,8 @@ def free_address() -> str:
 def served(config: node_config.NodeConfig = CONFIG) -> Iterator[Page]:
     page = Page(address=free_address(), metrics=None, node=Node())  # type: ignore[arg-type]
     page.metrics = Metrics("sealed-local.csi", config, page.report, queues=lambda: page.queues)
-    stop = page.metrics.serve(page.address, lambda: page.healthy)
+    page.standing.started()
+    stop = page.metrics.serve(page.address, page.standing)
     try:
         yield page
     finally:
@@ -145,10 +151,28 @@ def test_a_group_that_cannot_be_looked_into_is_told_and_so_is_the_room_for_metad
 
 def test_health_is_200_while_ready_and_503_while_not(page: Page) -> None:
     assert page.get("/healthz") == (200, "text/plain", "ok\n")
-    page.healthy = False
-    assert page.get("/healthz") == (503, "text/plain", "not ready\n")
-    page.healthy = True
+    page.faults = ("/dev is not the node's own",)
+    page.standing.look()
+    assert page.get("/healthz") == (
+        503, "text/plain", "not ready: this node's driver can't work: /dev is not the node's own\n",
+    )  # fmt: skip
+    page.faults = ()
+    page.standing.look()
     assert page.get("/healthz")[0] == 200
+    page.standing.stopping()
+    assert page.get("/healthz") == (503, "text/plain", "not ready\n")
+
+
+def test_a_pool_that_lacks_something_is_shown_and_the_node_is_healthy_all_the_same(page: Page) -> None:
+    page.metrics.registry.register(PoolStates(page.standing))
+    page.standing.pool("main", None)
+    page.standing.pool("bulk", "no device /dev/x")
+    assert page.get("/healthz") == (200, "text/plain", "ok\npool bulk: no device /dev/x\n")
+    ready = {name: value for name, value in page.samples().items() if name[0] == "sealed_local_pool_ready"}
+    assert ready == {
+        ("sealed_local_pool_ready", frozenset({("pool", "main")})): 1,
+        ("sealed_local_pool_ready", frozenset({("pool", "bulk")})): 0,
+    }
 
 
 def test_health_does_not_ask_lvm(page: Page) -> None:
@@ -224,10 +248,10 @@ def test_a_call_of_the_real_server_is_on_the_page(tmp_path: Path, monkeypatch: p
         csi.call("GetPluginInfo", csi_pb2.GetPluginInfoRequest())
         csi.refused("DeleteVolume", csi_pb2.DeleteVolumeRequest())
         page = Page(address=free_address(), metrics=csi.metrics, node=csi.node)
-        stop = csi.metrics.serve(page.address, lambda: csi.identity.ready)
+        stop = csi.metrics.serve(page.address, csi.standing)
         try:
             assert page.get("/healthz")[0] == 503
-            csi.identity.ready = True
+            csi.attempt()
             assert page.get("/healthz")[0] == 200
             counts = {
                 dict(labels)["method_name"]: value
@@ -319,12 +343,12 @@ def test_a_stopped_page_answers_nobody() -> None:
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:", "localhost:http", "127.0.0.1:-1"])
 def test_an_address_that_is_no_host_and_port_is_named(page: Page, address: str) -> None:
     with pytest.raises(InvalidInput, match="--metrics-address"):
-        _stopped(page.metrics.serve(address, lambda: True))
+        _stopped(page.metrics.serve(address, page.standing))
 
 
 def test_an_address_in_use_is_named(page: Page) -> None:
     with pytest.raises(InvalidInput, match=r"--metrics-address: 127\.0\.0\.1:\d+ can't be used"):
-        _stopped(page.metrics.serve(page.address, lambda: True))
+        _stopped(page.metrics.serve(page.address, page.standing))
 
 
 def _stopped(stop: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """A call gets one view of one moment: LVM is asked once, the kernel's mount table and Kata's registry are read once."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from csi.node.lvm import names
 from csi.node.lvm.model import Report
 from csi.node.lvm.turns import Turns
 from csi.node.plan import steps
+from csi.node.plan.target import Conditions
 from csi.node.rpc.node import Node
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.node import Node as ToyNode
@@ -64,7 +66,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
         made.call(call)
     assert made.volume is not None
     device = made.volume.device
-    monkeypatch.setattr(observe, "live_device", lambda lv: made.node.live(lv.name))
+    monkeypatch.setattr(observe, "alive", lambda volume, _: replace(volume, live=made.node.live(volume.lv.name)))
     monkeypatch.setattr(disks, "leads_to", lambda _: device)
     return made
 
@@ -105,7 +107,7 @@ def test_what_happens_after_the_look_does_not_change_the_view(driver: Driver, tm
         assert view.existing.device == DeviceNumber(254, 1)
         made.registry.put("/k/late", Record(device="/dev/vg0/pvc-1", fstype="ext4"))
         driver.call("publish")
-        assert not view.around.has_record("/k/late")
+        assert "/k/late" not in {entry.target for entry in view.around.entries}
         assert view.publications().targets == ()
 
 
@@ -124,7 +126,7 @@ def creates(vg: str) -> steps.CreateLV:
 def test_an_allocation_holds_the_volume_and_its_group_and_no_other(driver: Driver, tmp_path: Path) -> None:
     made, done = desk(driver, tmp_path)
 
-    def plan(_: Report) -> steps.Plan:
+    def plan(_: Report, __: Conditions) -> steps.Plan:
         looks = made.lvm.looks  # type: ignore[attr-defined]
         if looks == 2:
             assert {name: queue.holder for name, queue in made.lvm.turns.queues().items()} == {
@@ -142,14 +144,14 @@ def test_an_allocation_holds_the_volume_and_its_group_and_no_other(driver: Drive
 def test_a_plan_that_changes_its_group_while_it_waits_is_made_again(driver: Driver, tmp_path: Path) -> None:
     made, done = desk(driver, tmp_path)
     groups = iter(("vg0", "vg1", "vg1", "vg1"))
-    made.allocate(NAME, "CreateVolume", lambda _: (creates(next(groups)),))
+    made.allocate(NAME, "CreateVolume", lambda *_: (creates(next(groups)),))
     assert done == [creates("vg1")]
 
 
 def test_a_volume_that_is_there_by_then_is_not_made_again(driver: Driver, tmp_path: Path) -> None:
     made, done = desk(driver, tmp_path)
     plans = iter(((creates("vg0"),), ()))
-    made.allocate(NAME, "CreateVolume", lambda _: next(plans))
+    made.allocate(NAME, "CreateVolume", lambda *_: next(plans))
     assert done == []
 
 
@@ -165,7 +167,7 @@ def test_a_call_waits_for_its_groups_turn_before_it_holds_the_volume(driver: Dri
     holder = threading.Thread(target=hold)
     holder.start()
     assert began.wait(20.0)
-    waiting = threading.Thread(target=made.allocate, args=(NAME, "CreateVolume", lambda _: (creates("vg0"),)))
+    waiting = threading.Thread(target=made.allocate, args=(NAME, "CreateVolume", lambda *_: (creates("vg0"),)))
     waiting.start()
     while made.lvm.turns.queues()["vg0"].waiting == 0:
         threading.Event().wait(0.01)

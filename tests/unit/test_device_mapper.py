@@ -66,3 +66,81 @@ def test_any_other_failure_is_an_error(control: Path, monkeypatch: pytest.Monkey
 def test_a_machine_without_device_mapper_has_no_such_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(()))
     assert device_mapper.status("vg0-pvc--1", tmp_path / "absent") is None
+
+
+# Lists, tables, removal
+
+
+def kernel(patch: pytest.MonkeyPatch, answers: dict[int, Any]) -> list[tuple[int, int]]:
+    """A kernel with an answer for each request; returns the requests as they come, with their sizes."""
+    asked: list[tuple[int, int]] = []
+
+    def ioctl(descriptor: int, number: int, request: bytearray) -> int:
+        asked.append((number, len(request)))
+        answers[number](request)
+        return 0
+
+    patch.setattr(fcntl, "ioctl", ioctl)
+    return asked
+
+
+def test_the_names_of_all_devices_are_read_from_one_answer(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(request: bytearray) -> None:
+        struct.pack_into("=QI9s", request, 312, (254 << 8) | 1, 24, b"vg0-pvc\0")
+        struct.pack_into("=QI9s", request, 336, (254 << 8) | 2, 0, b"vg1-x\0")
+
+    kernel(monkeypatch, {0xC138FD02: answer})
+    assert device_mapper.names(control) == ("vg0-pvc", "vg1-x")
+
+
+def test_a_kernel_without_devices_has_no_names(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel(monkeypatch, {0xC138FD02: lambda request: None})
+    assert device_mapper.names(control) == ()
+
+
+def test_an_answer_that_does_not_fit_is_asked_for_again_with_more_room(
+    control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: bytearray) -> None:
+        full = 1 << 8 if len(request) < 60_000 else 0
+        struct.pack_into("=I", request, 28, full)
+        struct.pack_into("=QI9s", request, 312, 1, 0, b"vg0-pvc\0")
+
+    asked = kernel(monkeypatch, {0xC138FD02: answer})
+    assert device_mapper.names(control) == ("vg0-pvc",)
+    assert [size for _, size in asked] == [312 + (1 << 14), 312 + (1 << 16)]
+
+
+def test_a_table_shows_its_kinds_of_target_and_its_disks(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def table(request: bytearray) -> None:
+        struct.pack_into("=I", request, 20, 2)
+        struct.pack_into("=QQiI16s", request, 312, 0, 8, 0, 64, b"linear")
+        struct.pack_into("=QQiI16s", request, 312 + 64, 8, 8, 0, 0, b"striped")
+
+    def below(request: bytearray) -> None:
+        struct.pack_into("=IIQQ", request, 312, 2, 0, (8 << 8) | 16, (8 << 8) | 32)
+
+    kernel(monkeypatch, {0xC138FD0C: table, 0xC138FD0B: below})
+    assert device_mapper.targets("vg0-pvc", control) == {"linear", "striped"}
+    assert device_mapper.lies_on("vg0-pvc", control) == {DeviceNumber(8, 16), DeviceNumber(8, 32)}
+
+
+@pytest.mark.parametrize(("code", "removed"), [(errno.EBUSY, False), (errno.ENXIO, True), (0, True)])
+def test_a_device_is_removed_unless_something_has_it_open(
+    control: Path, monkeypatch: pytest.MonkeyPatch, code: int, removed: bool
+) -> None:
+    def answer(_: bytearray) -> None:
+        if code:
+            raise OSError(code, "said the kernel")
+
+    kernel(monkeypatch, {0xC138FD04: answer})
+    assert device_mapper.remove("vg0-pvc", control) is removed
+
+
+def test_a_removal_that_fails_otherwise_is_an_error(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(_: bytearray) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    kernel(monkeypatch, {0xC138FD04: answer})
+    with pytest.raises(ToolFailed, match="does not answer about vg0-pvc"):
+        device_mapper.remove("vg0-pvc", control)

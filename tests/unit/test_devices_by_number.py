@@ -1,6 +1,9 @@
 """What the kernel says of devices counts, never a path: on a made-up sysfs."""
 
 import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,11 +38,46 @@ def test_a_mapping_is_found_by_its_whole_name(tmp_path: Path) -> None:
     assert disks.mapping_name(DeviceNumber(8, 0), made) is None
 
 
-def test_a_loop_device_is_known_by_what_it_lies_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_device_is_known_by_what_the_kernel_says_it_lies_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path may be gone, or mean something in another namespace only."""
+    made = sysfs(tmp_path, {}, {"loop7": "/k/volumeDevices/pvc-1 (deleted)", "loop8": "/absent", "loop9": "/file"})
+    numbers = {"loop7": (254 << 8) | 3, "loop8": (254 << 8) | 3, "loop9": 0}
+
+    @contextmanager
+    def opened(device: str, flags: int) -> Iterator[str]:
+        yield Path(device).name
+
+    def ioctl(loop: str, request: int, answer: bytearray) -> None:
+        assert (request, len(answer)) == (0x4C05, 232)
+        struct.pack_into("=3Q", answer, 0, 5, 77, numbers[loop])
+
+    monkeypatch.setattr(disks, "_opened", opened)
+    monkeypatch.setattr(disks.fcntl, "ioctl", ioctl)
+    assert disks.loops_on(DeviceNumber(254, 3), made) == 2
+    assert disks.loops_on(DeviceNumber(254, 4), made) == 0
+
+
+def test_a_loop_device_that_cannot_be_asked_is_known_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = sysfs(tmp_path, {}, {"loop7": "/k/volumeDevices/pvc-1", "loop8": "/absent"})
     monkeypatch.setattr(disks, "leads_to", {"/k/volumeDevices/pvc-1": DeviceNumber(254, 3)}.get)
-    assert disks.loops_on(DeviceNumber(254, 3), made) == 1
-    assert disks.loops_on(DeviceNumber(254, 4), made) == 0
+    assert disks.loops_on(DeviceNumber(254, 3), made, tmp_path / "dev") == 1
+    assert disks.loops_on(DeviceNumber(254, 4), made, tmp_path / "dev") == 0
+
+
+def test_what_is_mounted_on_or_made_on_a_device_is_seen_without_its_mount(tmp_path: Path) -> None:
+    made = sysfs(tmp_path, {"vg0-pvc": "254:0", "on-top": "254:1"})
+    device = DeviceNumber(254, 0)
+    assert (disks.mounted_anywhere(device, made), disks.holders(device, made)) == (False, ())
+    (made / "fs/ext4/dm-0").mkdir(parents=True)
+    (made / "block/dm-0/holders").mkdir()
+    (made / "block/dm-0/holders/dm-1").symlink_to(made / "block/dm-1")
+    assert (disks.mounted_anywhere(device, made), disks.holders(device, made)) == (True, ("on-top",))
+    assert not disks.mounted_anywhere(DeviceNumber(254, 1), made)
+    assert (disks.exists(device, made), disks.exists(DeviceNumber(8, 0), made)) == (True, False)
 
 
 class Kernel:

@@ -1,4 +1,4 @@
-"""One operation a volume at a time: the second is told who has it, at once, and nobody keeps a lock by failing."""
+"""One operation a volume at a time: the second is told who has it, soon, and nobody keeps a lock by failing."""
 
 import contextlib
 import os
@@ -128,3 +128,31 @@ def test_when_an_operation_ends_another_process_gets_the_volume(tmp_path: Path, 
     again = files.take_named_lock(tmp_path / "lock", "pvc-1")
     assert again is not None
     os.close(again)
+
+
+def test_a_second_operation_gets_the_volume_when_the_first_ends_in_a_moment() -> None:
+    locks = VolumeLocks(patience_seconds=60.0)
+    held, let_go = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with locks.hold("pvc-1", "CreateVolume"):
+            held.set()
+            let_go.wait(60)
+
+    one = threading.Thread(target=first)
+    one.start()
+    held.wait(60)
+    threading.Timer(0.1, let_go.set).start()
+    with locks.hold("pvc-1", "NodeStageVolume"):
+        assert let_go.is_set()
+    one.join()
+
+
+def test_a_second_operation_is_refused_when_the_first_does_not_end_in_a_moment() -> None:
+    locks = VolumeLocks(patience_seconds=0.01)
+    with (
+        locks.hold("pvc-1", "CreateVolume"),
+        pytest.raises(Busy, match="CreateVolume of volume"),
+        locks.hold("pvc-1", "DeleteVolume"),
+    ):
+        pytest.fail("two operations have one volume")

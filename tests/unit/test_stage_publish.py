@@ -49,8 +49,15 @@ def volume(
         tags=frozenset(),
         partial=fields.pop("lv_partial", False),
     )
-    opened, read_only = fields.pop("open_count", 0), fields.pop("device_read_only", False)
-    live = LiveDevice(number=NUMBER, open_count=opened, read_only=read_only)
+    live = LiveDevice(
+        number=NUMBER,
+        open_count=fields.pop("open_count", 0),
+        loops=fields.pop("loops", 0),
+        read_only=fields.pop("device_read_only", False),
+        mounted=fields.pop("mounted", False),
+        on_top=fields.pop("on_top", ()),
+        stale=fields.pop("stale", False),
+    )
     plain = Volume(
         lv=lv,
         name_digest="",
@@ -111,7 +118,6 @@ BLOCK = asked(block=True)
 MOUNT = asked()
 
 ACTIVATE = steps.Activate(vg="vg0", name="pvc-1")
-DEACTIVATE = steps.Deactivate(vg="vg0", name="pvc-1")
 
 
 def zero(offset: int, length: int) -> steps.ZeroRange:
@@ -249,6 +255,48 @@ def test_a_staged_volume_needs_nothing(capability: Capability) -> None:
     assert staged(volume(), capability, STAGED) == ()
 
 
+def test_what_is_mounted_in_another_namespace_is_mounted_again_and_not_checked() -> None:
+    plan = staged(volume(open_count=1, mounted=True), MOUNT, FREE_STAGING)
+    assert plan == (LOOKED[0], mounted("ext4"))
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (volume(open_count=1, on_top=("tenant-crypt",)), "in use by tenant-crypt"),
+        (volume(None, state=State.CREATING, open_count=1, on_top=("tenant-crypt",)), "in use by tenant-crypt"),
+        (volume(None, state=State.CREATING, open_count=1, mounted=True), "in use by a mount"),
+        (
+            volume(open_count=1, stale=True),
+            "in use by a process or virtual machine on this node; its device is on a disk",
+        ),
+        (volume("sealed", open_count=1, stale=True, **SEALED), "has come back under another number"),
+    ],
+    ids=["mapping", "mapping on a new one", "mounted new one", "stale", "stale sealed"],
+)
+def test_a_device_that_something_else_has_is_in_use_and_nothing_is_done(there: Volume, words: str) -> None:
+    with pytest.raises(InUse, match=words):
+        staged(there, MOUNT, FREE_STAGING, node_is_right=not there.live.stale if there.live else False)
+
+
+@pytest.mark.parametrize(
+    "there", [volume(stale=True), volume("sealed", stale=True, **SEALED), volume(stale=True, **DIRECT)]
+)
+def test_a_device_on_a_disk_that_came_back_under_another_number_is_made_anew(there: Volume) -> None:
+    plan = staged(there, MOUNT, FREE_STAGING, node_is_right=False)
+    assert plan[:2] == (steps.ReleaseDevice(vg="vg0", name="pvc-1"), ACTIVATE)
+
+
+def test_a_mount_of_a_disk_that_has_gone_is_not_called_staged() -> None:
+    with pytest.raises(Refused, match="a mount of a disk that has gone"):
+        staged(volume(stale=True, open_count=1, mounted=True), MOUNT, STAGED, node_is_right=False)
+
+
+def test_a_path_behind_a_link_is_mounted_where_it_leads() -> None:
+    linked = path(STAGING, leads_to="/data/staging")
+    assert staged(volume(), MOUNT, linked)[-1] == dataclasses.replace(mounted("ext4"), target="/data/staging")
+
+
 def test_a_request_that_names_no_filesystem_takes_the_one_that_is_there() -> None:
     plan = staged(volume("xfs"), MOUNT, FREE_STAGING)
     assert plan[-1] == mounted("xfs")
@@ -356,49 +404,10 @@ def test_a_volume_that_is_staged_otherwise_is_not_staged_again(
         staged(there, capability, STAGED)
 
 
-# Unstage
+# Publish
 
 
 NOWHERE = Publications()
-
-
-def test_a_staged_volume_is_unmounted_and_deactivated() -> None:
-    assert stage.unstage(volume(), STAGED, NOWHERE) == (steps.Unmount(target=STAGING), DEACTIVATE)
-
-
-def test_a_volume_that_is_only_active_is_deactivated() -> None:
-    assert stage.unstage(volume("block"), FREE_STAGING, NOWHERE) == (DEACTIVATE,)
-
-
-@pytest.mark.parametrize("there", [None, volume(active=False)])
-def test_unstaging_what_is_not_staged_does_nothing(there: Volume | None) -> None:
-    assert stage.unstage(there, FREE_STAGING, NOWHERE) == ()
-
-
-def test_the_mount_of_a_volume_that_is_gone_is_taken_away() -> None:
-    assert stage.unstage(None, STAGED, NOWHERE) == (steps.Unmount(target=STAGING),)
-
-
-@pytest.mark.parametrize(
-    "shown",
-    [
-        Publications(mounts=(TARGET,)),
-        Publications(devices=(TARGET,)),
-        Publications(records={TARGET: Record(device=DEVICE, fstype="ext4")}),
-    ],
-)
-def test_a_volume_that_a_pod_still_has_is_not_unstaged(shown: Publications) -> None:
-    with pytest.raises(InUse, match=f"still published at {TARGET}; unpublish it first"):
-        stage.unstage(volume(), STAGED, shown)
-
-
-def test_a_foreign_mount_on_the_staging_path_is_left_alone() -> None:
-    foreign = path(STAGING, mount(STAGING, device=FOREIGN, source="/dev/sdb1"))
-    with pytest.raises(Refused, match=r"a mount of another device \(/dev/sdb1\); it is left alone"):
-        stage.unstage(volume(), foreign, NOWHERE)
-
-
-# Publish
 
 
 def view(
@@ -418,6 +427,7 @@ def view(
         staging=fields.get("staging", STAGED if stage.host_mounts(there, capability) else FREE_STAGING),
         target=target or path(TARGET),
         publications=shown,
+        other_stagings=fields.get("other_stagings", ()),
         node_is_right=fields.get("node_is_right", True),
     )
 
@@ -591,10 +601,14 @@ def test_a_block_volume_of_two_pods_is_read_only_for_both_or_for_none(read_only:
 
 
 TOMBSTONE = path(
-    TARGET, mount(TARGET, device=DeviceNumber(0, 99), fstype="tmpfs", source=TOMBSTONE_SOURCE, read_only=True)
+    TARGET,
+    mount(TARGET, device=DeviceNumber(0, 99), fstype="tmpfs", source=TOMBSTONE_SOURCE + "/pvc-1", read_only=True),
 )
 RECORD = Record(device=DEVICE, fstype="ext4", metadata={"sealed-local.csi/volume-id": "pvc-1"})
-MOUNT_TOMBSTONE, WRITE_RECORD = steps.MountTombstone(target=TARGET), steps.WriteRecord(target=TARGET, record=RECORD)
+MOUNT_TOMBSTONE, WRITE_RECORD = (
+    steps.MountTombstone(target=TARGET, source=TOMBSTONE_SOURCE + "/pvc-1"),
+    steps.WriteRecord(target=TARGET, record=RECORD),
+)
 
 
 @pytest.mark.parametrize(
@@ -627,6 +641,45 @@ def test_another_record_at_the_target_is_not_replaced(change: dict[str, Any]) ->
     other = dataclasses.replace(RECORD, **change)
     with pytest.raises(AlreadyExists, match="has a Kata record with other content"):
         publish.publish(view(volume(**DIRECT), target=TOMBSTONE, shown=Publications(records={TARGET: other})))
+
+
+def test_a_record_of_a_newer_driver_that_asks_for_the_same_is_the_same() -> None:
+    newer = dataclasses.replace(RECORD, metadata={**RECORD.metadata, "sealed-local.csi/later": "x"})
+    assert publish.publish(view(volume(**DIRECT), target=TOMBSTONE, shown=Publications(records={TARGET: newer}))) == ()
+
+
+def test_a_target_with_the_tombstone_of_another_volume_is_refused() -> None:
+    other = path(TARGET, dataclasses.replace(TOMBSTONE.mounts[0], source=TOMBSTONE_SOURCE + "/pvc-2"))
+    with pytest.raises(Refused, match="has the tombstone of volume pvc-2"):
+        publish.publish(view(volume(**DIRECT), target=other))
+
+
+def test_a_second_call_for_a_target_behind_a_link_needs_nothing() -> None:
+    linked = dataclasses.replace(TOMBSTONE, leads_to="/data/pods/1/mount")
+    shown = Publications(records={TARGET: RECORD}, tombstones=("/data/pods/1/mount",))
+    assert publish.publish(view(volume(**DIRECT), target=linked, shown=shown)) == ()
+
+
+def test_a_staged_volume_that_lies_elsewhere_is_refused_with_the_place() -> None:
+    elsewhere = view(staging=FREE_STAGING, other_stagings=("/k/plugins/old/globalmount",))
+    with pytest.raises(Refused, match="is mounted at /k/plugins/old/globalmount; call NodeStageVolume"):
+        publish.publish(elsewhere)
+
+
+@pytest.mark.parametrize("there", [volume(**DIRECT, stale=True), volume("sealed", **SEALED, stale=True)])
+def test_a_device_on_a_dead_disk_is_not_given_to_a_guest(there: Volume) -> None:
+    with pytest.raises(Refused, match="on a disk that has gone"):
+        publish.publish(view(there, node_is_right=False))
+
+
+@pytest.mark.parametrize(("opened", "loops", "free"), [(1, 1, True), (2, 1, False), (2, 2, True), (1, 0, False)])
+def test_a_loop_device_hides_no_guest(opened: int, loops: int, free: bool) -> None:
+    asked_for = view(volume("sealed", open_count=opened, loops=loops, **SEALED), BLOCK)
+    if free:
+        assert publish.publish(asked_for)
+    else:
+        with pytest.raises(InUse, match="still held open"):
+            publish.publish(asked_for)
 
 
 @pytest.mark.parametrize("access", Access)
@@ -669,39 +722,6 @@ def test_the_record_carries_the_mount_flags_of_a_guest(read_only: bool) -> None:
     assert record.options == (("noatime", "ro") if read_only else ("noatime",))
 
 
-# Unpublish
-
-
-def test_unpublishing_takes_the_record_away_first_and_the_target_last() -> None:
-    assert publish.unpublish(TOMBSTONE, has_record=True, reset_device=None) == (
-        steps.RemoveRecord(target=TARGET),
-        steps.Unmount(target=TARGET),
-        steps.RemoveTarget(target=TARGET),
-    )
-
-
-def test_a_block_device_becomes_writable_only_after_the_pod_has_lost_it() -> None:
-    assert publish.unpublish(BOUND, has_record=False, reset_device=DEVICE) == (
-        steps.Unmount(target=TARGET),
-        read_only_flag(False),
-        steps.RemoveTarget(target=TARGET),
-    )
-
-
-@pytest.mark.parametrize("kind", [PathKind.DIRECTORY, PathKind.FILE])
-def test_a_target_that_is_left_over_is_removed(kind: PathKind) -> None:
-    left = path(TARGET, kind=kind)
-    assert publish.unpublish(left, has_record=False, reset_device=None) == (steps.RemoveTarget(target=TARGET),)
-
-
-def test_a_record_without_a_target_is_removed() -> None:
-    assert publish.unpublish(path(TARGET), has_record=True, reset_device=None) == (steps.RemoveRecord(target=TARGET),)
-
-
-def test_unpublishing_what_is_not_there_does_nothing() -> None:
-    assert publish.unpublish(path(TARGET), has_record=False, reset_device=None) == ()
-
-
 # What is seen
 
 
@@ -718,6 +738,7 @@ def test_only_our_own_tmpfs_on_top_is_a_tombstone() -> None:
     assert not path(TARGET, ours, mount(TARGET)).is_tombstone
     assert not path(TARGET, dataclasses.replace(ours, fstype="ext4")).is_tombstone
     assert not path(TARGET, dataclasses.replace(ours, source="tmpfs")).is_tombstone
+    assert path(TARGET, dataclasses.replace(ours, source=TOMBSTONE_SOURCE)).is_tombstone
 
 
 @pytest.mark.parametrize("access", [Access.SINGLE_NODE_MULTI_WRITER, Access.SINGLE_NODE_READER_ONLY])

@@ -42,6 +42,15 @@ class Record:
         """The volume that the record is for, if this driver wrote it."""
         return self.metadata.get(VOLUME_ID_KEY)
 
+    def means(self, other: "Record") -> bool:
+        """Whether both ask a runtime for the same. Metadata that this version doesn't know is left to those that do."""
+        return (
+            self.device == other.device
+            and self.fstype == other.fstype
+            and set(self.options) == set(other.options)
+            and all(self.metadata.get(key) == other.metadata.get(key) for key in (VOLUME_ID_KEY, PROFILE_KEY))
+        )
+
 
 class _Raw(msgspec.Struct, rename="kebab"):
     volume_type: str

@@ -45,9 +45,16 @@ class KataRegistry:
             if target is not None and not directory.name.startswith("."):
                 yield Entry(target=target, record=self._read(directory))
 
+    def at(self, target: str) -> Entry | None:
+        """What there is for one target path; None when nothing is."""
+        if len(target.encode()) > kata_record.PATH_LIMIT_BYTES:
+            return None
+        directory = self._root / kata_record.directory_name(target)
+        return Entry(target=target, record=self._read(directory)) if directory.is_dir() else None
+
     def put(self, target: str, record: Record) -> None:
-        """Make the record visible, whole. An equal one stays as it is, with the sandbox-id file that a shim may have
-        put beside it; a directory without a record (left by another program) gets one.
+        """Make the record visible, whole. One that means the same stays as it is, with the sandbox-id file that a shim may
+        have put beside it; a directory without a record (left by another program) gets one.
 
         Raises `AlreadyExists` when there is another record.
         """
@@ -73,7 +80,7 @@ class KataRegistry:
 
     def _complete(self, final: Path, target: str, record: Record) -> None:
         present = self._read(final)
-        if present is not None and present != record:
+        if present is not None and not present.means(record):
             raise AlreadyExists(f"{target} has a Kata record with other content; unpublish it first")
         if present is None:
             self._write(final, record, self._root / (_NEW + _short(target) + ".json"))

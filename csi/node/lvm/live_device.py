@@ -20,6 +20,12 @@ class LiveDevice:
     read_only: bool = False
     """The kernel's flag, which block mode sets."""
     suspended: bool = False
+    mounted: bool = False
+    """Whether a filesystem on it is mounted somewhere, be it in another mount namespace: one that has it open."""
+    on_top: tuple[str, ...] = ()
+    """Other mappings that are made on it."""
+    stale: bool = False
+    """It was made on a disk that has gone, or has come back under another number: what is written there is lost."""
 
     @property
     def is_open(self) -> bool:
@@ -30,3 +36,8 @@ class LiveDevice:
     def held(self) -> bool:
         """Whether anything but loop devices has it open."""
         return self.open_count > self.loops
+
+    @property
+    def held_by_program(self) -> bool:
+        """Whether anything but loop devices and a mounted filesystem has it open."""
+        return self.open_count > self.loops + self.mounted

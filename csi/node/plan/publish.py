@@ -1,4 +1,4 @@
-"""NodePublish and NodeUnpublish: show a staged volume at a pod's target path, in one of three ways.
+"""NodePublish: show a staged volume at a pod's target path, in one of three ways.
 
 Plain filesystem: a bind mount. Block: the device node bound on a file. Direct: Kata's record, and under it a read-only
 tombstone on the target, put there first, so that at every moment a runtime that misses the record fails closed.
@@ -12,7 +12,7 @@ from csi.core.filesystem import Filesystem
 from csi.node.content import HoldsFilesystem, Raw, Sealed
 from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, directory_name, guest_options
 from csi.node.plan import steps
-from csi.node.plan.node_view import PathKind, PathView, Publications
+from csi.node.plan.node_view import PathKind, PathView, Publications, tombstone_owner, tombstone_source
 from csi.node.plan.stage import host_mounts, named_filesystem, require_not_deleted
 from csi.node.volume import Capability, State, Volume
 
@@ -28,18 +28,22 @@ class Publishing:
     staging: PathView
     target: PathView
     publications: Publications
+    other_stagings: tuple[str, ...] = ()
+    """Other staging paths of kubelet's where it is mounted."""
+    same_place: tuple[str, ...] = ()
+    """Other texts of Kata's records that lead to the target."""
     node_is_right: bool
     """Whether the volume's path in /dev leads to its own kernel device."""
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The other places that show the volume."""
+        return self.publications.others(self.target.path, self.target.real, *self.same_place)
 
     @property
     def device_read_only(self) -> bool:
         """The kernel's read-only flag of the device, which block mode uses."""
         return self.volume.live is not None and self.volume.live.read_only
-
-    @property
-    def held_open(self) -> bool:
-        """Whether a process or virtual machine has the device open, kubelet's own loop devices not counted."""
-        return self.volume.live is not None and self.volume.live.held
 
 
 def publish(view: Publishing) -> steps.Plan:
@@ -54,56 +58,29 @@ def publish(view: Publishing) -> steps.Plan:
     return _publish_direct(view) if direct else _publish_mount(view)
 
 
-def unpublish(target: PathView, *, has_record: bool, reset_device: str | None) -> steps.Plan:
-    """Steps that take the target away again; none when nothing is there. Needs no volume: it may be gone already.
-
-    `reset_device` is a device whose read-only flag was set for this publication alone.
-    """
-    plan: list[steps.Step] = []
-    if has_record:
-        plan.append(steps.RemoveRecord(target=target.path))
-    if target.mounts:
-        plan.append(steps.Unmount(target=target.path))
-    if reset_device is not None:
-        plan.append(steps.SetReadOnly(device=reset_device, read_only=False))
-    if target.mounts or target.kind is not PathKind.ABSENT:
-        plan.append(steps.RemoveTarget(target=target.path))
-    return tuple(plan)
-
-
-def require_own(volume: Volume | None, target: PathView) -> None:
-    """Raises `InUse` when the target shows another volume's device: a wrong id must not unmount somebody's data."""
-    if volume is None or volume.device is None or target.top is None or target.is_tombstone:
-        return
-    shown = target.device if target.kind is PathKind.DEVICE else target.top.device
-    if shown != volume.device:
-        raise InUse(
-            f"{target.path} shows {target.top.source}, which is not volume {volume.volume_id}; it is left alone"
-        )
-
-
-def is_last_device(volume: Volume | None, target: PathView, shown: Publications) -> bool:
-    """Whether no other target shows the volume's device, so that its read-only flag was set for this one alone."""
-    return (
-        volume is not None
-        and target.device is not None
-        and target.device == volume.device
-        and not shown.others(target.path)
-    )
-
-
 def _require_staged(view: Publishing) -> None:
     volume, staging = view.volume, view.staging
     ready = volume.state is State.READY and volume.live is not None and view.node_is_right
     if ready and host_mounts(volume, view.capability):
         ready = staging.top is not None and staging.top.device == volume.device
     if not ready:
-        where = staging.path or "any path"
-        raise Refused(f"volume {volume.volume_id} is not staged at {where}; call NodeStageVolume first")
+        raise Refused(_not_staged(view))
+
+
+def _not_staged(view: Publishing) -> str:
+    volume = view.volume
+    if volume.live is not None and volume.live.stale:
+        return (
+            f"volume {volume.volume_id} has a device on a disk that has gone, or has come back under another number; "
+            "delete the pods that have the volume, and it is staged anew"
+        )
+    elsewhere = f"; it is mounted at {', '.join(view.other_stagings)}" if view.other_stagings else ""
+    where = view.staging.path or "any path"
+    return f"volume {volume.volume_id} is not staged at {where}{elsewhere}; call NodeStageVolume first"
 
 
 def _require_exclusive(view: Publishing, *, shared: bool) -> None:
-    others = view.publications.others(view.target.path)
+    others = view.others
     if others and not shared:
         raise InUse(
             f"volume {view.volume.volume_id} is already published at {', '.join(others)} and can't have a second target; "
@@ -121,7 +98,7 @@ def _publish_mount(view: Publishing) -> steps.Plan:
         return ()
     _require_exclusive(view, shared=view.capability.access.many_targets)
     _require_plain_directory(target)
-    return (steps.BindDirectory(source=view.staging.path, target=target.path, read_only=view.read_only),)
+    return (steps.BindDirectory(source=view.staging.real, target=target.real, read_only=view.read_only),)
 
 
 def _publish_block(view: Publishing) -> steps.Plan:
@@ -138,10 +115,10 @@ def _publish_block(view: Publishing) -> steps.Plan:
     _require_exclusive(view, shared=view.capability.access.many_targets and not volume.profile.is_sealed)
     if volume.profile.is_sealed:
         _require_not_held(view)
-    bind = steps.BindDevice(device=volume.lv.path, target=target.path)
+    bind = steps.BindDevice(device=volume.lv.path, target=target.real)
     if view.device_read_only == view.read_only:
         return (bind,)
-    if view.publications.others(target.path):
+    if view.others:
         raise InUse(f"volume {volume.volume_id} can't be read-only for one pod and writable for another in block mode")
     return (steps.SetReadOnly(device=volume.lv.path, read_only=view.read_only), bind)
 
@@ -150,28 +127,38 @@ def _publish_direct(view: Publishing) -> steps.Plan:
     volume, target = view.volume, view.target
     wanted = direct_record(volume, view.capability, read_only=view.read_only)
     present = view.publications.records.get(target.path)
-    if present is not None and present != wanted:
+    if present is not None and not present.means(wanted):
         raise AlreadyExists(f"{target.path} has a Kata record with other content; unpublish it first")
     # Two guests on one device destroy it, whatever the access mode says; QEMU's own locks don't stop them.
     _require_exclusive(view, shared=False)
     if present is None:
         _require_not_held(view)
+    _require_own_tombstone(view)
     plan: list[steps.Step] = []
     if not target.is_tombstone:
         if target.mounts:
             raise Refused(f"{target.path} is already a mount; unmount it, then repeat")
         _require_plain_directory(target)
-        plan.append(steps.MountTombstone(target=target.path))
+        plan.append(steps.MountTombstone(target=target.real, source=tombstone_source(volume.volume_id)))
     if present is None:
         plan.append(steps.WriteRecord(target=target.path, record=wanted))
     return tuple(plan)
 
 
+def _require_own_tombstone(view: Publishing) -> None:
+    for mount in view.target.mounts:
+        owner = tombstone_owner(mount)
+        if owner not in (None, view.volume.volume_id):
+            raise Refused(f"{view.target.path} has the tombstone of volume {owner}; unpublish that one first")
+
+
 def _require_not_held(view: Publishing) -> None:
-    if view.held_open:
-        raise InUse(
-            f"volume {view.volume.volume_id} is still held open on this node, maybe by a guest that ends; repeat"
+    live = view.volume.live
+    if live is not None and live.held:
+        by = (
+            f"by {', '.join(live.on_top)}, which is made on it" if live.on_top else "maybe by a guest that ends; repeat"
         )
+        raise InUse(f"volume {view.volume.volume_id} is still held open on this node, {by}")
 
 
 def _published_otherwise(target: PathView, *, read_only: bool) -> AlreadyExists:

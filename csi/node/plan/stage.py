@@ -1,4 +1,4 @@
-"""NodeStage and NodeUnstage: prepare a volume once, activate it, mount a plain filesystem.
+"""NodeStage: prepare a volume once, activate it, mount a plain filesystem.
 
 The rule that keeps data: only a volume in state `creating` is ever written to by the driver. That state means that nobody
 was given the volume yet; the same LVM command that ends it adds the `formatted` tag, before anybody is.
@@ -11,7 +11,7 @@ from csi.core.filesystem import DEFAULT, Filesystem
 from csi.node.content import Content, HoldsFilesystem, Raw, Sealed, word
 from csi.node.lvm import tags as volume_tags
 from csi.node.plan import erase, steps
-from csi.node.plan.node_view import PathView, Publications
+from csi.node.plan.node_view import PathView
 from csi.node.volume import Capability, State, Volume
 
 
@@ -59,25 +59,12 @@ def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_
         _require_content(volume, wanted)
     if mounted:
         return ()
+    _require_free(volume, first=first, mounts=host_mounts(volume, capability))
     on = _activate(volume, node_is_right=node_is_right)
     prepared = _prepare(volume, wanted) if first else ()
     if not host_mounts(volume, capability):
         return (*on, *prepared)
     return (*on, *prepared, *_mount(volume, wanted, capability, staging))
-
-
-def unstage(volume: Volume | None, staging: PathView, publications: Publications) -> steps.Plan:
-    """Steps that undo `stage`; works for a volume that is gone, too. Raises `InUse` while it is still published."""
-    if publications.targets:
-        raise InUse(f"the volume is still published at {', '.join(publications.targets)}; unpublish it first")
-    plan: list[steps.Step] = []
-    if staging.top is not None:
-        if volume is not None and volume.device is not None and staging.top.device != volume.device:
-            raise Refused(f"{staging.path} is a mount of another device ({staging.top.source}); it is left alone")
-        plan.append(steps.Unmount(target=staging.path))
-    if volume is not None and volume.live is not None:
-        plan.append(steps.Deactivate(vg=volume.lv.vg, name=volume.lv.name))
-    return tuple(plan)
 
 
 def require_not_deleted(volume: Volume) -> None:
@@ -109,6 +96,11 @@ def _already_staged(volume: Volume, capability: Capability, staging: PathView) -
         return False
     if volume.device is None or top.device != volume.device:
         raise Refused(f"{staging.path} is already a mount of {top.source}; unmount it, then repeat")
+    if volume.live is not None and volume.live.stale:
+        raise Refused(
+            f"{staging.path} is a mount of a disk that has gone, or has come back under another number; delete the pods "
+            f"that have volume {volume.volume_id}, and it is staged anew"
+        )
     if not host_mounts(volume, capability):
         raise AlreadyExists(f"volume {volume.volume_id} is staged as a mounted filesystem; unstage it first")
     if top.read_only != capability.read_only:
@@ -118,23 +110,38 @@ def _already_staged(volume: Volume, capability: Capability, staging: PathView) -
     return True
 
 
+def _require_free(volume: Volume, *, first: bool, mounts: bool) -> None:
+    """Raises `InUse` when something has the device that would be written to, mounted or taken away."""
+    live = volume.live
+    if live is None or not live.is_open:
+        return
+    if live.stale or (live.on_top and (first or mounts)) or (first and live.mounted):
+        by = ", ".join(live.on_top) or "a mount" if live.on_top or live.mounted else "a process or virtual machine"
+        lost = "; its device is on a disk that has gone, or has come back under another number" if live.stale else ""
+        raise InUse(
+            f"volume {volume.volume_id} is in use by {by} on this node{lost}. End that, and the call is repeated"
+        )
+
+
 def _activate(volume: Volume, *, node_is_right: bool) -> steps.Plan:
-    if volume.live is not None and node_is_right:
-        return ()
-    return (steps.Activate(vg=volume.lv.vg, name=volume.lv.name),)
+    vg, name = volume.lv.vg, volume.lv.name
+    on = steps.Activate(vg=vg, name=name)
+    if volume.live is not None and volume.live.stale:
+        return (steps.ReleaseDevice(vg=vg, name=name), on)
+    return () if volume.live is not None and node_is_right else (on,)
 
 
 def _mount(volume: Volume, wanted: Content, capability: Capability, staging: PathView) -> steps.Plan:
     match wanted:
         case HoldsFilesystem(filesystem):
             device = volume.lv.path
-            looked: steps.Plan = (
-                steps.RequireFilesystem(device=device, fstype=filesystem),
-                steps.CheckFilesystem(device=device, fstype=filesystem),
-            )
+            looked: steps.Plan = (steps.RequireFilesystem(device=device, fstype=filesystem),)
+            if volume.live is None or not volume.live.mounted:
+                # What is mounted already, if only in another namespace, can be mounted again and not be checked.
+                looked += (steps.CheckFilesystem(device=device, fstype=filesystem),)
             flags = tuple(flag for flag in capability.mount_flags if flag not in ("ro", "rw"))
             options = (*flags, *(("ro",) if capability.read_only else ()))
-            mount = steps.MountFilesystem(device=device, target=staging.path, fstype=filesystem, options=options)
+            mount = steps.MountFilesystem(device=device, target=staging.real, fstype=filesystem, options=options)
             return (mount,) if volume.state is State.CREATING else (*looked, mount)
         case Raw() | Sealed():
             return ()
@@ -150,7 +157,11 @@ def _prepare(volume: Volume, wanted: Content) -> steps.Plan:
         remove=(volume_tags.state_tag(State.CREATING),),
         add=(volume_tags.state_tag(State.READY), volume_tags.formatted_tag(wanted)),
     )
-    return (*erase.before_first_use(volume, wanted), *_make(volume, wanted), done)
+    unused: steps.Plan = ()
+    if (uuid := volume.filesystem_uuid) is not None:
+        # An old backup of the group's metadata, restored, brings `creating` back over living data.
+        unused = (steps.RequireUnused(device=volume.lv.path, volume_id=volume.volume_id, uuid=uuid),)
+    return (*unused, *erase.before_first_use(volume, wanted), *_make(volume, wanted), done)
 
 
 def _make(volume: Volume, wanted: Content) -> steps.Plan:
@@ -158,7 +169,9 @@ def _make(volume: Volume, wanted: Content) -> steps.Plan:
     match wanted:
         case HoldsFilesystem(filesystem):
             return (
-                steps.MakeFilesystem(device=device, fstype=filesystem, options=volume.mkfs_options),
+                steps.MakeFilesystem(
+                    device=device, fstype=filesystem, options=volume.mkfs_options, uuid=volume.filesystem_uuid
+                ),
                 # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
                 steps.RequireFilesystem(device=device, fstype=filesystem),
             )

@@ -4,6 +4,7 @@ Each step can be repeated: carried out twice it leaves what it leaves once, so a
 """
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from csi.core.filesystem import Filesystem
 from csi.node.kata.record import Record
@@ -78,6 +79,18 @@ class Deactivate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseDevice:
+    """Take the kernel device away without LVM, once no virtual machine or other program has it; waits a little for that."""
+
+    vg: str
+    name: str
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"take the device of {self.vg}/{self.name} away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroRange:
     """Write zeroes over a range of bytes of a device."""
 
@@ -120,12 +133,27 @@ class DiscardRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequireUnused:
+    """Refuse to go on where the filesystem of that UUID, which was made for this very volume, was ever mounted."""
+
+    device: str
+    volume_id: str
+    uuid: UUID
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"see that {self.device} holds nothing that was used"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeFilesystem:
     """Format a device that was never given to anybody."""
 
     device: str
     fstype: Filesystem
     options: tuple[str, ...]
+    uuid: UUID | None = None
+    """Of the filesystem; its tool chooses where there is none."""
 
     def describe(self) -> str:
         """One line for the log."""
@@ -212,6 +240,8 @@ class MountTombstone:
     """Put an empty read-only tmpfs on a target directory, so that a runtime that misses the record gets EROFS."""
 
     target: str
+    source: str
+    """Names the volume."""
 
     def describe(self) -> str:
         """One line for the log."""
@@ -243,7 +273,7 @@ class RemoveRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unmount:
-    """Unmount everything on exactly this path."""
+    """Unmount everything on exactly this path, which names the place as the kernel does."""
 
     target: str
 
@@ -288,8 +318,8 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ZeroRange | ClearRange | DiscardRange
-    | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
-    | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
+    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | ZeroRange | ClearRange | DiscardRange
+    | RequireUnused | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice
+    | SetReadOnly | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]

@@ -1,6 +1,7 @@
 """CSI Node: stage and publish volumes on this node, and their reverse; statistics; who this node is."""
 
 import os
+from dataclasses import replace
 
 import grpc
 
@@ -11,8 +12,7 @@ from csi.node.desk import Desk, View
 from csi.node.jobs import Kind
 from csi.node.plan import publish as publishing
 from csi.node.plan import stage as staging
-from csi.node.plan import steps
-from csi.node.plan.node_view import PathKind
+from csi.node.plan import steps, teardown
 from csi.node.rpc import csi_requests
 from csi.node.rpc.not_offered import NodeRest
 from csi.node.rpc.proto import csi_pb2
@@ -72,9 +72,8 @@ class Node(NodeRest):
         path = csi_requests.path(request.staging_target_path, "staging_target_path", self._desk.roots)
         volume_id = csi_requests.volume_id(request.volume_id)
         self._desk.jobs.call_off(volume_id, Kind.PREPARE)
-        with self._desk.volume(volume_id, "NodeUnstageVolume") as view:
-            plan = staging.unstage(view.volume, view.around.path(path), view.publications(path))
-            self._desk.carry_out(plan)
+        with self._desk.without_lvm(volume_id, "NodeUnstageVolume") as view:
+            self._desk.carry_out(teardown.unstage(view.unstaging(path)))
         return csi_pb2.NodeUnstageVolumeResponse()
 
     def NodePublishVolume(  # noqa: N802
@@ -93,14 +92,8 @@ class Node(NodeRest):
         """Take the target away; one that isn't there is fine."""
         path = csi_requests.path(request.target_path, "target_path", self._desk.roots)
         volume_id = csi_requests.volume_id(request.volume_id)
-        with self._desk.volume(volume_id, "NodeUnpublishVolume") as view:
-            volume, target = view.volume, view.around.path(path)
-            publishing.require_own(volume, target)
-            last = publishing.is_last_device(volume, target, view.publications())
-            read_only = volume is not None and volume.live is not None and volume.live.read_only
-            reset = volume.lv.path if volume is not None and last and view.node_is_right and read_only else None
-            plan = publishing.unpublish(target, has_record=view.around.has_record(path), reset_device=reset)
-            self._desk.carry_out(plan)
+        with self._desk.without_lvm(volume_id, "NodeUnpublishVolume") as view:
+            self._desk.carry_out(teardown.unpublish(view.unpublishing(path)))
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     def NodeGetVolumeStats(  # noqa: N802
@@ -110,29 +103,33 @@ class Node(NodeRest):
         if not request.volume_path:
             raise InvalidInput("volume_path", "is required and missing")
         volume_id = csi_requests.volume_id(request.volume_id)
-        # kubelet asks for every volume every minute, so what the kernel alone can answer never waits for LVM.
-        around = self._desk.surroundings()
-        path = around.path(request.volume_path)
-        if path.kind is PathKind.DEVICE and observe.is_volume(path.device, volume_id):
-            usage = csi_pb2.VolumeUsage(unit=_Unit.BYTES, total=disks.size(request.volume_path))
+        # kubelet asks for every volume every minute, so the kernel answers alone, and of this one path.
+        path = request.volume_path
+        device = disks.number(path)
+        if device is not None and observe.is_volume(device, volume_id):
+            usage = csi_pb2.VolumeUsage(unit=_Unit.BYTES, total=disks.size(path))
             return csi_pb2.NodeGetVolumeStatsResponse(usage=[usage])
-        if path.top is not None and observe.is_volume(path.top.device, volume_id):
-            return csi_pb2.NodeGetVolumeStatsResponse(usage=_usage(request.volume_path))
-        if path.is_tombstone and around.records(path.path, volume_id):
+        if observe.is_volume(observe.mounted_at(path), volume_id):
+            return csi_pb2.NodeGetVolumeStatsResponse(usage=_usage(path))
+        entry = self._desk.registry.at(path)
+        if entry is not None and entry.record is not None and entry.record.volume_id == volume_id:
             raise Refused(f"volume {volume_id} is mounted inside a guest; only the guest can see its filesystem")
-        found = self._desk.look(volume_id, "NodeGetVolumeStats").existing
-        raise NotFound(f"volume {found.volume_id} is not at {request.volume_path}")
+        raise NotFound(f"volume {volume_id} is not at {path}")
 
 
 def _publishing(view: View, wanted: csi_requests.PublishRequest) -> publishing.Publishing:
-    volume = view.existing
+    staging, target = view.around.path(wanted.staging_path), view.around.path(wanted.target_path)
+    shown = view.publications(staging)
+    stagings = view.stagings(shown)
     return publishing.Publishing(
-        volume=volume,
+        volume=view.existing,
         capability=wanted.capability,
         read_only=wanted.read_only or wanted.capability.read_only,
-        staging=view.around.path(wanted.staging_path),
-        target=view.around.path(wanted.target_path),
-        publications=view.publications(wanted.staging_path),
+        staging=staging,
+        target=target,
+        publications=replace(shown, mounts=tuple(path for path in shown.mounts if path not in stagings)),
+        other_stagings=stagings,
+        same_place=tuple(view.around.record_owners(target, view.volume_id)),
         node_is_right=view.node_is_right,
     )
 
