@@ -212,6 +212,22 @@ def test_a_removal_that_did_nothing_is_not_called_done(world: World) -> None:
 # What a life costs
 
 
+_WANTED = {
+    "GetCapacity": 0,
+    "CreateVolume": 1,
+    "CreateVolume again": 0,
+    "first stage": 2,
+    "stage again": 0,
+    "publish": 0,
+    "unpublish": 0,
+    "unstage": 1,
+    "later stage": 1,
+    "unstage later": 1,
+    "delete": 2,
+}
+"""How many LVM processes each call may start."""
+
+
 def test_a_look_costs_no_process_and_a_change_one(world: World) -> None:
     driver, node = world.driver, world.node
     volume = {"volume_id": "pvc-counted"}
@@ -228,6 +244,7 @@ def test_a_look_costs_no_process_and_a_change_one(world: World) -> None:
         "unstage": lambda: driver.unstage("pvc-counted").ok(),
         "later stage": lambda: driver.stage(volume, _MOUNT).ok(),
         "unstage later": lambda: driver.unstage("pvc-counted").ok(),
+        "delete": lambda: world.delete("pvc-counted"),
     }
     node.call("lab.exits:start")
     counts, before = {}, 0
@@ -235,22 +252,8 @@ def test_a_look_costs_no_process_and_a_change_one(world: World) -> None:
         call()
         seen = len(node.call("lab.exits:children", parent=driver.pid, program="lvm"))
         counts[what], before = seen - before, seen
-    world.delete("pvc-counted")
-    print(
-        json.dumps(counts), "delete:", len(node.call("lab.exits:children", parent=driver.pid, program="lvm")) - before
-    )
-    assert counts == {
-        "GetCapacity": 0,
-        "CreateVolume": 1,
-        "CreateVolume again": 0,
-        "first stage": 2,
-        "stage again": 0,
-        "publish": 0,
-        "unpublish": 0,
-        "unstage": 1,
-        "later stage": 1,
-        "unstage later": 1,
-    }
+    print(json.dumps(counts))
+    assert {what: number for what, number in counts.items() if number > _WANTED[what]} == {}
 
 
 def test_what_the_administrator_changes_is_seen_at_once_and_without_a_process(world: World) -> None:
