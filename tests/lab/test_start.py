@@ -125,7 +125,7 @@ _OWN_DEV = (
     "mkdir -p /run/nodes-dev",
     "mount --bind /dev /run/nodes-dev",
     "mount -t tmpfs none /dev",
-    "cp -a /run/nodes-dev/null /run/nodes-dev/mapper /dev/",
+    "cp -a /run/nodes-dev/null /run/nodes-dev/urandom /run/nodes-dev/mapper /dev/",
 )
 
 
