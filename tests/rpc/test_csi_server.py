@@ -720,7 +720,7 @@ def test_a_long_wipe_or_format_holds_no_other_volume_up(csi: CsiServer) -> None:
 
 def test_probe_answers_while_a_hundred_other_calls_wait_for_lvm(csi: CsiServer) -> None:
     names = [f"pvc-{number}" for number in range(100)]
-    with csi.lvm.exclusive("a test"):
+    with csi.lvm.turns.group("vg0", "a test"):
         waiting = [
             csi.method("CreateVolume").future(
                 Requests(csi, name=name).of("CreateVolume", capacity_range=size(8 * MIB)), timeout=PATIENCE
@@ -1146,11 +1146,14 @@ def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str
 
 _WITH_A_DISK = """
 from types import SimpleNamespace
+from csi.node import udev_rules
 from csi.node.lvm import command
 from tests.fakes.one_group import DISK, OneGroup
 
 command.BlockDevices = lambda: SimpleNamespace(now=lambda: [DISK])
 command.DiskViews = lambda reader: OneGroup()
+# This machine's own udev is no part of the test.
+udev_rules.put = lambda content, folder: True
 
 import csi.__main__ as program
 
