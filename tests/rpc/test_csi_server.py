@@ -1146,11 +1146,14 @@ def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str
 
 _WITH_A_DISK = """
 from types import SimpleNamespace
+from csi.node import udev_rules
 from csi.node.lvm import command
 from tests.fakes.one_group import DISK, OneGroup
 
 command.BlockDevices = lambda: SimpleNamespace(now=lambda: [DISK])
 command.DiskViews = lambda reader: OneGroup()
+# This machine's own udev is no part of the test.
+udev_rules.put = lambda content, folder: True
 
 import csi.__main__ as program
 
