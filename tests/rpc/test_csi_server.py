@@ -727,7 +727,7 @@ def test_a_graceful_stop_finishes_the_running_call_and_takes_no_new_one(csi: Csi
 # What a failure says
 
 
-BAD = errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector"))
+BAD = errors.DiskFailed("/dev/x", "takes no write at byte 0", OSError(5, "bad sector"))
 ERRORS = [
     (errors.InvalidInput("a field", "is wrong"), Code.INVALID_ARGUMENT, "a field: is wrong"),
     (errors.NotFound("it is gone"), Code.NOT_FOUND, "it is gone"),
@@ -741,9 +741,9 @@ ERRORS = [
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),
     (
-        errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")),
+        errors.DiskFailed("/dev/x", "takes no write at byte 0", OSError(5, "bad sector")),
         Code.UNAVAILABLE,
-        "/dev/x takes no write within the 512 bytes at byte 0: bad sector; look at the kernel's log and at the disk",
+        "/dev/x takes no write at byte 0: bad sector; look at the kernel's log and at the disk, then repeat",
     ),
 ]
 WHAT_TO_DO = "(see this node's driver log; the call is safe to repeat)"
