@@ -58,6 +58,7 @@ class Node:
     files: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
     read_only: set[str] = field(default_factory=set)
+    staged: dict[str, str] = field(default_factory=dict)
     fuse: int | None = None
     formats: list[str] = field(default_factory=list)
     foreign: dict[tuple[str, str], LogicalVolume] = field(default_factory=dict)
@@ -137,6 +138,7 @@ class Node:
         """The power was off: memory is empty, disks are not."""
         self.mounts.clear()
         self.records.clear()
+        self.staged.clear()
         self.read_only.clear()
         self.devices.clear()
         self.opened.clear()
@@ -331,6 +333,14 @@ def _format(node: Node, step: steps.MakeFilesystem) -> None:
     node.content[name] = f"empty {step.fstype}"
 
 
+def _require_unused(node: Node, step: steps.RequireUnused) -> None:
+    name = node.named(step.device)
+    held = node.content[name]
+    # A leftover of another volume, zeroes, and what an mkfs made that was killed before the tag may go.
+    if name in node.formats and held not in (FRESH, ZEROED, HALF) and not held.startswith("empty "):
+        raise ForeignContent(step.device)
+
+
 def _require(node: Node, step: steps.RequireFilesystem) -> None:
     if node.content[node.named(step.device)] in (FRESH, ZEROED, HALF):
         raise ForeignContent(step.device)
@@ -398,9 +408,12 @@ _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[as
     steps.Activate: lambda node, step: node.activate(step.name),
     steps.Deactivate: _deactivate,
     steps.ReleaseDevice: _deactivate,
+    steps.MarkStaged: lambda node, step: node.staged.update({step.volume_id: step.path}),
+    steps.ForgetStaged: lambda node, step: node.staged.pop(step.volume_id, None),
     steps.ZeroRange: _zero,
     steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,
+    steps.RequireUnused: _require_unused,
     steps.MakeFilesystem: _format,
     steps.RequireFilesystem: _require,
     steps.CheckFilesystem: lambda node, step: None,

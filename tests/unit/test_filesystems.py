@@ -26,7 +26,7 @@ CALLS: dict[str, Callable[[Tool, str], object]] = {
     "mkfs.ext4": lambda tool, device: filesystems.make(tool, device, Filesystem.EXT4),
     "mkfs.xfs": lambda tool, device: filesystems.make(tool, device, Filesystem.XFS),
     "e2fsck": lambda tool, device: filesystems.check(tool, device, Filesystem.EXT4),
-    "blkid": lambda tool, device: filesystems.signature(tool, device),
+    "blkid": filesystems.signature,
 }
 
 
