@@ -90,12 +90,6 @@ class FaultyDisk:
         """Plugged in again under the same name: the kernel gives it another number, and what was open stays dead."""
         self._create(self.name, self._good(0, self._sectors))
 
-    def remove(self) -> None:
-        """Take away all device-mapper devices of this disk that nothing holds any more."""
-        gone = [f"{self.name}-gone{number}" for number in range(1, self._gone + 1)]
-        for name in (self.name, *gone, self._broken_name):
-            self.node.run(["dmsetup", "remove", "--retry", name], check=False)
-
     @property
     def _broken_name(self) -> str:
         return f"{self.name}-broken"
