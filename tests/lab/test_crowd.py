@@ -8,12 +8,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from lab import crowd, exits
-from lab.driver import MIB, Answer, Driver, lvs, mount_capability, mounts_below
+from lab.driver import MIB, Driver, lvs, mount_capability, mounts_below, until_ok
 from lab.node import Node, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -54,19 +53,6 @@ def world(node_kind: type[Node]) -> Iterator[World]:
             crowd.multiply(node, group, part[0], part[1:])
         yield World(node=node, driver=driver, crowded=parts[0], beside=parts[1])
         assert driver.stop() == 0
-
-
-def _until_ok(call: Any, what: str, seconds: float = 120) -> None:
-    last: list[Answer] = []
-
-    def tried() -> bool:
-        last[:] = [call()]
-        return last[0].code == "OK"
-
-    try:
-        wait_until(what, seconds, tried)
-    except AssertionError as late:
-        raise AssertionError(f"{late}; it says {last[0].code}: {last[0].message}") from None
 
 
 def _show(driver: Driver, name: str, group: str) -> float:
@@ -116,7 +102,7 @@ def test_two_hundred_deletions_at_once_stop_nobody_and_outlive_a_kill(world: Wor
     assert left >= kept
     assert mounts_below(node) == []
     for number in range(2):
-        _until_ok(lambda number=number: driver.delete(f"pvc-pod-{number}"), f"deletion of pvc-pod-{number}")
+        until_ok(lambda number=number: driver.delete(f"pvc-pod-{number}"), f"deletion of pvc-pod-{number}")
 
 
 def _delete_all(driver: Driver, names: list[str]) -> int:
@@ -147,9 +133,9 @@ def test_a_full_metadata_area_is_no_room_and_no_dead_end(world: World) -> None:
     first, second = world.crowded[:2]
     staged = driver.stage({"volume_id": first}, _CAPABILITY)
     assert staged.code == "OK" or (staged.code == "RESOURCE_EXHAUSTED" and "metadata" in staged.message), staged
-    _until_ok(lambda: driver.unstage(first), "unstage")
+    until_ok(lambda: driver.unstage(first), "unstage")
     for name in (first, second):
-        _until_ok(lambda name=name: driver.delete(name), f"deletion of {name} from a full group")
+        until_ok(lambda name=name: driver.delete(name), f"deletion of {name} from a full group")
         assert name not in lvs(node)
 
 
