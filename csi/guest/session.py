@@ -4,7 +4,7 @@ Pure of I/O: everything outside of memory is done by the machine and by the regi
 """
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from csi.core.errors import Busy, CommandError, LiveMismatch, Refused
 from csi.core.sealed import STATE_RECORD_OFFSETS
@@ -16,16 +16,18 @@ from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.mapping import Mapping, mapping_name
 from csi.guest.seal.profiles import freshness
-from csi.guest.seal.state_record import StateRecord
-from csi.kbs.register import Register, VolumeRecord
+from csi.guest.seal.state_record import RecordKind, StateRecord
+from csi.kbs.register import Announcement, Register, VolumeRecord
 
-_NONCE_BYTES = 24
+_NONCE_BYTES = 32
+_FORMATTED = 1
+"""The generation that a format leaves. It is never mounted."""
 _FORCED_OPTIONS = ("nosuid", "nodev")
 
 
 def new_nonce() -> str:
     """A name for one change of the register that nobody else can have chosen."""
-    return secrets.token_urlsafe(_NONCE_BYTES)
+    return secrets.token_hex(_NONCE_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,20 +67,42 @@ class Session:
         self.machine.write(self.device, offset, content, head.number)
 
     def write_record(self, head: Head, record: StateRecord) -> None:
-        """Write a state record into the slot of its generation."""
+        """Write a state record into its slot."""
         content = state_record.encode(record, self.keys, self.volume_id)
-        self.write(head, STATE_RECORD_OFFSETS[record.generation % 2], content)
+        self.write(head, STATE_RECORD_OFFSETS[record.sequence % 2], content)
 
-    def raise_generation(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
-        """Announce the next generation, write it to the disk, commit it. Raises `Busy` when another guest does so, too."""
-        generation = record.next_generation(found.generation)
-        nonce = new_nonce()
+    def granted(self, record: VolumeRecord, nonce: str) -> Announcement:
+        """Under what a permitted format writes its first state. Raises `Refused` for a permission of somebody else."""
+        if record.grant is None or record.grant.nonce != nonce:
+            raise Refused(f"the broker gave no permission to format volume {self.volume_id}")
+        return Announcement(generation=_FORMATTED, nonce=nonce, epoch=record.grant.epoch)
+
+    def announce(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
+        """Announce the next generation and write it to the disk. Raises `Busy` when another guest does so, too."""
+        generation, nonce = record.announced + 1, new_nonce()
         record = self.register.begin_open(record, nonce=nonce, generation=generation)
+        announced = record.candidates[-1] if record.candidates else None
+        if announced is None or (announced.generation, announced.nonce) != (generation, nonce):
+            raise Refused(f"the broker did not announce generation {generation} of volume {self.volume_id}")
         self._require_no_other_guest(head, found)
-        self.write_record(head, replace(found, generation=generation))
-        record = self.register.commit_open(record, nonce=nonce, generation=generation)
-        self.progress(f"generation {generation} is committed to the register")
+        self.write_record(head, state_record.following(found, announced))
         return record
+
+    def commit(self, record: VolumeRecord) -> VolumeRecord:
+        """Commit the newest announcement, which is on the disk: the filesystem is whole and mounted, older disks are not
+        needed any more.
+        """
+        announced = record.candidates[-1]
+        record = self.register.commit_open(record, nonce=announced.nonce, generation=announced.generation)
+        self.progress(f"generation {announced.generation} is committed to the register")
+        return record
+
+    def newest_on_disk(self) -> StateRecord | None:
+        """The newest open record that the device shows at this moment."""
+        raw = self.machine.read_slots(self.device, self.machine.number_of(self.device))
+        slots = [state_record.decode(slot, self.keys, self.volume_id) for slot in raw]
+        opened = [slot for slot in slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
+        return max(opened, key=lambda slot: slot.sequence, default=None)
 
     def _require_no_other_guest(self, head: Head, found: StateRecord) -> None:
         """Raises `Busy` when the disk shows a newer record than before: another guest has the device, too, and a record
@@ -88,7 +112,7 @@ class Session:
             state_record.decode(slot, self.keys, self.volume_id)
             for slot in self.machine.read_slots(self.device, head.number)
         )
-        if any(isinstance(slot, StateRecord) and slot.generation > found.generation for slot in slots):
+        if any(isinstance(slot, StateRecord) and slot.sequence > found.sequence for slot in slots):
             raise Busy(f"another guest opened volume {self.volume_id} at this moment; end one of the two, then repeat")
 
     def map(self, head: Head, header: bytes | memoryview, payload_bytes: int) -> Mapping:
@@ -113,7 +137,7 @@ class Session:
             raise LiveMismatch("the kernel's mapping is writable, and the policy says read-only; it is not used")
         return mapping
 
-    def mount(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool) -> Opened:
+    def mount(self, mapping: Mapping, *, formatted_now: bool) -> None:
         """Mount by the policy's options, checked before unless it was made now or nothing may be written."""
         if not formatted_now and not self.read_only:
             self.machine.check_filesystem(mapping.path, self.rule.fstype)
@@ -129,7 +153,6 @@ class Session:
                 "Then open it once by a policy that says rw, which replays its journal"
             ) from error
         self.progress(f"mounted at {self.rule.mount}")
-        return self.opened(record, mapping, formatted_now=formatted_now, mounted_now=True)
 
     def opened(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool, mounted_now: bool) -> Opened:
         """The result."""

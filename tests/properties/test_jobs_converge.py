@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -18,12 +18,15 @@ from csi.core.errors import Refused
 from csi.node import erasing, observe, progress
 from csi.node.desk import Desk, Surroundings, View
 from csi.node.jobs import Job, Jobs, Kind
+from csi.node.kubelet_places import KubeletPlaces
 from csi.node.locks import VolumeLocks
 from csi.node.plan import provision, stage, steps
+from csi.node.staged_marks import StagedMarks
 from csi.node.volume import State
 from tests.fakes.node import FRESH, HALF, ZEROED, Killed
-from tests.properties.test_node_converges import _CONFIG, _NAME, _STAGING, Driver
+from tests.properties.test_node_converges import _CONFIG, _NAME, _STAGING, _TARGET, Driver
 
+_KUBELET = KubeletPlaces.of(PurePosixPath("/var/lib/kubelet"))
 _SECRET = "what the tenant wrote"
 
 
@@ -48,7 +51,8 @@ class Process(Desk):
         report = node.report()  # type: ignore[attr-defined]
         found = provision.by_id(report, volume_id)
         seen = replace(found, live=node.live(volume_id)) if found is not None else None  # type: ignore[attr-defined]
-        return View(volume_id=volume_id, volume=seen, report=report, around=Surroundings(mounts=(), entries=()))
+        around = Surroundings(mounts=(), entries=())
+        return View(volume_id=volume_id, volume=seen, report=report, around=around, kubelet=self._kubelet)
 
 
 class World:
@@ -63,7 +67,9 @@ class World:
     def process(self) -> Desk:
         carry_out: Callable[[Any], None] = lambda step: self.node.apply((step,))  # noqa: E731
         return Process(
-            settings=SimpleNamespace(state_dir=self.folder, config=_CONFIG),  # type: ignore[arg-type]
+            settings=SimpleNamespace(
+                state_dir=self.folder, config=_CONFIG, kubelet_dir=PurePosixPath("/var/lib/kubelet")
+            ),  # type: ignore[arg-type]
             runner=None,  # type: ignore[arg-type]
             lvm=self.node,  # type: ignore[arg-type]
             registry=None,  # type: ignore[arg-type]
@@ -108,7 +114,8 @@ def world(kind: str) -> Iterator[World]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         made = World(kind, Path(folder))
         publications = made.node.publications
-        patch.setattr(observe, "publications", lambda entries, listed, volume, staging="": publications(_NAME, staging))
+        patch.setattr(observe, "publications", lambda *_: publications(_NAME))
+        patch.setattr(StagedMarks, "path_of", lambda _, volume_id: made.node.staged.get(volume_id))
         patch.setattr(progress, "boot_id", lambda: str(made.boot))
         yield made
 
@@ -117,7 +124,7 @@ def used(there: World) -> None:
     """A tenant has written to the volume and has let it go."""
     for call in ("create", "stage", "publish"):
         there.driver.call(call)
-    assert there.node.pod_write(_NAME, "/var/lib/kubelet/pods/p/volumes/pvc-1/mount", _SECRET) in ("volume", "guest")
+    assert there.node.pod_write(_NAME, _TARGET, _SECRET) in ("volume", "guest")
     for call in ("unpublish", "unstage"):
         there.driver.call(call)
 
@@ -166,6 +173,7 @@ def test_a_first_clearing_killed_at_every_moment_shows_nothing_of_before(kind: s
         assert there.driver.volume is not None
         assert there.driver.volume.state is State.READY
         assert there.node.content[_NAME] not in (FRESH, HALF)
+        there.driver.call("unstage")
         there.delete(there.process())
         assert there.node.lvs == {}
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from csi.core.errors import Refused
+from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.kbs.register import FormatGrant, VolumeState
@@ -17,11 +18,13 @@ GRANTED = dataclasses.replace(
     state=VolumeState.FORMATTING,
     revision=2,
     payload_bytes=4096,
-    grant=FormatGrant(nonce=NONCE, measurement="m", deadline_unix=1),
+    grant=FormatGrant(nonce=NONCE, measurement="m", deadline_unix=1, epoch="0e" * 16),
 )
 
 
 def asked_with(server: Script, guest: BrokerRegister, answer: object) -> object:
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    guest.open("pvc-1", Profile.XTS)
     server.answers["begin-format"] = server.sealed(answer, Secret(b"s" * 32))  # type: ignore[arg-type,assignment]
     return guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
 
@@ -33,10 +36,10 @@ def test_a_permission_for_this_guest_is_one(server: Script, guest: BrokerRegiste
 @pytest.mark.parametrize(
     "changes",
     [
-        {"grant": FormatGrant(nonce="o" * 32, measurement="m", deadline_unix=1)},
+        {"grant": FormatGrant(nonce="0f" * 32, measurement="m", deadline_unix=1, epoch="0e" * 16)},
         {"grant": None},
         {"state": VolumeState.ALLOCATED},
-        {"state": VolumeState.ACTIVE, "header_sha256": "ab" * 32, "generation": 1},
+        {"state": VolumeState.ACTIVE, "header_sha256": "ab" * 32, "announced": 1},
     ],
     ids=["for another guest's nonce", "no grant", "not formatting", "formatted by another"],
 )

@@ -49,7 +49,7 @@ CREATED = "sl:created=1795550000"
 MARK = steps.ChangeTags(vg="vg0", name="pvc-1", remove=("sl:state=ready", CREATED), add=("sl:state=deleting",))
 ACTIVATE = steps.Activate(vg="vg0", name="pvc-1")
 WRITABLE = steps.SetReadOnly(device=DEVICE, read_only=False)
-DEACTIVATE = steps.Deactivate(vg="vg0", name="pvc-1")
+DEACTIVATE = steps.ReleaseDevice(vg="vg0", name="pvc-1")
 REMOVE = steps.RemoveLV(vg="vg0", name="pvc-1")
 
 
@@ -121,6 +121,21 @@ def test_a_volume_that_is_published_is_not_touched() -> None:
 def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
     with pytest.raises(InUse, match="pvc-1 is held open"):
         deletion.delete(volume(state=state, active=True, open_count=1), NOTHING_ELSE, ())
+
+
+def test_a_volume_that_is_active_and_in_its_place_is_not_activated_again() -> None:
+    plan = deletion.delete(volume(active=True), NOTHING_ELSE, (), node_is_right=True)
+    assert plan == (MARK, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+    elsewhere = deletion.delete(volume(active=True), NOTHING_ELSE, (), node_is_right=False)
+    assert elsewhere == (MARK, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+
+
+def test_a_wipe_does_not_go_to_a_disk_that_has_gone_and_come_back() -> None:
+    stale = volume(active=True)
+    assert stale.live is not None
+    stale = dataclasses.replace(stale, live=dataclasses.replace(stale.live, stale=True))
+    plan = deletion.delete(stale, NOTHING_ELSE, (), node_is_right=True)
+    assert plan == (MARK, DEACTIVATE, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
 
 
 def test_a_volume_whose_disk_is_missing_says_the_way_out_and_is_not_marked() -> None:
@@ -268,3 +283,21 @@ def test_slices_cover_what_is_left_once_and_in_order(
         assert 0 < piece.length <= erase.SLICE_BYTES
         place += piece.length
     assert place == offset + length
+
+
+def test_a_volume_that_is_staged_for_guests_is_not_deleted() -> None:
+    with pytest.raises(InUse, match="is still staged at /k/staging; unstage it first"):
+        deletion.delete(volume(active=True), NOTHING_ELSE, (), staged_at="/k/staging")
+
+
+def test_the_note_of_a_stage_that_ended_by_itself_holds_nothing_up() -> None:
+    plan = deletion.delete(volume(wipe=Wipe.NONE), NOTHING_ELSE, (), staged_at="/k/staging")
+    assert plan == (steps.ForgetStaged(volume_id=volume().volume_id), REMOVE)
+    given_up = volume(state=State.DELETING, active=True, wipe=Wipe.NONE)
+    assert deletion.delete(given_up, NOTHING_ELSE, (), staged_at="/k/staging")
+
+
+def test_a_first_stage_that_failed_or_was_called_off_does_not_stop_the_deletion() -> None:
+    begun = volume(state=State.CREATING, holds=None, active=True)
+    plan = deletion.delete(begun, NOTHING_ELSE, (), staged_at="/k/staging")
+    assert plan == (steps.ForgetStaged(volume_id=begun.volume_id), DEACTIVATE, REMOVE)

@@ -63,7 +63,7 @@ def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_
     on = _activate(volume, node_is_right=node_is_right)
     prepared = _prepare(volume, wanted) if first else ()
     if not host_mounts(volume, capability):
-        return (*on, *prepared)
+        return (steps.MarkStaged(volume_id=volume.volume_id, path=staging.path), *on, *prepared)
     return (*on, *prepared, *_mount(volume, wanted, capability, staging))
 
 
@@ -157,7 +157,11 @@ def _prepare(volume: Volume, wanted: Content) -> steps.Plan:
         remove=(volume_tags.state_tag(State.CREATING),),
         add=(volume_tags.state_tag(State.READY), volume_tags.formatted_tag(wanted)),
     )
-    return (*erase.before_first_use(volume, wanted), *_make(volume, wanted), done)
+    unused: steps.Plan = ()
+    if (uuid := volume.filesystem_uuid) is not None:
+        # An old backup of the group's metadata, restored, brings `creating` back over living data.
+        unused = (steps.RequireUnused(device=volume.lv.path, volume_id=volume.volume_id, uuid=uuid),)
+    return (*unused, *erase.before_first_use(volume, wanted), *_make(volume, wanted), done)
 
 
 def _make(volume: Volume, wanted: Content) -> steps.Plan:
@@ -165,7 +169,9 @@ def _make(volume: Volume, wanted: Content) -> steps.Plan:
     match wanted:
         case HoldsFilesystem(filesystem):
             return (
-                steps.MakeFilesystem(device=device, fstype=filesystem, options=volume.mkfs_options),
+                steps.MakeFilesystem(
+                    device=device, fstype=filesystem, options=volume.mkfs_options, uuid=volume.filesystem_uuid
+                ),
                 # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
                 steps.RequireFilesystem(device=device, fstype=filesystem),
             )

@@ -4,11 +4,13 @@ Each step can be repeated: carried out twice it leaves what it leaves once, so a
 """
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from csi.core.filesystem import Filesystem
 from csi.node.kata.record import Record
 from csi.node.lvm import layout
 from csi.node.lvm.layout import LINEAR, Layout
+from csi.node.lvm.names import VolumeId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +68,6 @@ class Activate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deactivate:
-    """Take the kernel device away; waits a little for a virtual machine that closes it late."""
-
-    vg: str
-    name: str
-
-    def describe(self) -> str:
-        """One line for the log."""
-        return f"deactivate {self.vg}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseDevice:
     """Take the kernel device away without LVM, once no virtual machine or other program has it; waits a little for that."""
 
@@ -87,6 +77,29 @@ class ReleaseDevice:
     def describe(self) -> str:
         """One line for the log."""
         return f"take the device of {self.vg}/{self.name} away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkStaged:
+    """Note that a volume of guests is staged, and where: nothing else on the node shows it."""
+
+    volume_id: VolumeId
+    path: str
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"note that {self.volume_id} is staged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetStaged:
+    """Take that note away."""
+
+    volume_id: VolumeId
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"note that {self.volume_id} is not staged any more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +145,27 @@ class DiscardRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequireUnused:
+    """Refuse to go on where the filesystem of that UUID, which was made for this very volume, was ever mounted."""
+
+    device: str
+    volume_id: str
+    uuid: UUID
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"see that {self.device} holds nothing that was used"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeFilesystem:
     """Format a device that was never given to anybody."""
 
     device: str
     fstype: Filesystem
     options: tuple[str, ...]
+    uuid: UUID | None = None
+    """Of the filesystem; its tool chooses where there is none."""
 
     def describe(self) -> str:
         """One line for the log."""
@@ -302,8 +330,9 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | ZeroRange | ClearRange | DiscardRange
-    | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
-    | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
+    CreateLV | RemoveLV | ChangeTags | Activate | ReleaseDevice | MarkStaged | ForgetStaged
+    | ZeroRange | ClearRange | DiscardRange
+    | RequireUnused | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice
+    | SetReadOnly | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]
