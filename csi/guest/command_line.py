@@ -95,6 +95,11 @@ def parser() -> argparse.ArgumentParser:
     )
     _what_to_open(run)
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENTS]")
+    _for_repairs(verbs)
+    return made
+
+
+def _for_repairs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     inspect = verbs.add_parser(
         "inspect", help="say what the disk shows and what the register says; change nothing", formatter_class=_Help
     )
@@ -109,7 +114,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a new file of mode 0600 for the 32 raw bytes; on a memory filesystem, of a machine that the tenant trusts",
     )
-    return made
 
 
 def _what_to_open(verb: argparse.ArgumentParser) -> None:
