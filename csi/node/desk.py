@@ -32,6 +32,7 @@ from csi.node.plan.target import Conditions
 from csi.node.plan.teardown import Unpublishing, Unstaging
 from csi.node.refusals import Refusals
 from csi.node.settings import Settings
+from csi.node.staged_marks import StagedMarks
 from csi.node.volume import Volume
 
 _log = logging.getLogger(__name__)
@@ -258,6 +259,10 @@ class Desk:
         left = stale_records.dropped(self.registry, seen.entries, seen.mounts, volume_id, held=held)
         return Surroundings(mounts=seen.mounts, entries=left)
 
+    def staged_at(self, volume_id: VolumeId) -> str | None:
+        """Where a volume of guests is staged; None when it isn't, and for a volume that the node mounts."""
+        return StagedMarks(self.settings.state_dir / "staged").path_of(volume_id)
+
     def carry_out(self, plan: steps.Plan) -> None:
         """The plan's steps in order, each logged."""
         apply(plan, self.handlers)
@@ -292,6 +297,6 @@ def real(settings: Settings) -> Desk:
         runner=runner,
         lvm=lvm,
         registry=registry,
-        handlers=Effects(runner, lvm, registry, settings.state_dir / "mounts").handlers(),
+        handlers=Effects(runner, lvm, registry, settings.state_dir).handlers(),
         locks=VolumeLocks(settings.state_dir / "volumes.lock", patience_seconds=_PATIENCE_SECONDS),
     )

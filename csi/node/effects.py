@@ -14,6 +14,7 @@ from csi.node.kata.registry import KataRegistry
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.layout import Linear, Striped
 from csi.node.plan import steps
+from csi.node.staged_marks import StagedMarks
 
 _TARGET_MODE = 0o750
 _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
@@ -22,11 +23,12 @@ _TOMBSTONE_OPTIONS = ("ro", "nosuid", "nodev", "noexec", "size=4k", "mode=0555")
 class Effects:
     """The hands of the node plugin."""
 
-    def __init__(self, runner: Runner, lvm: Lvm, registry: KataRegistry, workshop: Path) -> None:
+    def __init__(self, runner: Runner, lvm: Lvm, registry: KataRegistry, state_dir: Path) -> None:
         self._runner = runner
         self._lvm = lvm
         self._registry = registry
-        self._workshop = workshop
+        self._workshop = state_dir / "mounts"
+        self._marks = StagedMarks(state_dir / "staged")
 
     def handlers(self) -> Handlers:
         """One function for every step that a host plan can hold."""
@@ -35,8 +37,9 @@ class Effects:
             steps.RemoveLV: lambda step: self._lvm.remove(step.vg, step.name),
             steps.ChangeTags: lambda step: self._lvm.change_tags(step.vg, step.name, remove=step.remove, add=step.add),
             steps.Activate: lambda step: self._lvm.activate(step.vg, step.name),
-            steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
             steps.ReleaseDevice: lambda step: releasing.release(self._lvm, step.vg, step.name),
+            steps.MarkStaged: lambda step: self._marks.put(step.volume_id, step.path),
+            steps.ForgetStaged: lambda step: self._marks.remove(step.volume_id),
             steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
             steps.ClearRange: lambda step: disks.clear(step.device, step.offset, step.length),
             steps.DiscardRange: self._discard,

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from csi.core import mount_options, mounts
+from csi.core import mounts
 from csi.core.errors import InUse, ToolFailed
+from csi.node import mount_options
 
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429

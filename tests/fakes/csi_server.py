@@ -33,6 +33,7 @@ from csi.node.plan import steps
 from csi.node.plan.node_view import PathView, Publications
 from csi.node.rpc.proto import csi_pb2_grpc
 from csi.node.settings import Settings
+from csi.node.staged_marks import StagedMarks
 from csi.node.standing import Standing
 from csi.node.startup import Startup
 from csi.node.volume import Volume
@@ -263,6 +264,7 @@ def serving(folder: Path, patch: pytest.MonkeyPatch, config: str = _CONFIG) -> I
 
     patch.setattr(observe, "path", path)
     patch.setattr(observe, "publications", publications)
+    patch.setattr(StagedMarks, "path_of", lambda self, volume_id: node.staged.get(volume_id))
     patch.setattr(observe, "alive", alive)
     patch.setattr(observe, "devices", node.active)
     patch.setattr(observe, "place", lambda view, volume_id, owners: node.place(view.path))

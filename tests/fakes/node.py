@@ -58,6 +58,7 @@ class Node:
     files: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
     read_only: set[str] = field(default_factory=set)
+    staged: dict[str, str] = field(default_factory=dict)
     fuse: int | None = None
     formats: list[str] = field(default_factory=list)
     foreign: dict[tuple[str, str], LogicalVolume] = field(default_factory=dict)
@@ -137,6 +138,7 @@ class Node:
         """The power was off: memory is empty, disks are not."""
         self.mounts.clear()
         self.records.clear()
+        self.staged.clear()
         self.read_only.clear()
         self.devices.clear()
         self.opened.clear()
@@ -298,7 +300,7 @@ def _tags(node: Node, step: steps.ChangeTags) -> None:
     node.lvs[step.name] = replace(lv, tags=lv.tags - set(step.remove) | set(step.add))
 
 
-def _deactivate(node: Node, step: steps.Deactivate | steps.ReleaseDevice) -> None:
+def _deactivate(node: Node, step: steps.ReleaseDevice) -> None:
     live = node.live(step.name)
     if live is not None and live.is_open:
         raise InUse(step.name)
@@ -397,15 +399,16 @@ def _remove_target(node: Node, step: steps.RemoveTarget) -> None:
     node.files.discard(step.target)
 
 
-_BY_LVM = (steps.CreateLV, steps.RemoveLV, steps.ChangeTags, steps.Activate, steps.Deactivate)
+_BY_LVM = (steps.CreateLV, steps.RemoveLV, steps.ChangeTags, steps.Activate)
 _EXCLUSIVE = (steps.ZeroRange, steps.ClearRange, steps.DiscardRange, steps.MakeFilesystem)
 _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[assignment]
     steps.CreateLV: _create,
     steps.RemoveLV: _remove,
     steps.ChangeTags: _tags,
     steps.Activate: lambda node, step: node.activate(step.name),
-    steps.Deactivate: _deactivate,
     steps.ReleaseDevice: _deactivate,
+    steps.MarkStaged: lambda node, step: node.staged.update({step.volume_id: step.path}),
+    steps.ForgetStaged: lambda node, step: node.staged.pop(step.volume_id, None),
     steps.ZeroRange: _zero,
     steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,

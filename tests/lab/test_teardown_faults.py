@@ -153,6 +153,17 @@ def test_a_link_in_kubelets_paths_changes_nothing(driver: Driver, kind: str, lin
     assert own.stop() == 0
 
 
+@pytest.mark.parametrize("kind", ["block", "direct"])
+def test_a_staged_volume_of_guests_is_not_deleted(driver: Driver, kind: str) -> None:
+    name = f"pvc-staged-{kind}"
+    volume, capability = made(driver, name, kind)
+    driver.stage(volume, capability).ok()
+    refused = driver.delete(name)
+    assert (refused.code, "still staged at" in refused.message) == ("FAILED_PRECONDITION", True), refused
+    driver.unstage(name).ok()
+    driver.delete(name).ok()
+
+
 def test_a_wrong_id_takes_nothing_away(driver: Driver) -> None:
     node = driver.node
     volume, capability = made(driver, "pvc-victim", "direct")

@@ -18,12 +18,15 @@ from csi.core.errors import Refused
 from csi.node import erasing, observe, progress
 from csi.node.desk import Desk, Surroundings, View
 from csi.node.jobs import Job, Jobs, Kind
+from csi.node.kubelet_places import KubeletPlaces
 from csi.node.locks import VolumeLocks
 from csi.node.plan import provision, stage, steps
+from csi.node.staged_marks import StagedMarks
 from csi.node.volume import State
 from tests.fakes.node import FRESH, HALF, ZEROED, Killed
 from tests.properties.test_node_converges import _CONFIG, _NAME, _STAGING, _TARGET, Driver
 
+_KUBELET = KubeletPlaces.of(PurePosixPath("/var/lib/kubelet"))
 _SECRET = "what the tenant wrote"
 
 
@@ -112,6 +115,7 @@ def world(kind: str) -> Iterator[World]:
         made = World(kind, Path(folder))
         publications = made.node.publications
         patch.setattr(observe, "publications", lambda *_: publications(_NAME))
+        patch.setattr(StagedMarks, "path_of", lambda _, volume_id: made.node.staged.get(volume_id))
         patch.setattr(progress, "boot_id", lambda: str(made.boot))
         yield made
 
@@ -169,6 +173,7 @@ def test_a_first_clearing_killed_at_every_moment_shows_nothing_of_before(kind: s
         assert there.driver.volume is not None
         assert there.driver.volume.state is State.READY
         assert there.node.content[_NAME] not in (FRESH, HALF)
+        there.driver.call("unstage")
         there.delete(there.process())
         assert there.node.lvs == {}
 

@@ -113,12 +113,20 @@ class Driver:
             staging=self.node.place(_STAGING),
             publications=self.node.publications(_NAME, _STAGING),
             devices=self.node.active(_NAME),
+            marked=_NAME in self.node.staged,
         )
         self.node.apply(teardown.unstage(view))
 
     def _delete(self) -> None:
         if self.volume is not None:
-            self.node.apply(deletion.delete(self.volume, self.node.report(), self.node.publications(_NAME).targets))
+            self.node.apply(
+                deletion.delete(
+                    self.volume,
+                    self.node.report(),
+                    self.node.publications(_NAME).targets,
+                    staged_at=self.node.staged.get(_NAME),
+                )
+            )
 
 
 class DriverWithJobs(Driver):

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from csi.core import mount_options
 from csi.core.errors import InUse, ToolFailed
-from csi.node import mount_api
+from csi.node import mount_api, mount_options
 
 Call = tuple[Any, ...]
 

@@ -146,8 +146,9 @@ def mounted(fstype: str, *options: str) -> steps.MountFilesystem:
 
 
 def staged(there: Volume, capability: Capability, staging: PathView, *, node_is_right: bool = True) -> steps.Plan:
-    """The plan of NodeStageVolume on a node whose /dev is in order, unless told."""
-    return stage.stage(there, capability, staging, node_is_right=node_is_right)
+    """The plan of NodeStageVolume on a node whose /dev is in order, unless told; what is noted of it has its own test."""
+    plan = stage.stage(there, capability, staging, node_is_right=node_is_right)
+    return tuple(step for step in plan if not isinstance(step, steps.MarkStaged))
 
 
 # The first stage
@@ -237,6 +238,14 @@ def test_an_active_volume_is_not_activated_again() -> None:
 )
 def test_an_active_volume_that_the_node_does_not_mount_needs_nothing(there: Volume, capability: Capability) -> None:
     assert staged(there, capability, FREE_STAGING) == ()
+
+
+@pytest.mark.parametrize("there", [volume("block"), volume(**DIRECT), volume("sealed", **SEALED), volume()])
+def test_a_volume_of_guests_is_noted_as_staged_before_anything_is_done(there: Volume) -> None:
+    capability = BLOCK if there.holds == Raw() else MOUNT
+    noted = steps.MarkStaged(volume_id=there.volume_id, path=STAGING)
+    plan = stage.stage(there, capability, FREE_STAGING, node_is_right=False)
+    assert plan[0] == noted if capability.block or there.direct else noted not in plan
 
 
 @pytest.mark.parametrize("there", [volume("block"), volume(**DIRECT), volume("sealed", **SEALED), volume()])

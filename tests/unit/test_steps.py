@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any, get_args
 
 from csi.node.effects import Effects
@@ -10,7 +11,7 @@ from csi.node.plan import steps
 
 def test_every_step_has_a_handler_and_no_handler_is_without_a_step() -> None:
     toy: Any = None
-    assert Effects(toy, toy, toy, toy).handlers().keys() == set(get_args(steps.Step))
+    assert Effects(toy, toy, toy, Path("/run")).handlers().keys() == set(get_args(steps.Step))
 
 
 def test_the_union_has_every_step_that_is_defined() -> None:

@@ -187,6 +187,10 @@ def test_the_device_of_a_volume_that_the_node_does_not_mount_is_taken_away() -> 
     assert unstage(NOT_STAGED, devices=active()) == (RELEASE,)
 
 
+def test_the_note_that_a_volume_is_staged_goes_last() -> None:
+    assert unstage(NOT_STAGED, devices=active(), marked=True) == (RELEASE, steps.ForgetStaged(volume_id=VOLUME))
+
+
 def test_a_filesystem_that_another_namespace_has_mounted_does_not_hold_the_volume_up() -> None:
     assert unstage(NOT_STAGED, devices=active(open_count=1, mounted=True)) == ()
 

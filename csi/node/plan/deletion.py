@@ -9,28 +9,41 @@ from csi.node.plan import erase, steps
 from csi.node.volume import State, Volume
 
 
-def delete(volume: Volume, report: Report, published: Sequence[str], *, node_is_right: bool = False) -> steps.Plan:
+def delete(
+    volume: Volume,
+    report: Report,
+    published: Sequence[str],
+    *,
+    staged_at: str | None = None,
+    node_is_right: bool = False,
+) -> steps.Plan:
     """Steps that wipe and remove the volume. Killed anywhere and repeated, they end the same.
 
-    `published` are paths that still show the volume; `node_is_right` says whether its path in /dev leads to its own device
-    now. Raises `InUse` when there are any, something holds the device, or
+    `published` are paths that still show the volume, `staged_at` is where it is staged for guests; `node_is_right` says
+    whether its path in /dev leads to its own device now. Raises `InUse` when there are any, something holds the device, or
     LVM has other things that depend on the volume; and `Refused` when what is to be wiped can't be reached.
     """
     if published:
         raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
+    # One that is still `creating` was given to nobody: a first stage that failed for good is never followed by an unstage.
+    if staged_at is not None and volume.live is not None and volume.state is State.READY:
+        raise InUse(f"volume {volume.volume_id} is still staged at {staged_at}; unstage it first")
     if volume.live is not None and volume.live.is_open:
         raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
     _require_independent(volume.lv, report)
     vg, name = volume.lv.vg, volume.lv.name
+    # A note of a stage that ended by itself, as a device does that an operator has taken away.
+    forget: steps.Plan = (steps.ForgetStaged(volume_id=volume.volume_id),) if staged_at is not None else ()
     # The kernel gives up a device that nobody has open without LVM's help.
     off = steps.ReleaseDevice(vg=vg, name=name)
     erased = erase.at_deletion(volume)
     if not erased:
         # Removing is one change of LVM's: there is no middle that a mark would have to tell of.
-        return (*((off,) if volume.live is not None else ()), steps.RemoveLV(vg=vg, name=name))
+        return (*forget, *((off,) if volume.live is not None else ()), steps.RemoveLV(vg=vg, name=name))
     _require_all_disks(volume)
     return (
         *_mark(volume),
+        *forget,
         *_activate(volume, node_is_right=node_is_right),
         # A read-only flag left by a publication would stop the wipe.
         steps.SetReadOnly(device=volume.lv.path, read_only=False),

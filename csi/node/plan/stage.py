@@ -63,7 +63,7 @@ def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_
     on = _activate(volume, node_is_right=node_is_right)
     prepared = _prepare(volume, wanted) if first else ()
     if not host_mounts(volume, capability):
-        return (*on, *prepared)
+        return (steps.MarkStaged(volume_id=volume.volume_id, path=staging.path), *on, *prepared)
     return (*on, *prepared, *_mount(volume, wanted, capability, staging))
 
 

@@ -10,6 +10,7 @@ from csi.core.filesystem import Filesystem
 from csi.node.kata.record import Record
 from csi.node.lvm import layout
 from csi.node.lvm.layout import LINEAR, Layout
+from csi.node.lvm.names import VolumeId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +68,6 @@ class Activate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deactivate:
-    """Take the kernel device away; waits a little for a virtual machine that closes it late."""
-
-    vg: str
-    name: str
-
-    def describe(self) -> str:
-        """One line for the log."""
-        return f"deactivate {self.vg}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseDevice:
     """Take the kernel device away without LVM, once no virtual machine or other program has it; waits a little for that."""
 
@@ -88,6 +77,29 @@ class ReleaseDevice:
     def describe(self) -> str:
         """One line for the log."""
         return f"take the device of {self.vg}/{self.name} away"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MarkStaged:
+    """Note that a volume of guests is staged, and where: nothing else on the node shows it."""
+
+    volume_id: VolumeId
+    path: str
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"note that {self.volume_id} is staged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetStaged:
+    """Take that note away."""
+
+    volume_id: VolumeId
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"note that {self.volume_id} is not staged any more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,7 +330,8 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | ZeroRange | ClearRange | DiscardRange
+    CreateLV | RemoveLV | ChangeTags | Activate | ReleaseDevice | MarkStaged | ForgetStaged
+    | ZeroRange | ClearRange | DiscardRange
     | RequireUnused | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice
     | SetReadOnly | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip

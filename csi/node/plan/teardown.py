@@ -45,6 +45,8 @@ class Unstaging:
     other_stagings: tuple[str, ...] = ()
     """Where else among kubelet's staging paths the volume is mounted: kubelet's rule for the path has changed once."""
     devices: tuple[ActiveDevice, ...] = ()
+    marked: bool = False
+    """Whether it is noted as a staged volume of guests."""
 
 
 def unpublish(wanted: Unpublishing) -> steps.Plan:
@@ -78,6 +80,8 @@ def unstage(wanted: Unstaging) -> steps.Plan:
             plan.append(steps.SetReadOnly(device=device.path, read_only=False))
         if not places and not device.live.mounted:
             plan.append(steps.ReleaseDevice(vg=device.vg, name=device.name))
+    if wanted.marked:
+        plan.append(steps.ForgetStaged(volume_id=wanted.volume_id))
     return tuple(plan)
 
 

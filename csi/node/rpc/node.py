@@ -73,7 +73,8 @@ class Node(NodeRest):
         volume_id = csi_requests.volume_id(request.volume_id)
         self._desk.jobs.call_off(volume_id, Kind.PREPARE)
         with self._desk.without_lvm(volume_id, "NodeUnstageVolume") as view:
-            self._desk.carry_out(teardown.unstage(view.unstaging(path)))
+            marked = self._desk.staged_at(volume_id) is not None
+            self._desk.carry_out(teardown.unstage(replace(view.unstaging(path), marked=marked)))
         return csi_pb2.NodeUnstageVolumeResponse()
 
     def NodePublishVolume(  # noqa: N802
