@@ -128,7 +128,7 @@ STATE_DIR: Final = Option(
     name="state-dir",
     check=_folder,
     default="/run/sealed-local",
-    help="where the two lock files lie, and the UUIDs of groups at their first use. Made if it is missing",
+    help="where two lock files, the settings of LVM and the UUIDs of groups at their first use lie. Made if it is missing",
 )
 METRICS_ADDRESS: Final = Option(
     name="metrics-address",
