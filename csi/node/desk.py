@@ -16,7 +16,7 @@ from csi.core.command import LocalRunner, Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import NoSpace, NotFound
 from csi.core.mount import Mount
-from csi.node import observe, stale_records
+from csi.node import observe, own_groups, stale_records
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
 from csi.node.jobs import Jobs
@@ -289,6 +289,7 @@ def real(settings: Settings) -> Desk:
         lock_file=settings.state_dir / "lvm.lock",
         device_filter=config.device_filter,
         allows=config.allows,
+        trust=own_groups.trust(config, settings.state_dir / "groups.json"),
     )
     registry = KataRegistry(settings.registry_root)
     return Desk(
