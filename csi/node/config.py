@@ -4,7 +4,7 @@ import posixpath
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -16,6 +16,8 @@ from csi.node.lvm.names import checked_vg_name
 from csi.node.quantity import NO_RESERVE, Reserve, reserve
 
 _WHOLE: Final = 100
+_MOST_JOBS: Final = 16
+"""More would only make a disk seek."""
 _ANY_NAME: Final = "a-name_that.nobody+gives"
 
 
@@ -52,6 +54,8 @@ class NodeConfig:
     """Disks of this node are loop devices. Otherwise LVM sees only loop devices that a pool's `devices` name."""
     lvm_filter: tuple[str, ...] = ()
     """Patterns of devices that LVM must not look at, in LVM's own form."""
+    jobs_per_group: int = 2
+    """So many wipes and clearings run at a time in each group."""
 
     @property
     def device_filter(self) -> DeviceFilter:
@@ -103,6 +107,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     udev: bool = False
     loop_devices: bool = False
     lvm_filter: list[str] = []
+    jobs_per_group: Annotated[int, msgspec.Meta(ge=1, le=_MOST_JOBS)] = 2
 
 
 def parse(text: str, source: str) -> NodeConfig:
@@ -125,6 +130,7 @@ def parse(text: str, source: str) -> NodeConfig:
         udev=raw.udev,
         loop_devices=raw.loop_devices,
         lvm_filter=_rejections(raw.lvm_filter, f"{source}: lvmFilter"),
+        jobs_per_group=raw.jobs_per_group,
     )
 
 

@@ -298,4 +298,5 @@ def real(settings: Settings) -> Desk:
         registry=registry,
         handlers=Effects(runner, lvm, registry, settings.state_dir).handlers(),
         locks=VolumeLocks(settings.state_dir / "volumes.lock", patience_seconds=_PATIENCE_SECONDS),
+        jobs=Jobs(workers_per_group=config.jobs_per_group),
     )
