@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from csi.core import mounts
@@ -19,6 +19,7 @@ from csi.core.mount import Mount
 from csi.node import observe, stale_records
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
+from csi.node.given import Given
 from csi.node.jobs import Jobs
 from csi.node.kata.registry import Entry, KataRegistry
 from csi.node.kubelet_places import KubeletPlaces
@@ -164,6 +165,11 @@ class Desk:
     @property
     def _kubelet(self) -> KubeletPlaces:
         return KubeletPlaces.of(self.settings.kubelet_dir)
+
+    @property
+    def given(self) -> Given:
+        """Which volumes somebody was given."""
+        return Given(Path(self.settings.kubelet_dir) / "plugins" / self.settings.driver_name)
 
     @property
     def topology(self) -> tuple[str, str]:
