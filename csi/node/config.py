@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -17,6 +17,8 @@ from csi.node.lvm.names import checked_vg_name
 from csi.node.quantity import NO_RESERVE, Reserve, reserve
 
 _WHOLE: Final = 100
+_MOST_JOBS: Final = 16
+"""More would only make a disk seek."""
 _ANY_NAME: Final = "a-name_that.nobody+gives"
 
 
@@ -58,6 +60,8 @@ class NodeConfig:
     """Patterns of devices that LVM must not look at, in LVM's own form."""
     vg_uuids: Mapping[str, str] = field(default_factory=dict)
     """The UUIDs of this node's groups by their names. Where there are any, no other group is used."""
+    jobs_per_group: int = 2
+    """So many wipes and clearings run at a time in each group."""
 
     @property
     def device_filter(self) -> DeviceFilter:
@@ -110,6 +114,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     loop_devices: bool = False
     lvm_filter: list[str] = []
     vg_uuids: dict[str, str] = {}
+    jobs_per_group: Annotated[int, msgspec.Meta(ge=1, le=_MOST_JOBS)] = 2
 
 
 def parse(text: str, source: str) -> NodeConfig:
@@ -133,6 +138,7 @@ def parse(text: str, source: str) -> NodeConfig:
         loop_devices=raw.loop_devices,
         lvm_filter=_rejections(raw.lvm_filter, f"{source}: lvmFilter"),
         vg_uuids=_uuids(raw.vg_uuids, f"{source}: vgUuids"),
+        jobs_per_group=raw.jobs_per_group,
     )
 
 

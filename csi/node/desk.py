@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from csi.core import mounts
@@ -19,6 +19,7 @@ from csi.core.mount import Mount
 from csi.node import observe, own_groups, stale_records
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
+from csi.node.given import Given
 from csi.node.jobs import Jobs
 from csi.node.kata.registry import Entry, KataRegistry
 from csi.node.kubelet_places import KubeletPlaces
@@ -166,6 +167,11 @@ class Desk:
         return KubeletPlaces.of(self.settings.kubelet_dir)
 
     @property
+    def given(self) -> Given:
+        """Which volumes somebody was given."""
+        return Given(Path(self.settings.kubelet_dir) / "plugins" / self.settings.driver_name)
+
+    @property
     def topology(self) -> tuple[str, str]:
         """This node's topology key and value."""
         return self.settings.topology_key, self.settings.topology_value
@@ -299,4 +305,5 @@ def real(settings: Settings) -> Desk:
         registry=registry,
         handlers=Effects(runner, lvm, registry, settings.state_dir).handlers(),
         locks=VolumeLocks(settings.state_dir / "volumes.lock", patience_seconds=_PATIENCE_SECONDS),
+        jobs=Jobs(workers_per_group=config.jobs_per_group),
     )

@@ -43,6 +43,7 @@ Configuration file (YAML), all keys optional:
     fast-0: AbCdEf-0123-4567-89AB-CDEF-GhIj-KlMnOp
   udev: false                 # true: let LVM wait for udev (needs the host's IPC namespace in a container)
   lvmFilter: ["r|^/dev/disk/by-path/.*-iscsi-|"]   # devices that LVM must not look at
+  jobsPerGroup: 2             # so many wipes and first clearings run at a time in each group, 1 to 16
   loopDevices: false          # true: disks of this node are loop devices (tests); else only those in `devices` are seen
 
 The driver uses no volume group that this file doesn't name. See docs/node.md."""

@@ -19,6 +19,7 @@ from tests.rpc.test_csi_server import LIFE, SIZE, Requests, live
 from tests.rpc.test_csi_server import size as sized
 
 Code = grpc.StatusCode
+HELD_AS = {"ext4": "ext4", "direct": "ext4", "block": "block", "sealed": "sealed", "sealed-block": "sealed"}
 CROWD = 160
 """More deletions than the server has threads."""
 
@@ -172,6 +173,28 @@ def test_a_bad_sector_in_a_first_clearing_is_named(csi: CsiServer) -> None:
     assert "/dev/vg0/pvc-1 takes no write" in message
     csi.call("DeleteVolume", requests.of("DeleteVolume"))
     assert csi.node.lvs == {}
+
+
+@pytest.mark.parametrize("kind", ["ext4", "block", "direct", "sealed", "sealed-block"])
+def test_a_restored_backup_of_the_metadata_neither_clears_nor_formats_what_a_pod_has_had(
+    csi: CsiServer, kind: str
+) -> None:
+    requests = live(csi, "NodeStageVolume", kind)
+    backup = csi.node.lvs["pvc-1"]
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    csi.call("NodeUnstageVolume", requests.of("NodeUnstageVolume"))
+    csi.node.content["pvc-1"] = "a tenant's"
+    csi.node.lvs["pvc-1"] = backup
+    code, message = csi.refused("NodeStageVolume", requests.of("NodeStageVolume"))
+    assert code is Code.FAILED_PRECONDITION
+    assert "vgcfgrestore" in message
+    assert csi.node.content["pvc-1"] == "a tenant's"
+    tags = backup.tags - {"sl:state=creating"} | {"sl:state=ready", f"sl:formatted={HELD_AS[kind]}"}
+    csi.node.lvs["pvc-1"] = replace(backup, tags=tags)
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    csi.call("NodeUnstageVolume", requests.of("NodeUnstageVolume"))
+    csi.call("DeleteVolume", requests.of("DeleteVolume"))
+    assert list(csi.kubelet.glob("plugins/sealed-local.csi/given/*")) == []
 
 
 def test_a_tiny_volume_of_a_class_that_wipes_nothing_needs_no_job(csi: CsiServer) -> None:

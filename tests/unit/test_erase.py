@@ -263,7 +263,7 @@ def test_what_is_short_is_carried_out_in_the_call() -> None:
 
 def test_what_is_long_is_marked_by_the_call_and_left_to_a_job() -> None:
     plan = deletion.delete(volume(), NOTHING_ELSE, ())
-    assert erase.split(plan) == ((MARK, ACTIVATE, WRITABLE), (zero(SIZE), DEACTIVATE, REMOVE))
+    assert erase.split(plan) == ((MARK,), (ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE))
 
 
 @given(
