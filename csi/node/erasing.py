@@ -58,9 +58,10 @@ def delete(desk: Desk, volume_id: VolumeId) -> Task:
 
     def plan(view: View) -> steps.Plan:
         if view.volume is None:
-            provision.require_all_groups(desk.settings.config, view.report, volume_id)
+            provision.require_gone(desk.settings.config, view.report, volume_id)
             return ()
-        return deletion.delete(view.volume, view.publications().targets, desk.staged_at(volume_id))
+        published = view.publications().targets
+        return deletion.delete(view.volume, view.report, published, staged_at=desk.staged_at(volume_id))
 
     return Task(kind=Kind.DELETE, volume_id=volume_id, plan=plan)
 

@@ -7,6 +7,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,17 +15,21 @@ import grpc
 
 from csi.core import log
 from csi.core.errors import InvalidInput, SealedLocalError
-from csi.node import desk, startup
+from csi.node import desk, places, watch
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
-from csi.node.metrics import Metrics
+from csi.node.lvm.block_devices import BlockDevices
+from csi.node.metrics import Metrics, PoolStates
 from csi.node.rpc.admission import Admission, ThreadPerCall
 from csi.node.rpc.controller import Controller
+from csi.node.rpc.gate import Gate
 from csi.node.rpc.identity import Identity
 from csi.node.rpc.interceptors import Around
 from csi.node.rpc.node import Node
 from csi.node.rpc.proto import csi_pb2_grpc
 from csi.node.settings import Settings
+from csi.node.standing import Standing
+from csi.node.startup import Startup
 
 _log = logging.getLogger(__name__)
 
@@ -52,21 +57,22 @@ def main(arguments: Sequence[str]) -> int:
 def _serve(settings: Settings) -> int:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     here = desk.real(settings)
-    identity = Identity(settings.driver_name)
-    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.jobs.shown)
-    server = build_server(here, identity, metrics)
+    standing = Standing(lambda: places.faults(settings))
+    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.jobs.shown, here.lvm.turns.queues)
+    metrics.registry.register(PoolStates(standing))
+    server = build_server(here, standing, metrics)
     # A handler may put into this queue; an Event it could not set without a deadlock, were its lock just held.
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: asked.put(got))
-    stop_pages = metrics.serve(settings.metrics_address, lambda: identity.ready) if settings.metrics_address else None
+    stop_pages = metrics.serve(settings.metrics_address, standing) if settings.metrics_address else None
     _bind(server, settings.endpoint)
     server.start()
     _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
-    threading.Thread(target=_start_up, args=(here, identity), name="start-up", daemon=True).start()
+    threading.Thread(target=_keep_up, args=(here, standing), name="start-up", daemon=True).start()
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
-    identity.ready = False
+    standing.stopping()
     # Calls that wait for a job end with it, so that the server's stop needn't wait for them.
     here.jobs.stop(_STOP_SECONDS)
     server.stop(_STOP_SECONDS).wait()
@@ -86,29 +92,34 @@ def _wait_for(asked: "queue.SimpleQueue[int]") -> None:
             return
 
 
-def build_server(here: Desk, identity: Identity, metrics: Metrics) -> grpc.Server:
+def build_server(here: Desk, standing: Standing, metrics: Metrics) -> grpc.Server:
     """The gRPC server with all three CSI services, not bound and not started."""
     server = grpc.server(
         ThreadPerCall(),
-        interceptors=[Around(metrics.observe), Admission()],
+        interceptors=[Around(metrics.observe), Admission(), Gate(standing.require_places)],
         options=[("grpc.so_reuseport", 0)],
     )
-    csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
+    csi_pb2_grpc.add_IdentityServicer_to_server(Identity(here.settings.driver_name, standing), server)
     csi_pb2_grpc.add_ControllerServicer_to_server(Controller(here), server)
     csi_pb2_grpc.add_NodeServicer_to_server(Node(here), server)
     return server
 
 
-def _start_up(here: Desk, identity: Identity) -> None:
-    try:
-        for problem in startup.start(here):
-            _log.warning("this node works without a pool", extra={"problem": problem})
-    except Exception as error:
-        identity.broken = f"this node's driver can't work: {error}"
-        _log.error("start-up failed", exc_info=error)
-        return
-    identity.ready = True
-    _log.info("ready")
+def _keep_up(here: Desk, standing: Standing) -> None:
+    """Start up, and try again what could not be done, as long as the process lives."""
+    devices = BlockDevices()
+    loops = here.settings.config.loop_devices
+    attempt = Startup(here, standing).attempt
+
+    def seen() -> object:
+        # kubelet puts a loop device on every raw block volume: no news of disks.
+        return tuple(device for device in devices.now() if loops or not device.name.startswith("loop"))
+
+    def wait(seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    watch.repeat(attempt, seen, wait)
 
 
 def _bind(server: grpc.Server, endpoint: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -17,8 +17,11 @@ from csi.core.errors import InvalidInput, SealedLocalError
 from csi.node.config import NodeConfig
 from csi.node.jobs import Job
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Report
+from csi.node.lvm.model import LogicalVolume, Report
+from csi.node.lvm.turns import Queue
 from csi.node.plan import placement
+from csi.node.standing import Standing
+from csi.node.volume import Volume
 
 _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
@@ -35,6 +38,7 @@ class Metrics:
         config: NodeConfig,
         report: Callable[[], Report],
         jobs: Callable[[], tuple[Job, ...]] = tuple,
+        queues: Callable[[], Mapping[str, Queue]] = dict,
     ) -> None:
         self.registry = CollectorRegistry()
         self._driver_name = driver_name
@@ -47,18 +51,19 @@ class Metrics:
         )
         self.registry.register(_Groups(config, report))
         self.registry.register(_JobGauges(jobs))
+        self.registry.register(_QueueGauges(queues))
 
     def observe(self, method: str, code: str, seconds: float) -> None:
         """Count one finished call. `code` is the name of gRPC's status code in Python."""
         self._operations.labels(self._driver_name, method, _as_go_writes(code)).observe(seconds)
 
-    def serve(self, address: str, healthy: Callable[[], bool]) -> Callable[[], None]:
+    def serve(self, address: str, standing: Standing) -> Callable[[], None]:
         """Serve `/metrics` and `/healthz` on HOST:PORT; answers the function that stops it."""
         host, _, port = address.rpartition(":")
         if not port.isdigit():
             raise InvalidInput("--metrics-address", f"{address!r} is no HOST:PORT")
         try:
-            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, healthy), _Server, _Quiet)
+            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, standing), _Server, _Quiet)
         except OSError as error:
             raise InvalidInput("--metrics-address", f"{address} can't be used: {error.strerror}") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
@@ -94,14 +99,14 @@ class _Quiet(WSGIRequestHandler):
         """A scrape is no event."""
 
 
-def _pages(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Callable[..., Iterable[bytes]]:
+def _pages(registry: CollectorRegistry, standing: Standing) -> Callable[..., Iterable[bytes]]:
     metrics = make_wsgi_app(registry)
 
     def page(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
         if environ.get("PATH_INFO") == "/healthz":
-            well = healthy()
-            start_response("200 OK" if well else "503 Service Unavailable", [("Content-Type", "text/plain")])
-            return [b"ok\n" if well else b"not ready\n"]
+            status = "200 OK" if standing.ready else "503 Service Unavailable"
+            start_response(status, [("Content-Type", "text/plain")])
+            return [standing.words().encode(errors="backslashreplace")]
         body: Iterable[bytes] = metrics(environ, start_response)
         return body
 
@@ -131,6 +136,48 @@ class _JobGauges(Collector):
         return [count, done, of]
 
 
+def _state(lv: LogicalVolume) -> str:
+    """The state of a volume of ours, `unreadable` where that can't be told; nothing for an LV of somebody else."""
+    found = volume_tags.decode(lv)
+    return "" if found is None else found.state if isinstance(found, Volume) else "unreadable"
+
+
+class _QueueGauges(Collector):
+    """Who changes which group now, and how many wait. A series is there while somebody does."""
+
+    def __init__(self, queues: Callable[[], Mapping[str, Queue]]) -> None:
+        self._queues = queues
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        length = GaugeMetricFamily(
+            "sealed_local_lvm_queue_length", "Calls that wait for their turn to change a group", labels=["vg"]
+        )
+        holder = GaugeMetricFamily(
+            "sealed_local_lvm_holder", "What has the turn to change a group", labels=["vg", "holder"]
+        )
+        for vg, queue in sorted(self._queues().items()):
+            length.add_metric([vg], queue.waiting)
+            if queue.holder:
+                # Without the volume's name: each would be a series of its own.
+                holder.add_metric([vg, queue.holder.split(" ")[0]], 1)
+        return [length, holder]
+
+
+class PoolStates(Collector):
+    """A gauge for every pool: 1 when all its groups and disks are there, 0 when something lacks."""
+
+    def __init__(self, standing: Standing) -> None:
+        self._standing = standing
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector`."""
+        ready = GaugeMetricFamily("sealed_local_pool_ready", "Whether a pool is whole", labels=["pool"])
+        for name, lacks in self._standing.pools.items():
+            ready.add_metric([name], int(lacks is None))
+        return [ready]
+
+
 class _Groups(Collector):
     """Gauges from LVM's own report, made at most every half minute however often the page is read."""
 
@@ -155,21 +202,34 @@ class _Groups(Collector):
             labels=["vg", "pool"],
         )
         broken = GaugeMetricFamily("sealed_local_vg_missing_disks", "Disks missing from a group", labels=["vg", "pool"])
+        text = GaugeMetricFamily(
+            "sealed_local_vg_metadata_free_bytes", "By how much a group's metadata may grow", labels=["vg", "pool"]
+        )
+        lost = GaugeMetricFamily(
+            "sealed_local_vg_unreadable", "Groups that nobody can look into now", labels=["vg", "pool"]
+        )
         count = GaugeMetricFamily("sealed_local_volumes", "Volumes of this driver by state", labels=["vg", "state"])
         report = self._fresh() or Report(vgs=())
         for vg in report.vgs:
             if not self._config.allows(vg.name) or vg.name in report.ambiguous:
                 continue
-            pool = self._config.pool_of(vg.name)
-            labels = [vg.name, pool.name if pool is not None else ""]
+            labels = self._labels(vg.name)
             size.add_metric(labels, vg.size_bytes)
             free.add_metric(labels, vg.free_bytes)
             room.add_metric(labels, placement.available(self._config, vg))
             broken.add_metric(labels, vg.missing_disks)
-            states = [volume.state for lv in vg.lvs if (volume := volume_tags.decode(lv)) is not None]
-            for state in sorted(set(states)):
-                count.add_metric([vg.name, state], states.count(state))
-        return [size, free, room, broken, count]
+            if vg.metadata_free_bytes is not None:
+                text.add_metric(labels, vg.metadata_free_bytes)
+            for state, number in sorted(Counter(_state(lv) for lv in vg.lvs).items()):
+                if state:
+                    count.add_metric([vg.name, state], number)
+        for group in report.unreadable:
+            lost.add_metric(self._labels(group.name), 1)
+        return [size, free, room, broken, text, lost, count]
+
+    def _labels(self, vg: str) -> list[str]:
+        pool = self._config.pool_of(vg)
+        return [vg, pool.name if pool is not None else ""]
 
     def _fresh(self) -> Report | None:
         """The last report, renewed when it is old. While one reader waits for LVM, others get the one before."""

@@ -1,57 +1,117 @@
-"""What the node plugin does once when it starts: find LVM, bring pool disks in, drop stale Kata records, resume jobs."""
+"""What the node plugin does when it starts, and again while something lacks: find LVM, bring pool disks in, drop stale Kata
+records, go on with deletions.
+"""
 
 import logging
+from contextlib import nullcontext
+from typing import Final
 
 from csi.core import disks, filesystems
-from csi.core.command import Runner
-from csi.core.errors import SealedLocalError
+from csi.core.errors import NotFound, Refused, SealedLocalError
 from csi.node import erasing, observe, stale_records
 from csi.node.config import Pool
 from csi.node.desk import Desk, Surroundings
 from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import pools, provision
+from csi.node.standing import Standing
 
 _log = logging.getLogger(__name__)
+_TURN_SECONDS: Final = 30.0
+"""How long a pool waits for its group, before the next pool is looked at."""
 
 
-def start(desk: Desk) -> tuple[str, ...]:
-    """Carry out the start-up. Returns the pools that could not be completed, one reason each; the others work.
+class Startup:
+    """What has to be done until the node works, and again whenever something has changed: see `attempt`."""
 
-    Raises `ToolFailed` when LVM itself does not answer.
-    """
-    with desk.lvm.exclusive("start-up"):
-        _log.info("lvm", extra={"version": desk.lvm.version()})
-        problems = tuple(
-            problem for pool in desk.settings.config.pools if (problem := _bring_in(desk, pool)) is not None
-        )
-        report = desk.lvm.report()
-        sweep(desk, report)
-        erasing.resume(desk, report)
-    return problems
+    def __init__(self, desk: Desk, standing: Standing) -> None:
+        self._desk = desk
+        self._standing = standing
+        self._version = ""
+        self._groups: frozenset[str] | None = None
+
+    def attempt(self) -> bool:
+        """Look at everything once, do what can be done, note it. Returns whether nothing is left to be tried again.
+
+        One pool that fails stops no other, and LVM that fails is asked again the next time.
+        """
+        self._standing.look()
+        try:
+            self._find_lvm()
+            for pool in self._desk.settings.config.pools:
+                self._standing.pool(pool.name, bring_in(self._desk, pool))
+            self._take_over(self._desk.lvm.report())
+        except Exception as error:
+            self._standing.lvm(str(error) or type(error).__name__)
+            _log.debug("start-up failed", exc_info=error)
+            return False
+        self._standing.lvm(None)
+        self._standing.started()
+        return self._standing.whole
+
+    def _find_lvm(self) -> None:
+        if not self._version:
+            self._version = self._desk.lvm.version()
+            _log.info("lvm", extra={"version": self._version})
+
+    def _take_over(self, report: Report) -> None:
+        """What an earlier process of the driver has left, once; what lies in a group that comes late, when it is there."""
+        groups = frozenset(vg.name for vg in report.vgs)
+        if self._groups is None:
+            sweep(self._desk, report)
+        if self._groups is None or groups - self._groups:
+            erasing.resume(self._desk, report)
+            self._groups = groups | (self._groups or frozenset())
 
 
-def _bring_in(desk: Desk, pool: Pool) -> str | None:
-    """One bad disk stops its own pool only."""
-    if not pool.devices:
-        return None
+def bring_in(desk: Desk, pool: Pool) -> str | None:
+    """Bring a pool's disks in, as far as they are not. Returns what the pool lacks; None when it is whole."""
     try:
-        report = desk.lvm.report()
-        desk.carry_out(pools.onboard(pool, report, tuple(_look(desk.runner, device) for device in pool.devices)))
+        with desk.lvm.turns.group(pool.vgs[0], f"pool {pool.name}", _TURN_SECONDS) if pool.devices else nullcontext():
+            _require_one_pool(desk.settings.config.pools, pool)
+            report = desk.lvm.report()
+            views = tuple(_look(desk, report, pool, device) for device in pool.devices)
+            desk.carry_out(pools.onboard(pool, report, views))
+        _require_groups(desk.lvm.report(), pool)
     except (SealedLocalError, OSError) as error:
-        _log.error("pool is not complete", extra={"pool": pool.name, "error": str(error)})
         return str(error)
     return None
 
 
-def _look(runner: Runner, configured: str) -> pools.DeviceView:
+def _require_one_pool(all_pools: tuple[Pool, ...], pool: Pool) -> None:
+    """Raises `Refused` when a disk is in another pool, too, by another name of it."""
+    own = {disks.leads_to(device): device for device in pool.devices}
+    for other in all_pools:
+        for device in other.devices:
+            number = disks.leads_to(device)
+            if other is not pool and number is not None and number in own:
+                raise Refused(
+                    f"pool {pool.name}: {own[number]} is the same disk as {device} of pool {other.name}; name it once"
+                )
+
+
+def _require_groups(report: Report, pool: Pool) -> None:
+    """Raises `NotFound` when a group of the pool isn't there, and what `Report.vg` raises."""
+    missing = [vg for vg in pool.vgs if report.vg(vg) is None]
+    if missing:
+        raise NotFound(
+            f"pool {pool.name}: there is no volume group {', '.join(missing)}; make it, or correct the configuration"
+        )
+
+
+def _look(desk: Desk, report: Report, pool: Pool, configured: str) -> pools.DeviceView:
     real = disks.resolved(configured)
     if real is None:
         return pools.DeviceView(configured=configured, real=None, holds=None)
-    holds = filesystems.signature(runner, real)
+    number = disks.number(real)
+    vg = report.vg(pool.vgs[0])
+    if vg is not None and any(pv.device == number for pv in vg.pvs):
+        # Looked at again and again, a member needn't be read: LVM has done so.
+        return pools.DeviceView(configured=configured, real=real, holds="LVM2_member", number=number)
+    holds = filesystems.signature(desk.runner, real)
     if holds is None and not disks.edges_blank(real):
         holds = "unknown data"
-    return pools.DeviceView(configured=configured, real=real, holds=holds, number=disks.number(real))
+    return pools.DeviceView(configured=configured, real=real, holds=holds, number=number)
 
 
 def sweep(desk: Desk, report: Report) -> None:

@@ -31,10 +31,11 @@ from csi.node.lvm.names import VolumeId
 from csi.node.metrics import Metrics
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathView, Publications
-from csi.node.rpc.identity import Identity
 from csi.node.rpc.proto import csi_pb2_grpc
 from csi.node.settings import Settings
 from csi.node.staged_marks import StagedMarks
+from csi.node.standing import Standing
+from csi.node.startup import Startup
 from csi.node.volume import Volume
 from tests.fakes.node import Node
 
@@ -137,6 +138,7 @@ class CsiServer:
         )
         self.lvm = ToyLvm(self.node, folder / "lvm.lock")
         self.failures: dict[type, Exception] = {}
+        self.faults: tuple[str, ...] = ()
         self._gates: dict[type, Gate] = {}
         self.desk = Desk(
             settings=self.settings,
@@ -147,9 +149,10 @@ class CsiServer:
             locks=VolumeLocks(),
             jobs=Jobs(),
         )
-        self.identity = Identity(self.settings.driver_name)
+        self.standing = Standing(lambda: self.faults)
         self.metrics = Recorder(self.settings, self.lvm.report, self.desk.jobs.shown)
-        self.server = main.build_server(self.desk, self.identity, self.metrics)
+        self.server = main.build_server(self.desk, self.standing, self.metrics)
+        self._startup = Startup(self.desk, self.standing)
         self.socket = folder / "csi.sock"
         self._text = io.StringIO()
         self.log_handler = logging.StreamHandler(self._text)
@@ -163,6 +166,10 @@ class CsiServer:
         self.identity_stub = csi_pb2_grpc.IdentityStub(self.channel)
         self.controller = csi_pb2_grpc.ControllerStub(self.channel)
         self.node_stub = csi_pb2_grpc.NodeStub(self.channel)
+
+    def attempt(self) -> bool:
+        """The start-up, once. A repetition is another call of the same object in the real program."""
+        return self._startup.attempt()
 
     def stop(self) -> None:
         """Let held steps go and end."""

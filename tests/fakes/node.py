@@ -7,7 +7,7 @@ It is not the driver's alone: `tests.fakes.others` does to it what else happens 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -17,7 +17,7 @@ from csi.core.mount import Mount
 from csi.node.kata.record import Record
 from csi.node.lvm.live_device import LiveDevice
 from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
-from csi.node.plan import steps
+from csi.node.plan import erase, steps
 from csi.node.plan.node_view import ActiveDevice, PathKind, PathView, Publications, tombstone_owner
 from csi.node.plan.teardown import Place
 
@@ -29,6 +29,10 @@ HALF = "half-written"
 
 class Killed(Exception):
     """The process ended here."""
+
+
+class JobBegun(Exception):
+    """The rest of the plan is left to a job, which looks and plans anew."""
 
 
 class Trouble(Enum):
@@ -64,6 +68,8 @@ class Node:
     opened: dict[str, int] = field(default_factory=dict)
     """How many processes and virtual machines have a volume open, and how many loop devices lie on it."""
     loops: dict[str, int] = field(default_factory=dict)
+    leaves_long_work: bool = False
+    """Whether a call only begins what takes long."""
     trouble: Trouble | None = None
     visit: tuple[int, Callable[[], None]] | None = None
     """What somebody else does at the moment that comes after so many."""
@@ -84,14 +90,20 @@ class Node:
             self.fuse -= 1
 
     def apply(self, plan: steps.Plan) -> None:
-        """Carry out a plan; every step has a moment before it and, inside, where it has parts."""
-        for step in plan:
+        """Carry out a plan; every step has a moment before it and, inside, where it has parts.
+
+        Raises `JobBegun` where long work is left to a job, before that.
+        """
+        at_once, rest = erase.split(plan) if self.leaves_long_work else (plan, ())
+        for step in _in_slices(at_once):
             self.moment()
             if isinstance(step, _BY_LVM):
                 self._run_lvm(step)
             else:
                 self._run(step)
         self.moment()
+        if rest:
+            raise JobBegun
 
     def _run(self, step: steps.Step) -> None:
         if isinstance(step, _EXCLUSIVE) and self.is_mounted(self.named(step.device)):
@@ -250,6 +262,14 @@ class Node:
         )
 
 
+def _in_slices(plan: steps.Plan) -> Iterator[steps.Step]:
+    for step in plan:
+        if isinstance(step, erase.ErasingStep):
+            yield from erase.slices(step)
+        else:
+            yield step
+
+
 def _create(node: Node, step: steps.CreateLV) -> None:
     assert step.name not in node.lvs, "LVM refuses a second LV of the same name"
     node.lvs[step.name] = LogicalVolume(
@@ -372,7 +392,7 @@ def _remove_target(node: Node, step: steps.RemoveTarget) -> None:
 
 
 _BY_LVM = (steps.CreateLV, steps.RemoveLV, steps.ChangeTags, steps.Activate, steps.Deactivate)
-_EXCLUSIVE = (steps.ZeroRange, steps.DiscardRange, steps.MakeFilesystem)
+_EXCLUSIVE = (steps.ZeroRange, steps.ClearRange, steps.DiscardRange, steps.MakeFilesystem)
 _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[assignment]
     steps.CreateLV: _create,
     steps.RemoveLV: _remove,

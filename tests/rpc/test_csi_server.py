@@ -365,7 +365,9 @@ def test_taking_down_a_volume_that_is_gone_succeeds(csi: CsiServer, call: str) -
 def test_a_logical_volume_of_somebody_else_is_no_volume(csi: CsiServer) -> None:
     requests = live(csi, "NodeStageVolume")
     csi.node.lvs["root"] = replace(csi.node.lvs[NAME], name="root", tags=frozenset({"os"}))
-    csi.call("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    code, message = csi.refused("DeleteVolume", requests.of("DeleteVolume", volume_id="root"))
+    assert code is Code.FAILED_PRECONDITION
+    assert "vg0 holds a logical volume root without a tag of this driver" in message
     assert "root" in csi.node.lvs
     code, _ = csi.refused("NodeStageVolume", requests.of("NodeStageVolume", volume_id="root"))
     assert code is Code.NOT_FOUND
@@ -725,6 +727,7 @@ def test_a_graceful_stop_finishes_the_running_call_and_takes_no_new_one(csi: Csi
 # What a failure says
 
 
+BAD = errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector"))
 ERRORS = [
     (errors.InvalidInput("a field", "is wrong"), Code.INVALID_ARGUMENT, "a field: is wrong"),
     (errors.NotFound("it is gone"), Code.NOT_FOUND, "it is gone"),
@@ -855,26 +858,26 @@ def test_the_node_tells_its_name_place_and_limit(csi: CsiServer) -> None:
 
 def test_probe_is_not_ready_before_start_up_and_ready_after_it(csi: CsiServer) -> None:
     assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is False
-    main._start_up(csi.desk, csi.identity)
+    csi.attempt()
     assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is True
 
 
 def test_probe_says_why_the_driver_cannot_work(csi: CsiServer) -> None:
     csi.lvm.broken = errors.ToolFailed("lvm: not found on PATH; install the package that holds it")
-    main._start_up(csi.desk, csi.identity)
+    csi.attempt()
     code, message = csi.refused("Probe", csi_pb2.ProbeRequest())
     assert code is Code.FAILED_PRECONDITION
     assert "install the package" in message
-    assert not csi.identity.ready
+    assert not csi.standing.ready
 
 
 def test_one_bad_disk_stops_its_pool_and_not_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = "pools: [{name: main, vgs: [vg0]}, {name: bad, vgs: [vg1], devices: [/dev/no-such-disk]}]"
     with serving(tmp_path, monkeypatch, config) as csi:
-        main._start_up(csi.desk, csi.identity)
+        csi.attempt()
         assert csi.call("Probe", csi_pb2.ProbeRequest()).ready.value is True
-        warning = next(event for event in csi.events if event["event"] == "this node works without a pool")
-        assert "/dev/no-such-disk" in warning["problem"]
+        warning = next(event for event in csi.events if event["event"] == "pool is not complete")
+        assert "/dev/no-such-disk" in warning["error"]
         csi.call("CreateVolume", Requests(csi).of("CreateVolume", parameters={"pool": "main"}))
 
 
@@ -1068,7 +1071,7 @@ def test_a_socket_that_a_killed_process_left_is_replaced(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:9000", "127.0.0.1:0", "unix:///no/such/directory/csi.sock"])
 def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str) -> None:
-    server = main.build_server(csi.desk, csi.identity, csi.metrics)
+    server = main.build_server(csi.desk, csi.standing, csi.metrics)
     with pytest.raises(errors.InvalidInput, match=r"--endpoint"):
         main._bind(server, endpoint)
 
@@ -1153,7 +1156,8 @@ def test_a_stop_signal_lets_the_running_call_end_and_ends_the_program_well(
     assert program.wait(PATIENCE) == 0
     logged = (tmp_path / "log").read_text()
     events = [json.loads(line) for line in logged.splitlines() if line.startswith("{")]
-    told = [event["event"] for event in events if event["logger"] == "csi.node.main"]
+    milestones = ("serving", "ready", "stopping", "stopped")
+    told = [event["event"] for event in events if event["event"] in milestones]
     assert told == ["serving", "ready", "stopping", "stopped"]
     assert ("GetCapacity", "answer") in [(event.get("rpc"), event["event"]) for event in events]
     assert events[-1]["event"] == "stopped", "it said too early that it had stopped"

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from csi.core.errors import DiskFailed
-from csi.node import jobs, startup
+from csi.node import jobs
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
@@ -114,7 +114,7 @@ def test_after_a_kill_in_the_middle_all_deletions_that_were_begun_are_done(
     with serving(folder, monkeypatch) as heir:
         for field in ("lvs", "content", "zeroed", "devices"):
             setattr(heir.node, field, getattr(csi.node, field))
-        assert startup.start(heir.desk) == ()
+        assert heir.attempt()
         until(lambda: not heir.desk.jobs.shown())
         assert heir.node.lvs == {}
         assert set(heir.node.content.values()) == {ZEROED}

@@ -16,11 +16,13 @@ from csi.node import config as node_config
 from csi.node import metrics as metrics_page
 from csi.node import parameters
 from csi.node.lvm import names as volume_names
-from csi.node.lvm.model import Report
-from csi.node.metrics import Metrics
+from csi.node.lvm.model import Report, UnreadableGroup
+from csi.node.lvm.turns import Queue
+from csi.node.metrics import Metrics, PoolStates
 from csi.node.plan import provision
 from csi.node.rpc.csi_requests import Wanted
 from csi.node.rpc.proto import csi_pb2
+from csi.node.standing import Standing
 from csi.node.volume import State
 from tests.fakes.csi_server import PATIENCE, serving
 from tests.fakes.node import EXTENT, Node
@@ -32,8 +34,11 @@ GAUGES = {
     "sealed_local_vg_free_bytes",
     "sealed_local_vg_available_bytes",
     "sealed_local_vg_missing_disks",
+    "sealed_local_vg_metadata_free_bytes",
+    "sealed_local_vg_unreadable",
     "sealed_local_volumes",
 }
+QUEUES = {"sealed_local_lvm_queue_length", "sealed_local_lvm_holder"}
 JOBS = {"sealed_local_jobs", "sealed_local_job_done_bytes", "sealed_local_job_of_bytes"}
 OPERATIONS = "csi_plugin_operations_seconds"
 
@@ -47,9 +52,10 @@ class Page:
     address: str
     metrics: Metrics
     node: Node
-    healthy: bool = True
+    standing: Standing = field(default_factory=lambda: Standing(lambda: ()))
     broken: Exception | None = None
     looks: list[None] = field(default_factory=list)
+    queues: dict[str, Queue] = field(default_factory=dict)
 
     def report(self) -> Report:
         self.looks.append(None)
@@ -85,8 +91,9 @@ def free_address() -> str:
 @contextmanager
 def served(config: node_config.NodeConfig = CONFIG) -> Iterator[Page]:
     page = Page(address=free_address(), metrics=None, node=Node())  # type: ignore[arg-type]
-    page.metrics = Metrics("sealed-local.csi", config, page.report)
-    stop = page.metrics.serve(page.address, lambda: page.healthy)
+    page.metrics = Metrics("sealed-local.csi", config, page.report, queues=lambda: page.queues)
+    page.standing.started()
+    stop = page.metrics.serve(page.address, page.standing)
     try:
         yield page
     finally:
@@ -117,12 +124,49 @@ def make_volume(node: Node, name: str, state: State = State.CREATING) -> None:
     node.lvs[name] = replace(lv, tags=lv.tags - {"sl:state=creating"} | {f"sl:state={state}"})
 
 
+def test_who_has_a_groups_turn_and_how_many_wait_is_shown_while_it_is_so(page: Page) -> None:
+    page.queues = {"vg0": Queue(holder="lvcreate pvc-1", waiting=3), "vg1": Queue(holder="", waiting=1)}
+    seen = page.samples()
+    assert seen[sample("sealed_local_lvm_queue_length", vg="vg0")] == 3
+    assert seen[sample("sealed_local_lvm_queue_length", vg="vg1")] == 1
+    assert [key for key in seen if key[0] == "sealed_local_lvm_holder"] == [
+        sample("sealed_local_lvm_holder", vg="vg0", holder="lvcreate")
+    ]
+    page.queues = {}
+    assert {name for name, _ in page.samples()} & QUEUES == set()
+
+
+def test_a_group_that_cannot_be_looked_into_is_told_and_so_is_the_room_for_metadata(page: Page) -> None:
+    (vg,) = page.node.report().vgs
+    lost = UnreadableGroup(name="vg1", disks=("/dev/sdb",), why="/dev/sdb does not answer")
+    page.node.report = lambda: Report(vgs=(replace(vg, metadata_free_bytes=77),), unreadable=(lost,))  # type: ignore[method-assign]
+    seen = page.samples()
+    assert seen[sample("sealed_local_vg_metadata_free_bytes", vg="vg0", pool="main")] == 77
+    assert seen[sample("sealed_local_vg_unreadable", vg="vg1", pool="")] == 1
+
+
 def test_health_is_200_while_ready_and_503_while_not(page: Page) -> None:
     assert page.get("/healthz") == (200, "text/plain", "ok\n")
-    page.healthy = False
-    assert page.get("/healthz") == (503, "text/plain", "not ready\n")
-    page.healthy = True
+    page.standing.lvm("lvm hangs")
+    assert page.get("/healthz") == (
+        503, "text/plain", "not ready: this node's driver can't work: lvm hangs\n",
+    )  # fmt: skip
+    page.standing.lvm(None)
     assert page.get("/healthz")[0] == 200
+    page.standing.stopping()
+    assert page.get("/healthz") == (503, "text/plain", "not ready\n")
+
+
+def test_a_pool_that_lacks_something_is_shown_and_the_node_is_healthy_all_the_same(page: Page) -> None:
+    page.metrics.registry.register(PoolStates(page.standing))
+    page.standing.pool("main", None)
+    page.standing.pool("bulk", "no device /dev/x")
+    assert page.get("/healthz") == (200, "text/plain", "ok\npool bulk: no device /dev/x\n")
+    ready = {name: value for name, value in page.samples().items() if name[0] == "sealed_local_pool_ready"}
+    assert ready == {
+        ("sealed_local_pool_ready", frozenset({("pool", "main")})): 1,
+        ("sealed_local_pool_ready", frozenset({("pool", "bulk")})): 0,
+    }
 
 
 def test_health_does_not_ask_lvm(page: Page) -> None:
@@ -198,10 +242,10 @@ def test_a_call_of_the_real_server_is_on_the_page(tmp_path: Path, monkeypatch: p
         csi.call("GetPluginInfo", csi_pb2.GetPluginInfoRequest())
         csi.refused("DeleteVolume", csi_pb2.DeleteVolumeRequest())
         page = Page(address=free_address(), metrics=csi.metrics, node=csi.node)
-        stop = csi.metrics.serve(page.address, lambda: csi.identity.ready)
+        stop = csi.metrics.serve(page.address, csi.standing)
         try:
             assert page.get("/healthz")[0] == 503
-            csi.identity.ready = True
+            csi.attempt()
             assert page.get("/healthz")[0] == 200
             counts = {
                 dict(labels)["method_name"]: value
@@ -253,7 +297,7 @@ def test_the_page_holds_every_metric_and_no_other(page: Page) -> None:
     page.metrics.observe("m", "OK", 1)
     page.samples()
     families = {family.name for family in text_string_to_metric_families(page.get("/metrics")[2])}
-    assert families == GAUGES | JOBS | {OPERATIONS, f"{OPERATIONS}_created"}
+    assert families == GAUGES | JOBS | QUEUES | {OPERATIONS, f"{OPERATIONS}_created"}
 
 
 def test_a_group_that_the_driver_may_not_use_is_not_on_the_page() -> None:
@@ -293,12 +337,12 @@ def test_a_stopped_page_answers_nobody() -> None:
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:", "localhost:http", "127.0.0.1:-1"])
 def test_an_address_that_is_no_host_and_port_is_named(page: Page, address: str) -> None:
     with pytest.raises(InvalidInput, match="--metrics-address"):
-        _stopped(page.metrics.serve(address, lambda: True))
+        _stopped(page.metrics.serve(address, page.standing))
 
 
 def test_an_address_in_use_is_named(page: Page) -> None:
     with pytest.raises(InvalidInput, match=r"--metrics-address: 127\.0\.0\.1:\d+ can't be used"):
-        _stopped(page.metrics.serve(page.address, lambda: True))
+        _stopped(page.metrics.serve(page.address, page.standing))
 
 
 def _stopped(stop: Callable[[], None]) -> None:
@@ -308,4 +352,4 @@ def _stopped(stop: Callable[[], None]) -> None:
 
 def test_the_documentation_names_every_metric() -> None:
     text = (ROOT / "docs/metrics.md").read_text()
-    assert not [name for name in GAUGES | {OPERATIONS} if f"`{name}" not in text]
+    assert not [name for name in GAUGES | QUEUES | {OPERATIONS} if f"`{name}" not in text]

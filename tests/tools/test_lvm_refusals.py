@@ -3,6 +3,7 @@
 Scenarios run as those of `test_lvm_devices` do: each in a process of its own, with loop devices in a /dev of its own.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 
 from csi.core.command import Result
 from csi.core.errors import CommandKilled
-from csi.node.lvm.command import Lvm
+from csi.node.lvm.command import Lvm, _metadata_size
+from csi.node.lvm.model import METADATA_MARGIN_BYTES
 from tests.tools import test_lvm_devices as lab
 from tests.tools.test_lvm_devices import minors  # noqa: F401 - a fixture
 
@@ -70,6 +72,50 @@ def test_what_lvm_will_not_allocate_is_no_room_and_leaves_nothing(minors: list[i
     found = inside(allocations, minors)
     assert {what: said for what, said in found["said"].items() if not said.startswith("NoSpace: ")} == {}
     assert found["volumes"] == []
+
+
+def full_metadata(minors: list[int]) -> dict[str, Any]:  # noqa: F811
+    """Volumes with long tags until the area is full, whatever margin the driver keeps."""
+    options = ["--physicalextentsize", "64k", "--metadatasize", "256k"]
+    lab._lvm()._change("vg0", ["vgcreate", *options, "vg0", lab._node(minors[0], "/dev/sda")])
+    lvm = lab._lvm()
+    tags = (*TAGS, "sl:created=1795656843", *(f"sl:long{number}={'x' * 900}" for number in range(6)))
+    free, said = [], "done"
+    while said == "done":
+        (vg,) = lvm.report().vgs
+        free.append(vg.metadata_free_bytes)
+        said = lab._try(functools.partial(lvm.create, "vg0", f"v{len(free)}", extents=1, tags=tags))
+    (vg,) = lvm.report().vgs
+    mark = {"remove": TAGS[1:] + tags[2:3], "add": ("sl:state=deleting",)}
+    names = [lv.name for lv in vg.lvs]
+    deleted = [lab._try(functools.partial(lvm.change_tags, "vg0", name, **mark)) for name in names]
+    deleted += [lab._try(functools.partial(lvm.remove, "vg0", name)) for name in names]
+    return {"free": free, "said": said, "room": [vg.usable_free_extents, vg.free_extents], "deleted": deleted}
+
+
+def test_a_full_metadata_area_is_no_room_and_every_volume_in_it_can_still_be_deleted(
+    minors: list[int],  # noqa: F811
+) -> None:
+    found = inside(full_metadata, minors)
+    assert found["said"].startswith("NoSpace: the metadata area of volume group vg0 is full")
+    assert found["free"] == sorted(found["free"], reverse=True)
+    assert found["free"][0] > METADATA_MARGIN_BYTES > found["free"][-1]
+    assert found["room"][0] == 0 < found["room"][1]
+    assert set(found["deleted"]) == {"done"}
+
+
+def made_groups(minors: list[int]) -> list[Any]:  # noqa: F811
+    lvm = lab._lvm()
+    lvm.create_vg("vg0", [lab._node(minors[0], "/dev/sda")])
+    lvm.extend_vg("vg0", [lab._node(minors[1], "/dev/sdb")])
+    (vg,) = lvm.report().vgs
+    return [len(vg.pvs), vg.metadata_free_bytes, _metadata_size(["/dev/sda"])]
+
+
+def test_groups_that_the_driver_makes_have_an_area_by_the_size_of_their_disks(minors: list[int]) -> None:  # noqa: F811
+    disks, free, size = inside(made_groups, minors)
+    assert (disks, size) == (2, ["--metadatasize", "1024k"])
+    assert free > 500 << 10
 
 
 class EndedAfterwards(lab.WithoutDeviceMapper):

@@ -14,13 +14,16 @@ from csi.core.sealed import PAYLOAD_OFFSET, Profile
 from csi.core.size import MIB
 from csi.node.content import Content, HoldsFilesystem, Raw, Sealed
 from csi.node.lvm.live_device import LiveDevice
-from csi.node.lvm.model import LogicalVolume
+from csi.node.lvm.model import LogicalVolume, Report, VolumeGroup
 from csi.node.plan import deletion, erase, steps
 from csi.node.volume import State, Volume, Wipe
 
 EXTENT = 4 << 20
 SIZE = 100 * EXTENT
 DEVICE = "/dev/vg0/pvc-1"
+
+
+NOTHING_ELSE = Report(vgs=())
 
 
 def volume(*, size: int = SIZE, active: bool = False, open_count: int = 0, **fields: Any) -> Volume:
@@ -59,11 +62,11 @@ def discard(length: int, offset: int = 0) -> steps.DiscardRange:
 
 
 def test_a_used_volume_is_marked_wiped_and_then_removed() -> None:
-    assert deletion.delete(volume(), ()) == (MARK, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+    assert deletion.delete(volume(), NOTHING_ELSE, ()) == (MARK, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
 
 
 def test_a_deletion_that_was_interrupted_wipes_again_and_goes_on() -> None:
-    plan = deletion.delete(volume(state=State.DELETING), ())
+    plan = deletion.delete(volume(state=State.DELETING), NOTHING_ELSE, ())
     assert plan == (ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
 
 
@@ -81,7 +84,7 @@ def test_a_deletion_that_was_interrupted_wipes_again_and_goes_on() -> None:
     ],
 )
 def test_the_content_is_wiped_as_the_class_says(wipe: Wipe, profile: Profile, size: int, wiped: steps.Plan) -> None:
-    plan = deletion.delete(volume(wipe=wipe, profile=profile, size=size), ())
+    plan = deletion.delete(volume(wipe=wipe, profile=profile, size=size), NOTHING_ELSE, ())
     assert plan == (MARK, ACTIVATE, WRITABLE, *wiped, DEACTIVATE, REMOVE)
 
 
@@ -91,7 +94,7 @@ def test_the_content_is_wiped_as_the_class_says(wipe: Wipe, profile: Profile, si
     size=st.integers(1, 200).map(lambda mib: mib << 20),
 )
 def test_a_wipe_covers_the_whole_volume_once(wipe: Wipe, profile: Profile, size: int) -> None:
-    plan = deletion.delete(volume(wipe=wipe, profile=profile, size=size), ())
+    plan = deletion.delete(volume(wipe=wipe, profile=profile, size=size), NOTHING_ELSE, ())
     ranges = [step for step in plan if isinstance(step, steps.ZeroRange | steps.DiscardRange)]
     assert [step.offset for step in ranges] == [0, *(step.offset + step.length for step in ranges[:-1])]
     assert ranges[-1].offset + ranges[-1].length == size
@@ -101,38 +104,101 @@ def test_a_wipe_covers_the_whole_volume_once(wipe: Wipe, profile: Profile, size:
     "fields", [{"wipe": Wipe.NONE}, {"state": State.CREATING, "holds": None}], ids=["wipe: none", "never used"]
 )
 def test_a_volume_that_needs_no_wipe_is_removed_by_one_command(fields: dict[str, Any]) -> None:
-    plan = deletion.delete(volume(**fields), ())
+    plan = deletion.delete(volume(**fields), NOTHING_ELSE, ())
     assert plan == (REMOVE,)
 
 
 def test_a_volume_that_is_active_is_deactivated_before_it_is_removed() -> None:
-    assert deletion.delete(volume(wipe=Wipe.NONE, active=True), ()) == (DEACTIVATE, REMOVE)
+    assert deletion.delete(volume(wipe=Wipe.NONE, active=True), NOTHING_ELSE, ()) == (DEACTIVATE, REMOVE)
 
 
 def test_a_volume_that_is_published_is_not_touched() -> None:
     with pytest.raises(InUse, match="pvc-1 is still published at /a, /b; delete the pod"):
-        deletion.delete(volume(), ("/a", "/b"))
+        deletion.delete(volume(), NOTHING_ELSE, ("/a", "/b"))
 
 
 @pytest.mark.parametrize("state", State)
 def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
     with pytest.raises(InUse, match="pvc-1 is held open"):
-        deletion.delete(volume(state=state, active=True, open_count=1), ())
+        deletion.delete(volume(state=state, active=True, open_count=1), NOTHING_ELSE, ())
 
 
 def test_a_volume_whose_disk_is_missing_says_the_way_out_and_is_not_marked() -> None:
     gone = volume()
     gone = dataclasses.replace(gone, lv=dataclasses.replace(gone.lv, partial=True))
     with pytest.raises(Refused, match=r"pvc-1 can't be wiped: a disk .* is missing.* lvremove vg0/pvc-1"):
-        deletion.delete(gone, ())
+        deletion.delete(gone, NOTHING_ELSE, ())
     unused = dataclasses.replace(gone, state=State.CREATING, holds=None)
-    assert deletion.delete(unused, ()) == (REMOVE,)
+    assert deletion.delete(unused, NOTHING_ELSE, ()) == (REMOVE,)
 
 
 def test_a_wipe_that_a_person_gave_up_is_left_out() -> None:
     tagged = volume(state=State.DELETING)
     tagged = dataclasses.replace(tagged, lv=dataclasses.replace(tagged.lv, tags=frozenset({"sl:abandon-wipe"})))
-    assert deletion.delete(tagged, ()) == (REMOVE,)
+    assert deletion.delete(tagged, NOTHING_ELSE, ()) == (REMOVE,)
+
+
+def others(*lvs: LogicalVolume) -> Report:
+    """What LVM shows besides the volume."""
+    group = VolumeGroup(
+        name="vg0",
+        extent_bytes=EXTENT,
+        extents=1000,
+        free_extents=0,
+        writable=True,
+        exported=False,
+        partial=False,
+        pvs=(),
+        lvs=lvs,
+    )
+    return Report(vgs=(group,))
+
+
+def other(name: str, **fields: Any) -> LogicalVolume:
+    plain = LogicalVolume(name=name, vg="vg0", size_bytes=SIZE, tags=frozenset(), partial=False)
+    return dataclasses.replace(plain, **fields)
+
+
+@pytest.mark.parametrize(
+    "dependant",
+    [
+        other("backup", origin="pvc-1"),
+        other("thin", origin="pvc-1", pool="pool0"),
+        other("pvc-1_rimage_1"),
+        other("pvc-1_mimage_0"),
+    ],
+    ids=lambda lv: lv.name,
+)
+@pytest.mark.parametrize("fields", [{}, {"wipe": Wipe.NONE}, {"holds": None}, {"state": State.DELETING}])
+def test_what_depends_on_a_volume_is_named_and_nothing_is_touched(dependant: LogicalVolume, fields: Any) -> None:
+    with pytest.raises(InUse, match=f"pvc-1 has dependants: vg0/{dependant.name}. .* lvremove"):
+        deletion.delete(volume(**fields), others(other("pvc-10"), dependant), ())
+
+
+def test_what_only_looks_like_a_dependant_does_not_stop_a_deletion() -> None:
+    near = [
+        other("pvc-1_rimage"),
+        other("pvc-10_rimage_1"),
+        other("backup", origin="pvc-10"),
+        dataclasses.replace(other("backup", origin="pvc-1"), vg="vg1"),
+    ]
+    assert deletion.delete(volume(), others(*near), ())[-1] == REMOVE
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ({"is_origin": True}, "a snapshot that is being merged"),
+        ({"is_locked": True}, "LVM moves or converts volume pvc-1 now.*pvmove --abort"),
+        ({"pool": "cache0"}, "pool vg0/cache0.*lvconvert --uncache vg0/pvc-1"),
+    ],
+    ids=["merging", "moving", "cached"],
+)
+def test_a_volume_of_whose_content_lvm_has_a_copy_is_not_deleted(field: dict[str, Any], words: str) -> None:
+    copied = volume()
+    copied = dataclasses.replace(copied, lv=dataclasses.replace(copied.lv, **field))
+    with pytest.raises(InUse, match=words):
+        deletion.delete(copied, NOTHING_ELSE, ())
 
 
 # Before the first use
@@ -181,7 +247,7 @@ def test_what_is_short_is_carried_out_in_the_call() -> None:
 
 
 def test_what_is_long_is_marked_by_the_call_and_left_to_a_job() -> None:
-    plan = deletion.delete(volume(), ())
+    plan = deletion.delete(volume(), NOTHING_ELSE, ())
     assert erase.split(plan) == ((MARK, ACTIVATE, WRITABLE), (zero(SIZE), DEACTIVATE, REMOVE))
 
 
@@ -206,10 +272,12 @@ def test_slices_cover_what_is_left_once_and_in_order(
 
 def test_a_volume_that_is_staged_for_guests_is_not_deleted() -> None:
     with pytest.raises(InUse, match="is still staged at /k/staging; unstage it first"):
-        deletion.delete(volume(active=True), (), "/k/staging")
+        deletion.delete(volume(active=True), NOTHING_ELSE, (), staged_at="/k/staging")
 
 
 def test_the_note_of_a_stage_that_ended_by_itself_holds_nothing_up() -> None:
-    plan = deletion.delete(volume(wipe=Wipe.NONE), (), "/k/staging")
+    plan = deletion.delete(volume(wipe=Wipe.NONE), NOTHING_ELSE, (), staged_at="/k/staging")
     assert plan == (steps.ForgetStaged(volume_id=volume().volume_id), REMOVE)
-    assert deletion.delete(volume(state=State.DELETING, active=True, wipe=Wipe.NONE), (), "/k/staging")
+    assert deletion.delete(
+        volume(state=State.DELETING, active=True, wipe=Wipe.NONE), NOTHING_ELSE, (), staged_at="/k/staging"
+    )

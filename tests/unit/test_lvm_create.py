@@ -99,6 +99,38 @@ def test_when_nobody_can_tell_the_answer_is_one_that_is_repeated(
         made(Lvm(Failing(failed("  odd\n")), udev=False, lock_file=tmp_path / "l"), monkeypatch, blind)
 
 
+class Fine:
+    """A runner whose commands all end well, whatever they did."""
+
+    def run(self, argv: Any, **_: Any) -> Result:
+        return Result(argv=tuple(argv), returncode=0, stdout=b"", stderr=b"")
+
+
+ACTS: dict[str, tuple[Callable[[Lvm], None], tuple[str, ...]]] = {
+    "made": (lambda lvm: lvm.create("vg0", "pvc-1", extents=1, tags=("sl:v1", "a")), ("sl:v1", "a")),
+    "removed": (lambda lvm: lvm.remove("vg0", "pvc-1"), ()),
+    "changed": (lambda lvm: lvm.change_tags("vg0", "pvc-1", remove=("a",), add=("b",)), ("b", "c")),
+}
+"""What is done, and the tags that are there when it was; none when the volume must be gone."""
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("tags", [("sl:v1", "a"), (), ("b", "c"), ("a", "b")])
+def test_an_exit_status_is_no_proof_of_the_effect(
+    act: str, tags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lvm = Lvm(Fine(), udev=False, lock_file=tmp_path / "l")
+    monkeypatch.setattr(lvm, "report", lambda: there(*tags))
+    do, right = ACTS[act]
+    if tags == right:
+        do(lvm)
+        return
+    with pytest.raises(
+        ToolFailed, match=f"says that vg0/pvc-1 was {act}, and the group's metadata shows that it was not"
+    ):
+        do(lvm)
+
+
 # LVM's words, as lvm2 2.03.16 printed them
 
 
@@ -115,6 +147,7 @@ def test_when_nobody_can_tell_the_answer_is_one_that_is_repeated(
         "  WARNING: Couldn't find device with uuid x.\n  Cannot change VG vg0 while PVs are missing.\n",
         "  Error writing device /dev/sdb at 4096 length 512.\n  Failed to write metadata to /dev/sdb.\n",
         FULL + "  Failed to write VG vg0.\n",
+        "  VG vg0 91 metadata on /dev/sda (526422 bytes) exceeds maximum metadata size (522240 bytes)\n",
     ],
 )
 def test_what_lvm_will_not_allocate_is_no_room_in_that_group(said: str) -> None:

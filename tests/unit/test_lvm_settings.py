@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from csi.core import disks
 from csi.core.command import Result
 from csi.core.errors import CommandError, ToolFailed
 from csi.node.lvm.command import Lvm
@@ -55,6 +56,13 @@ class Asked:
         self.argv, self.env = list(argv), dict(env or {})
         self.settings = parsed((Path(self.env["LVM_SYSTEM_DIR"]) / "lvm.conf").read_text())
         return Result(argv=tuple(argv), returncode=0, stdout=b"  LVM version:     2.03\n", stderr=b"")
+
+
+@pytest.fixture(autouse=True)
+def _no_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no group here in which a command's effect could be seen, and no disk that could be measured."""
+    monkeypatch.setattr(Lvm, "_require", lambda *_: None)
+    monkeypatch.setattr(disks, "size", lambda _: 1 << 40)
 
 
 COMMANDS: dict[str, Callable[[Lvm], object]] = {

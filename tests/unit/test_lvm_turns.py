@@ -1,12 +1,14 @@
 """Who waits for LVM gets a turn, or an error that says why not; who is gone stops waiting; who hangs does not multiply."""
 
 import fcntl
+import functools
 import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from csi.core.command import LocalRunner
 from csi.core.errors import CommandTimeout, Unavailable
 from csi.node import caller
 from csi.node.lvm.command import Lvm
+from csi.node.lvm.turns import Queue, Turns
 
 PATIENCE = 20.0
 
@@ -89,6 +92,121 @@ def test_work_without_a_caller_is_always_wanted(lvm: Lvm) -> None:
     assert caller.still_waits()
     with lvm.exclusive("start-up"):
         pass
+
+
+# Groups
+
+
+def in_a_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def until(true: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def waiting(turns: Turns, group: str) -> int:
+    queues = turns.queues()
+    return queues[group].waiting if group in queues else 0
+
+
+def test_one_group_does_not_wait_for_another(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock")
+    entered = threading.Event()
+
+    def other() -> None:
+        with turns.group("vg1", "b"):
+            entered.set()
+
+    with turns.group("vg0", "a"):
+        thread = in_a_thread(other)
+        assert entered.wait(PATIENCE)
+    thread.join()
+
+
+def test_a_group_is_had_in_the_order_in_which_it_was_asked_for(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock")
+    had: list[int] = []
+
+    def take(number: int) -> Callable[[], None]:
+        def work() -> None:
+            with turns.group("vg0", str(number)):
+                had.append(number)
+
+        return work
+
+    threads = []
+    with turns.group("vg0", "the first"):
+        for number in range(8):
+            threads.append(in_a_thread(take(number)))
+            until(lambda: waiting(turns, "vg0") == len(threads))
+        assert turns.queues() == {"vg0": Queue(holder="the first", waiting=8)}
+    for thread in threads:
+        thread.join()
+    assert had == list(range(8))
+    assert turns.queues() == {}
+
+
+def test_never_two_have_one_group(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock")
+    inside = {"vg0": 0, "vg1": 0}
+
+    def work(group: str) -> None:
+        for _ in range(10):
+            with turns.group(group, "a"):
+                inside[group] += 1
+                time.sleep(0.001)
+                assert inside[group] == 1
+                inside[group] -= 1
+
+    threads = [in_a_thread(functools.partial(work, f"vg{number % 2}")) for number in range(8)]
+    for thread in threads:
+        thread.join()
+    assert inside == {"vg0": 0, "vg1": 0}
+
+
+def test_who_has_a_group_may_take_it_again_and_still_has_it_then(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock")
+    with turns.group("vg0", "a"):
+        with turns.group("vg0", "b", wait_seconds=0.0):
+            pass
+        assert turns.queues()["vg0"].holder == "a"
+    with turns.all("a"), turns.group("vg0", "b", wait_seconds=0.0):
+        pass
+
+
+def test_all_groups_wait_for_every_group_and_every_group_for_them(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock")
+    refused: list[str] = []
+
+    def ask(what: Callable[[], AbstractContextManager[None]]) -> None:
+        try:
+            with what():
+                refused.append("nobody")
+        except Unavailable as error:
+            refused.append(str(error))
+
+    with turns.group("vg0", "a change"):
+        in_a_thread(lambda: ask(lambda: turns.all("b", 0.05))).join()
+    with turns.all("everything"):
+        in_a_thread(lambda: ask(lambda: turns.group("vg0", "b", 0.05))).join()
+    assert ["'a change'" in refused[0], "'everything'" in refused[1]] == [True, True]
+
+
+def test_two_processes_exclude_each_other_group_by_group(tmp_path: Path) -> None:
+    one, other = Turns(tmp_path / "lock"), Turns(tmp_path / "lock")
+    with one.group("vg0", "a"):
+        with other.group("vg1", "b", 0.05):
+            pass
+        with pytest.raises(Unavailable, match="another driver process"), other.group("vg0", "b", 0.05):
+            pytest.fail("two processes have one group")
+        with pytest.raises(Unavailable, match="another driver process"), other.all("b", 0.05):
+            pytest.fail("a process has all groups while another has one")
 
 
 @pytest.fixture

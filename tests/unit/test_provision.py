@@ -199,7 +199,29 @@ def test_an_lv_of_another_program_is_no_volume_of_ours() -> None:
 
 def test_a_volume_is_not_known_to_be_gone_while_a_group_of_the_configuration_is_missing() -> None:
     here = node()
-    provision.require_all_groups(CONFIG, here, "pvc-1")
+    provision.require_gone(CONFIG, here, "pvc-1")
     late = dataclasses.replace(here, vgs=here.vgs[:1])
     with pytest.raises(Unavailable, match="volume group vg1 of this node's configuration is missing"):
-        provision.require_all_groups(CONFIG, late, "pvc-1")
+        provision.require_gone(CONFIG, late, "pvc-1")
+
+
+def test_an_lv_of_that_very_name_that_another_program_made_is_not_taken_for_a_deleted_volume() -> None:
+    with pytest.raises(ForeignContent, match=r"vg0 holds a logical volume pvc-1 without a tag .* lvremove vg0/pvc-1"):
+        provision.require_gone(CONFIG, node(lv(tags={"owner=open-local"})), "pvc-1")
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        lv(name="pvc-2"),
+        lv(tags={"sl:name=0123", "sl:state=ready"}),
+    ],
+    ids=["another name", "taken away from the driver by a person"],
+)
+def test_what_is_certainly_not_the_volume_does_not_stop_a_deletion(there: LogicalVolume) -> None:
+    provision.require_gone(CONFIG, node(there), "pvc-1")
+
+
+def test_an_lv_of_that_name_in_a_group_that_is_not_the_drivers_does_not_stop_a_deletion() -> None:
+    foreign = dataclasses.replace(node().vgs[0], name="foreign", lvs=(lv(vg="foreign"),))
+    provision.require_gone(CONFIG, dataclasses.replace(node(), vgs=(*node().vgs, foreign)), "pvc-1")

@@ -15,6 +15,7 @@ from csi.node.content import Content, HoldsFilesystem, Raw, Sealed
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import LogicalVolume, Report, VolumeGroup
+from csi.node.lvm.tags import Unreadable
 from csi.node.volume import Parameters, State, Volume, Wanted, Wipe
 
 # lvm(8), "TAGS".
@@ -144,8 +145,16 @@ def test_state_and_content_are_tags_of_their_own(state: State, held: Content, te
     assert f"sl:formatted={text}" in tags
     assert all(TAG.fullmatch(tag) for tag in tags)
     read = volume_tags.decode(lv(tags))
-    assert read is not None
+    assert isinstance(read, Volume)
     assert (read.state, read.holds) == (state, held)
+
+
+def unreadable(tags: frozenset[str]) -> str:
+    """Why an LV of ours with these tags can't be read."""
+    found = volume_tags.decode(lv(tags))
+    assert isinstance(found, Unreadable)
+    assert found.lv == lv(tags)
+    return found.why
 
 
 @pytest.mark.parametrize("named", [None, *Filesystem])
@@ -155,14 +164,14 @@ def test_the_filesystem_of_the_class_is_a_tag(named: Filesystem | None) -> None:
 
 
 def test_a_filesystem_that_this_version_does_not_know_is_never_guessed() -> None:
-    assert volume_tags.decode(lv(frozenset(TAGS) | {"sl:fs=btrfs"})) is None
+    assert unreadable(frozenset(TAGS) | {"sl:fs=btrfs"})
 
 
 @pytest.mark.parametrize(
     ("profile", "text"), [("xts", "ext4"), ("xts", "block"), ("none", "sealed"), ("none", "btrfs")]
 )
 def test_a_content_that_contradicts_the_profile_is_never_guessed(profile: str, text: str) -> None:
-    assert volume_tags.decode(lv(with_tag("sealed", profile) | {f"sl:formatted={text}"})) is None
+    assert unreadable(with_tag("sealed", profile) | {f"sl:formatted={text}"})
 
 
 @pytest.mark.parametrize(
@@ -172,10 +181,8 @@ def test_a_content_that_contradicts_the_profile_is_never_guessed(profile: str, t
         frozenset({"owner=storage"}),
         frozenset(TAGS) - {volume_tags.OURS},
         (frozenset(TAGS) - {volume_tags.OURS}) | {"sl:v2"},
-        with_tag("kind", "snapshot"),
-        without_tag("kind"),
     ],
-    ids=["none", "foreign", "no mark", "another version", "another kind", "no kind"],
+    ids=["none", "foreign", "no mark", "another version"],
 )
 def test_an_lv_of_another_program_or_version_is_no_volume(tags: frozenset[str]) -> None:
     assert volume_tags.decode(lv(tags)) is None
@@ -185,18 +192,19 @@ def test_an_lv_of_another_program_or_version_is_no_volume(tags: frozenset[str]) 
 def test_tags_that_this_version_does_not_know_are_ignored(extra: str) -> None:
     plain = volume_tags.decode(lv(TAGS))
     marked = volume_tags.decode(lv((*TAGS, extra)))
-    assert plain is not None
+    assert isinstance(plain, Volume)
     assert marked == dataclasses.replace(plain, lv=lv((*TAGS, extra)))
 
 
-@pytest.mark.parametrize("key", ["name", "state", "size", "params"])
+@pytest.mark.parametrize("key", ["name", "state", "size", "params", "kind"])
 def test_a_volume_without_a_tag_that_it_needs_is_not_guessed(key: str) -> None:
-    assert volume_tags.decode(lv(without_tag(key))) is None
+    assert f"sl:{key}" in unreadable(without_tag(key))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("kind", "snapshot"),
         ("state", ""),
         ("state", "READY"),
         ("state", "staged"),
@@ -212,14 +220,14 @@ def test_a_volume_without_a_tag_that_it_needs_is_not_guessed(key: str) -> None:
     ],
 )
 def test_a_tag_of_ours_that_can_not_be_read_is_not_guessed(key: str, value: str) -> None:
-    assert volume_tags.decode(lv(with_tag(key, value))) is None
+    assert unreadable(with_tag(key, value))
 
 
 def test_tags_that_an_older_driver_may_leave_out_have_the_safe_meaning() -> None:
     needed = {"name", "state", "size", "params", "kind"}
     tags = {tag for tag in TAGS if tag == volume_tags.OURS or tag[3:].split("=")[0] in needed}
     read = volume_tags.decode(lv(frozenset(tags)))
-    assert read is not None
+    assert isinstance(read, Volume)
     assert (read.profile, read.wipe, read.direct) == (Profile.NONE, Wipe.AUTO, False)
     assert (read.holds, read.mkfs_options) == (None, ())
 
@@ -240,3 +248,20 @@ def test_the_volumes_of_a_node_are_those_of_all_groups_and_none_of_the_foreign_l
         for name, lvs in (("a", (lv(TAGS, "one"), lv((), "root"))), ("b", (lv(TAGS, "two"),)))
     )
     assert [volume.volume_id for volume in volume_tags.volumes(Report(vgs=groups))] == ["one", "two"]
+
+
+def test_what_is_ours_and_can_not_be_read_is_told_apart_from_what_is_not_ours() -> None:
+    vg = VolumeGroup(
+        name="a",
+        extent_bytes=4 << 20,
+        extents=100,
+        free_extents=0,
+        writable=True,
+        exported=False,
+        partial=False,
+        pvs=(),
+        lvs=(lv(TAGS, "one"), lv((), "root"), lv(with_tag("state", "odd"), "odd")),
+    )
+    report = Report(vgs=(vg,))
+    assert [found.lv.name for found in volume_tags.unreadable(report)] == ["odd"]
+    assert [volume.volume_id for volume in volume_tags.volumes(report)] == ["one"]

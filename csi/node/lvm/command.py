@@ -12,7 +12,8 @@ from typing import Final
 
 from csi.core import disks
 from csi.core.command import Runner
-from csi.core.errors import CommandEnded, CommandError, Refused, SealedLocalError, ToolFailed, Unavailable
+from csi.core.errors import CommandEnded, CommandError, InUse, Refused, SealedLocalError, ToolFailed, Unavailable
+from csi.core.size import KIB, MIB
 from csi.node import caller
 from csi.node.lvm import dm_name, failures, filters
 from csi.node.lvm import report as lvm_report
@@ -20,7 +21,7 @@ from csi.node.lvm.block_devices import BlockDevice, BlockDevices
 from csi.node.lvm.disk_reader import DiskReader
 from csi.node.lvm.disk_view import DiskViews
 from csi.node.lvm.filters import DeviceFilter
-from csi.node.lvm.model import Report, VolumeGroup
+from csi.node.lvm.model import LogicalVolume, Report, VolumeGroup
 from csi.node.lvm.process import LvmProcess
 from csi.node.lvm.proved import ProvedReport
 from csi.node.lvm.turns import Turns
@@ -28,6 +29,8 @@ from csi.node.lvm.turns import Turns
 _log = logging.getLogger(__name__)
 
 _READ_SECONDS = 60.0
+_NO_ORIGIN = 'lv_attr!~"^[oO]"'
+"""The first letter of the attributes: `o` for an origin, `O` for one into which a snapshot is merged (lvs(8))."""
 _WRITE_SECONDS = 600.0
 _NO_FILTER: Final = DeviceFilter()
 
@@ -116,6 +119,8 @@ class Lvm:
         except CommandError as error:
             if not self._was_made(vg, name, tags, error):
                 raise failures.of_allocation(vg, error) from error
+        else:
+            self._require(vg, name, "made", lambda lv: lv is not None and lv.tags >= frozenset(tags))
 
     def _was_made(self, vg: str, name: str, tags: Sequence[str], failure: ToolFailed) -> bool:
         """Whether a failed `lvcreate` made the volume all the same.
@@ -123,30 +128,54 @@ class Lvm:
         Raises `Unavailable` when nobody can tell: the claim's provisioner must not take the failure as the last word.
         """
         try:
-            found = [lv for lv in self.report().lvs if (lv.vg, lv.name) == (vg, name)]
+            found = self._find(vg, name)
         except SealedLocalError as error:
             raise Unavailable(
                 f"whether {vg}/{name} was made is not known ({failure}; then: {error}); a repeat will find it or make it"
             ) from error
-        made = any(lv.tags >= frozenset(tags) for lv in found)
+        made = found is not None and found.tags >= frozenset(tags)
         if made:
             _log.warning(
                 "lvcreate failed, and the volume is there", extra={"lv": f"{vg}/{name}", "error": str(failure)}
             )
         return made
 
+    def _find(self, vg: str, name: str) -> LogicalVolume | None:
+        """The LV as the group's metadata has it now. Raises as `Report.vg` does when the group can't be looked into."""
+        group = self.report().vg(vg)
+        return next((lv for lv in group.lvs if lv.name == name), None) if group is not None else None
+
+    def _require(self, vg: str, name: str, what: str, right: Callable[[LogicalVolume | None], bool]) -> None:
+        """An exit status is no proof. Raises `ToolFailed` unless the group's metadata shows what the command should do."""
+        if not right(self._find(vg, name)):
+            raise ToolFailed(f"LVM says that {vg}/{name} was {what}, and the group's metadata shows that it was not")
+
     def remove(self, vg: str, name: str) -> None:
-        """Remove an inactive LV."""
-        self._change_lv(vg, ["lvremove", "--yes", f"{vg}/{name}"])
+        """Remove an inactive LV on which nothing depends.
+
+        LVM removes the snapshots of an inactive origin with it, and asks nobody. Its own selection, made under the group's
+        lock, leaves an origin out, whenever somebody has made a snapshot. Raises `InUse` then.
+        """
+        self._change_lv(vg, ["lvremove", "--yes", "--select", _NO_ORIGIN, f"{vg}/{name}"])
+        left = self._find(vg, name)
+        if left is not None and left.is_origin:
+            raise InUse(
+                f"{vg}/{name} has a snapshot, so it is left where it is. Look at lvs -a {vg}; the call is repeated"
+            )
+        self._require(vg, name, "removed", lambda lv: lv is None)
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
-        """Change tags of an LV in one metadata change."""
+        """Change tags of an LV in one metadata change. LVM adds before it removes: no tag may be in both."""
         argv = ["lvchange", "--yes"]
         for tag in remove:
             argv += ["--deltag", tag]
         for tag in add:
             argv += ["--addtag", tag]
         self._change_lv(vg, [*argv, f"{vg}/{name}"])
+        gone, there = frozenset(remove), frozenset(add)
+        self._require(
+            vg, name, "changed", lambda lv: lv is not None and lv.tags >= there and not lv.tags & (gone - there)
+        )
 
     def activate(self, vg: str, name: str) -> None:
         """Make the kernel device, and see that the LV's path in /dev leads to that very device.
@@ -176,11 +205,11 @@ class Lvm:
 
     def create_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
-        self._change(vg, ["vgcreate", vg, *devices], hints=True)
+        self._change(vg, ["vgcreate", *_metadata_size(devices), vg, *devices], hints=True)
 
     def extend_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Add blank devices to a volume group."""
-        self._change(vg, ["vgextend", vg, *devices], hints=True)
+        self._change(vg, ["vgextend", *_metadata_size(devices), vg, *devices], hints=True)
 
     def version(self) -> str:
         """LVM's own version line. Raises `ToolFailed` when lvm is not installed, or doesn't read the settings of ours."""
@@ -199,3 +228,12 @@ class Lvm:
         with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
             self._proved.changes(vg)
             self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._frozen())
+
+
+def _metadata_size(devices: Sequence[str]) -> tuple[str, str]:
+    """Room for the metadata of some ten thousand volumes, of which each takes 700 bytes, and LVM holds two texts at a time.
+
+    A small disk, which can't have so many, spends a sixty-fourth of itself, but not less than LVM's own default.
+    """
+    smallest = min(disks.size(device) for device in devices)
+    return "--metadatasize", f"{min(16 * MIB, max(MIB, smallest // 64)) // KIB}k"

@@ -21,7 +21,7 @@ _NO_ROOM: Final = re.compile(
         )
     )
 )
-_METADATA_FULL: Final = re.compile(r"too large for circular buffer")
+_METADATA_FULL: Final = re.compile(r"too large for circular buffer|exceeds maximum metadata size")
 _NO_CHANGE: Final = re.compile(
     "|".join(
         (

@@ -5,10 +5,15 @@ A record changes only when somebody commits a change of its group. What the kern
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused, Unavailable
 from csi.node.lvm import dm_name
+
+METADATA_MARGIN_BYTES: Final = 32 * 1024
+"""What stays free in a metadata area: at its first stage and at its deletion a volume's tags grow by some 40 bytes, and
+both must work in a group that is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,11 @@ class LogicalVolume:
     origin: str = ""
     """The LV that this one is a snapshot of."""
     pool: str = ""
-    """The thin pool that holds it."""
+    """The thin pool that holds it, or the cache pool that caches it."""
+    is_origin: bool = False
+    """It has snapshots, or one is being merged into it, which LVM hides."""
+    is_locked: bool = False
+    """LVM moves or converts it now (pvmove, lvconvert), so that there are two copies."""
 
     @property
     def path(self) -> str:
@@ -93,6 +102,11 @@ class VolumeGroup:
         return self.free_extents * self.extent_bytes
 
     @property
+    def takes_metadata(self) -> bool:
+        """Whether its metadata area has room for another volume, and for what the tags of those in it still grow."""
+        return self.metadata_free_bytes is None or self.metadata_free_bytes >= METADATA_MARGIN_BYTES
+
+    @property
     def missing_disks(self) -> int:
         """How many of its disks are not there."""
         return max(sum(pv.missing for pv in self.pvs), int(self.partial))
@@ -103,7 +117,7 @@ class VolumeGroup:
 
         LVM creates nothing in a group that misses a disk, however much room the other disks have.
         """
-        if self.exported or not self.writable or self.missing_disks:
+        if self.exported or not self.writable or self.missing_disks or not self.takes_metadata:
             return 0
         return sum(pv.usable_free_extents for pv in self.pvs)
 

@@ -121,4 +121,7 @@ def _lv(raw: _Lv, vg: _Vg) -> LogicalVolume:
         partial=raw.lv_attr[8] == "p",
         origin=raw.origin,
         pool=raw.pool_lv,
+        is_origin=raw.lv_attr[0] in "oO",
+        # The letter of the allocation policy is a capital one while the LV is locked against allocation.
+        is_locked=raw.lv_attr[2].isupper(),
     )

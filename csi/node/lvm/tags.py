@@ -8,6 +8,7 @@ import binascii
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from csi.core.filesystem import Filesystem
@@ -66,14 +67,22 @@ def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str,
     return tuple(tags)
 
 
-def decode(lv: LogicalVolume) -> Volume | None:
-    """The volume that an LV is, None for an LV that isn't ours. Unreadable tags of ours make it None too, never a guess."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An LV that carries our mark and tags that this version can't read. It is there: never absent, and never guessed."""
+
+    lv: LogicalVolume
+    why: str
+
+
+def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
+    """The volume that an LV is; None for an LV that isn't ours."""
     if OURS not in lv.tags:
         return None
     values = dict(tag.removeprefix(_PREFIX).split("=", 1) for tag in lv.tags if tag.startswith(_PREFIX) and "=" in tag)
+    if values.get("kind") != Kind.VOLUME:
+        return Unreadable(lv=lv, why=f"the tag {_PREFIX}kind says {values.get('kind')!r}")
     try:
-        if values.get("kind") != Kind.VOLUME:
-            return None
         profile = Profile(values.get("sealed", Profile.NONE))
         return Volume(
             lv=lv,
@@ -88,13 +97,25 @@ def decode(lv: LogicalVolume) -> Volume | None:
             fstype=Filesystem(values["fs"]) if "fs" in values else None,
             mkfs_options=_unpack(values.get("mkfs", "")),
         )
-    except (KeyError, ValueError):
-        return None
+    except KeyError as error:
+        return Unreadable(lv=lv, why=f"the tag {_PREFIX}{error.args[0]} is missing")
+    except ValueError as error:
+        return Unreadable(lv=lv, why=str(error))
+
+
+def was_ours(lv: LogicalVolume) -> bool:
+    """Whether this driver made an LV, though a person may have taken it away from it by its first tag."""
+    return any(tag.startswith(_PREFIX) for tag in lv.tags)
 
 
 def volumes(report: Report) -> tuple[Volume, ...]:
-    """Every volume of this driver on the node."""
-    return tuple(volume for lv in report.lvs if (volume := decode(lv)) is not None)
+    """Every volume of this driver on the node whose tags can be read."""
+    return tuple(volume for lv in report.lvs if isinstance(volume := decode(lv), Volume))
+
+
+def unreadable(report: Report) -> tuple[Unreadable, ...]:
+    """What is ours on the node, and this version can't read."""
+    return tuple(found for lv in report.lvs if isinstance(found := decode(lv), Unreadable))
 
 
 def _pack(words: tuple[str, ...]) -> str:

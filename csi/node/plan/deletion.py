@@ -4,15 +4,17 @@ from collections.abc import Sequence
 
 from csi.core.errors import InUse, Refused
 from csi.node.lvm import tags as volume_tags
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.plan import erase, steps
 from csi.node.volume import State, Volume
 
 
-def delete(volume: Volume, published: Sequence[str], staged_at: str | None = None) -> steps.Plan:
+def delete(volume: Volume, report: Report, published: Sequence[str], *, staged_at: str | None = None) -> steps.Plan:
     """Steps that wipe and remove the volume. Killed anywhere and repeated, they end the same.
 
     `published` are paths that still show the volume, `staged_at` is where it is staged for guests. Raises `InUse` when
-    there are any or something holds the device, and `Refused` when what is to be wiped can't be reached.
+    there are any, something holds the device, or LVM has other things that depend on the volume; and `Refused` when what
+    is to be wiped can't be reached.
     """
     if published:
         raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
@@ -20,6 +22,7 @@ def delete(volume: Volume, published: Sequence[str], staged_at: str | None = Non
         raise InUse(f"volume {volume.volume_id} is still staged at {staged_at}; unstage it first")
     if volume.live is not None and volume.live.is_open:
         raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
+    _require_independent(volume.lv, report)
     vg, name = volume.lv.vg, volume.lv.name
     # A note of a stage that ended by itself, as a device does that an operator has taken away.
     forget: steps.Plan = (steps.ForgetStaged(volume_id=volume.volume_id),) if staged_at is not None else ()
@@ -47,6 +50,33 @@ def cannot_be_wiped(volume_id: str, vg: str, why: object) -> Refused:
         f"volume {volume_id} is being deleted and can't be wiped: {why}. It is tried again. If its content may stay on the "
         f"disk as it is: lvchange --addtag {volume_tags.ABANDON_WIPE} {vg}/{volume_id}; it is then removed without a wipe"
     )
+
+
+def _require_independent(lv: LogicalVolume, report: Report) -> None:
+    """A snapshot keeps copies of what is wiped, and LVM would remove it with its origin without a word."""
+    if lv.is_locked:
+        raise InUse(
+            f"LVM moves or converts volume {lv.name} now, so that its content is in two places; see lvs -a {lv.vg}. Wait "
+            "for the end of that, or end it (pvmove --abort); the call is repeated"
+        )
+    dependants = [f"{other.vg}/{other.name}" for other in report.lvs if other.vg == lv.vg and _depends(other, lv)]
+    if dependants or lv.is_origin:
+        shown = ", ".join(dependants) or "a snapshot that is being merged into it"
+        raise InUse(
+            f"volume {lv.name} has dependants: {shown}. Somebody made them with LVM, and they hold the volume's content. "
+            "Remove them with lvremove when nobody needs them; the call is repeated"
+        )
+    if lv.pool:
+        raise InUse(
+            f"volume {lv.name} lies in or behind pool {lv.vg}/{lv.pool}, which this driver did not make and which keeps "
+            f"copies of its content; take it out (lvconvert --uncache {lv.vg}/{lv.name}), then repeat"
+        )
+
+
+def _depends(other: LogicalVolume, lv: LogicalVolume) -> bool:
+    """Whether it is a snapshot of the LV, a thin volume on it, or an image that was split off a mirror and is tracked."""
+    images = tuple(f"{lv.name}_{kind}_" for kind in ("rimage", "mimage"))
+    return other.origin == lv.name or other.name.startswith(images)
 
 
 def _mark(volume: Volume) -> steps.Plan:

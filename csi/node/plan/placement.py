@@ -113,6 +113,8 @@ def _room(config: NodeConfig, vg: VolumeGroup, parameters: Parameters) -> str:
     said = f"{vg.name} has room for {human(largest(config, vg, parameters))}"
     if vg.missing_disks:
         said += ", as a disk of it is missing (bring it back, or take it out: vgreduce --removemissing)"
+    if not vg.takes_metadata:
+        said += ", as its metadata area is full (delete a volume, or give it a further disk with a larger area)"
     return said
 
 

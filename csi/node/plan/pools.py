@@ -62,7 +62,7 @@ def _require_free(pool: Pool, report: Report, device: DeviceView) -> None:
     if device.holds != _LVM_LABEL:
         raise ForeignContent(
             f"{found} holds {device.holds}; it is left alone. If all of it is useless, "
-            f"wipe it by hand (wipefs -a {device.configured}) and restart the driver"
+            f"wipe it by hand (wipefs -a {device.configured}); the driver looks again"
         )
     owner = next((vg.name for vg in report.vgs if any(_is(pv, device) for pv in vg.pvs)), None)
     owner = owner or next((vg.name for vg in report.foreign if device.number in vg.disks), None)

@@ -1,11 +1,11 @@
 """CreateVolume: (what LVM shows, what is wanted) to steps, an empty plan being idempotent success; and finding volumes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from csi.core.errors import AlreadyExists, ForeignContent, Refused, Unavailable
 from csi.node.config import NodeConfig
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Report
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
 from csi.node.volume import State, Volume, Wanted
@@ -35,12 +35,13 @@ def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
 
 
 def by_name(report: Report, name_digest: str) -> Volume | None:
-    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, `Unavailable` when it may be in a
-    group that can't be looked into.
+    """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, or it is there with tags that
+    this version can't read, `Unavailable` when it may be in a group that can't be looked into.
     """
     found = _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
     if found is None:
         tag = volume_tags.name_tag(name_digest)
+        _require_no_unreadable(report, lambda lv: tag in lv.tags)
         report.require_readable("the volume of this name", lambda lv: tag in lv.tags)
     return found
 
@@ -54,7 +55,7 @@ def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     """
     found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
     if found is None:
-        _require_no_unreadable(report, volume_id)
+        _require_no_unreadable(report, lambda lv: lv.name == volume_id)
         report.require_readable(f"volume {volume_id}", lambda lv: lv.name == volume_id)
     return found
 
@@ -69,7 +70,19 @@ def _only(found: Sequence[Volume]) -> Volume | None:
     return found[0] if found else None
 
 
-def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
+def require_gone(config: NodeConfig, report: Report, volume_id: str) -> None:
+    """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it."""
+    _require_all_groups(config, report, volume_id)
+    for lv in report.lvs:
+        if lv.name == volume_id and config.allows(lv.vg) and not volume_tags.was_ours(lv):
+            raise ForeignContent(
+                f"volume group {lv.vg} holds a logical volume {lv.name} without a tag of this driver: another program made "
+                f"it (open-local?), so it is not deleted. If it is that volume, and nobody needs it any more: lvremove "
+                f"{lv.vg}/{lv.name}, which wipes nothing; then the call succeeds"
+            )
+
+
+def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
     """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
     to be gone. Disks may come late after a boot.
     """
@@ -82,13 +95,12 @@ def require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> No
         )
 
 
-def _require_no_unreadable(report: Report, volume_id: str) -> None:
-    for lv in report.lvs:
-        if lv.name == volume_id and volume_tags.OURS in lv.tags:
-            shown = ", ".join(sorted(tag for tag in lv.tags if tag.startswith("sl:")))
+def _require_no_unreadable(report: Report, is_it: Callable[[LogicalVolume], bool]) -> None:
+    for found in volume_tags.unreadable(report):
+        if is_it(found.lv):
             raise Refused(
-                f"logical volume {lv.vg}/{lv.name} carries this driver's tags, and this version can't read them ({shown}); "
-                "was it made by a newer driver? Use that one. Nothing was changed"
+                f"logical volume {found.lv.vg}/{found.lv.name} carries this driver's tags, and this version can't read "
+                f"them ({found.why}); was it made by a newer driver? Use that one. Nothing was changed"
             )
 
 

@@ -5,6 +5,7 @@ import grpc
 from csi import __version__
 from csi.core.errors import Refused
 from csi.node.rpc.proto import csi_pb2, csi_pb2_grpc
+from csi.node.standing import Standing
 
 _SERVICES = (
     csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE,
@@ -13,12 +14,11 @@ _SERVICES = (
 
 
 class Identity(csi_pb2_grpc.IdentityServicer):
-    """`ready` tells whether start-up (LVM found, pools brought in) has ended well; it never runs LVM itself."""
+    """Tells how the driver stands; it never runs LVM itself."""
 
-    def __init__(self, driver_name: str) -> None:
+    def __init__(self, driver_name: str, standing: Standing) -> None:
         self._driver_name = driver_name
-        self.ready = False
-        self.broken: str | None = None
+        self._standing = standing
 
     def GetPluginInfo(  # noqa: N802
         self, request: csi_pb2.GetPluginInfoRequest, context: grpc.ServicerContext
@@ -40,8 +40,9 @@ class Identity(csi_pb2_grpc.IdentityServicer):
         self, request: csi_pb2.ProbeRequest, context: grpc.ServicerContext
     ) -> csi_pb2.ProbeResponse:
         """Not ready while starting; `FAILED_PRECONDITION` with the reason when it can't work."""
-        if self.broken is not None:
-            raise Refused(self.broken)
+        why_not = self._standing.why_not
+        if why_not is not None:
+            raise Refused(why_not)
         answer = csi_pb2.ProbeResponse()
-        answer.ready.value = self.ready
+        answer.ready.value = self._standing.ready
         return answer

@@ -1,0 +1,98 @@
+"""A start that failed in part or as a whole is tried again without a restart; states are shown, changes logged once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csi.core import disks, errors, filesystems
+from csi.core.device_number import DeviceNumber
+from csi.node.plan import steps
+from csi.node.rpc.proto import csi_pb2
+from tests.fakes.csi_server import CsiServer, serving
+from tests.rpc.test_csi_server import Requests, live
+
+Code = grpc.StatusCode
+DISKS = "pools: [{name: main, vgs: [vg0]}, {name: late, vgs: [vg1], devices: [/dev/late]}]"
+
+
+@pytest.fixture
+def csi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CsiServer]:
+    with serving(tmp_path, monkeypatch, DISKS) as made:
+        yield made
+
+
+def ready(csi: CsiServer) -> bool:
+    return bool(csi.call("Probe", csi_pb2.ProbeRequest()).ready.value)
+
+
+def test_lvm_that_comes_late_is_found_without_a_restart(csi: CsiServer) -> None:
+    csi.lvm.broken = errors.ToolFailed("lvm: not found on PATH; install the package that holds it")
+    for _ in range(3):
+        assert not csi.attempt()
+        code, message = csi.refused("Probe", csi_pb2.ProbeRequest())
+        assert (code, "install the package" in message) == (Code.FAILED_PRECONDITION, True)
+    said = [event for event in csi.events if event["event"].startswith("LVM can't be used")]
+    assert len(said) == 1, "the same reason is logged once"
+    csi.lvm.broken = None
+    csi.attempt()
+    assert ready(csi)
+    csi.call("CreateVolume", Requests(csi).of("CreateVolume"))
+
+
+def test_a_pool_whose_disk_comes_late_is_completed(csi: CsiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert not csi.attempt()
+    assert ready(csi), "one pool that lacks a disk stops no other"
+    assert "no device /dev/late" in (csi.standing.pools["late"] or "")
+    assert csi.standing.pools["main"] is None
+    assert "pool late: " in csi.standing.words()
+    made: list[steps.Step] = []
+    monkeypatch.setattr(disks, "resolved", lambda path: path)
+    monkeypatch.setattr(disks, "number", lambda path: DeviceNumber(8, 16))
+    monkeypatch.setattr(disks, "edges_blank", lambda path: True)
+    monkeypatch.setattr(filesystems, "signature", lambda runner, path: None)
+    monkeypatch.setattr(csi.node, "apply", made.extend)
+    csi.attempt()
+    assert made == [steps.CreateVG(vg="vg1", devices=("/dev/late",))]
+    said = [event["error"] for event in csi.events if event["event"] == "pool is not complete"]
+    assert len(said) == len(set(said)) == 2, "no device; then, as the toy makes none, no group"
+
+
+def test_a_group_that_is_not_there_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path, monkeypatch, "pools: [{name: main, vgs: [vg0, vg-late]}]") as csi:
+        assert not csi.attempt()
+        assert ready(csi)
+        assert "there is no volume group vg-late" in (csi.standing.pools["main"] or "")
+
+
+def test_one_disk_in_two_pools_by_two_names_is_given_to_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = "pools: [{name: a, vgs: [a], devices: [/dev/x]}, {name: b, vgs: [b], devices: [/dev/disk/by-id/x]}]"
+    monkeypatch.setattr(disks, "leads_to", lambda path: DeviceNumber(8, 16))
+    with serving(tmp_path, monkeypatch, config) as csi:
+        csi.attempt()
+        for name, other in ("ab", "ba"):
+            assert "is the same disk as" in (csi.standing.pools[name] or "")
+            assert f"of pool {other}" in (csi.standing.pools[name] or "")
+        assert csi.lvm.report().vg("a") is None
+
+
+def test_places_that_nobody_else_sees_forbid_what_mounts_and_not_teardown(csi: CsiServer) -> None:
+    requests = live(csi, "NodeUnpublishVolume", "ext4")
+    csi.attempt()
+    assert ready(csi)
+    csi.faults = ("mounts below /var/lib/kubelet are private",)
+    for call in ("NodeStageVolume", "NodePublishVolume"):
+        code, message = csi.refused(call, requests.of(call))
+        assert (code, message) == (Code.FAILED_PRECONDITION, csi.faults[0])
+    code, message = csi.refused("Probe", csi_pb2.ProbeRequest())
+    assert (code, "are private" in message) == (Code.FAILED_PRECONDITION, True)
+    assert sum(event["event"] == "nothing is staged or published" for event in csi.events) == 1
+    for call in ("NodeUnpublishVolume", "NodeUnstageVolume"):
+        csi.call(call, requests.of(call))
+    csi.faults = ()
+    csi.attempt()
+    assert ready(csi)
