@@ -37,7 +37,6 @@ class Effects:
             steps.RemoveLV: lambda step: self._lvm.remove(step.vg, step.name),
             steps.ChangeTags: lambda step: self._lvm.change_tags(step.vg, step.name, remove=step.remove, add=step.add),
             steps.Activate: lambda step: self._lvm.activate(step.vg, step.name),
-            steps.Deactivate: lambda step: self._lvm.deactivate(step.vg, step.name),
             steps.ReleaseDevice: lambda step: releasing.release(self._lvm, step.vg, step.name),
             steps.MarkStaged: lambda step: self._marks.put(step.volume_id, step.path),
             steps.ForgetStaged: lambda step: self._marks.remove(step.volume_id),

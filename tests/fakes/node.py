@@ -300,7 +300,7 @@ def _tags(node: Node, step: steps.ChangeTags) -> None:
     node.lvs[step.name] = replace(lv, tags=lv.tags - set(step.remove) | set(step.add))
 
 
-def _deactivate(node: Node, step: steps.Deactivate | steps.ReleaseDevice) -> None:
+def _release(node: Node, step: steps.ReleaseDevice) -> None:
     live = node.live(step.name)
     if live is not None and live.is_open:
         raise InUse(step.name)
@@ -391,15 +391,14 @@ def _remove_target(node: Node, step: steps.RemoveTarget) -> None:
     node.files.discard(step.target)
 
 
-_BY_LVM = (steps.CreateLV, steps.RemoveLV, steps.ChangeTags, steps.Activate, steps.Deactivate)
+_BY_LVM = (steps.CreateLV, steps.RemoveLV, steps.ChangeTags, steps.Activate)
 _EXCLUSIVE = (steps.ZeroRange, steps.ClearRange, steps.DiscardRange, steps.MakeFilesystem)
 _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[assignment]
     steps.CreateLV: _create,
     steps.RemoveLV: _remove,
     steps.ChangeTags: _tags,
     steps.Activate: lambda node, step: node.activate(step.name),
-    steps.Deactivate: _deactivate,
-    steps.ReleaseDevice: _deactivate,
+    steps.ReleaseDevice: _release,
     steps.MarkStaged: lambda node, step: node.staged.update({step.volume_id: step.path}),
     steps.ForgetStaged: lambda node, step: node.staged.pop(step.volume_id, None),
     steps.ZeroRange: _zero,

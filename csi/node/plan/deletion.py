@@ -6,27 +6,31 @@ from csi.core.errors import InUse, Refused
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.plan import erase, steps
+from csi.node.plan.stage import activate
 from csi.node.volume import State, Volume
 
 
-def delete(volume: Volume, report: Report, published: Sequence[str], *, staged_at: str | None = None) -> steps.Plan:
+def delete(
+    volume: Volume,
+    report: Report,
+    published: Sequence[str],
+    *,
+    staged_at: str | None = None,
+    node_is_right: bool = False,
+) -> steps.Plan:
     """Steps that wipe and remove the volume. Killed anywhere and repeated, they end the same.
 
-    `published` are paths that still show the volume, `staged_at` is where it is staged for guests. Raises `InUse` when
-    there are any, something holds the device, or LVM has other things that depend on the volume; and `Refused` when what
-    is to be wiped can't be reached.
+    `published` are paths that still show the volume, `staged_at` is where it is staged for guests, and `node_is_right` is
+    what it is to `stage`. Raises `InUse` when there are any, something holds the device, or LVM has other things that
+    depend on the volume; and `Refused` when what is to be wiped can't be reached.
     """
-    if published:
-        raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
-    if staged_at is not None and volume.live is not None and volume.state is not State.DELETING:
-        raise InUse(f"volume {volume.volume_id} is still staged at {staged_at}; unstage it first")
-    if volume.live is not None and volume.live.is_open:
-        raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
+    _require_let_go(volume, published, staged_at)
     _require_independent(volume.lv, report)
     vg, name = volume.lv.vg, volume.lv.name
     # A note of a stage that ended by itself, as a device does that an operator has taken away.
     forget: steps.Plan = (steps.ForgetStaged(volume_id=volume.volume_id),) if staged_at is not None else ()
-    off: steps.Plan = (steps.Deactivate(vg=vg, name=name),) if volume.live is not None else ()
+    release = steps.ReleaseDevice(vg=vg, name=name)
+    off: steps.Plan = (release,) if volume.live is not None else ()
     erased = erase.at_deletion(volume)
     if not erased:
         # Removing is one change of LVM's: there is no middle that a mark would have to tell of.
@@ -35,13 +39,22 @@ def delete(volume: Volume, report: Report, published: Sequence[str], *, staged_a
     return (
         *_mark(volume),
         *forget,
-        steps.Activate(vg=vg, name=name),
+        *activate(volume, node_is_right=node_is_right),
         # A read-only flag left by a publication would stop the wipe.
         steps.SetReadOnly(device=volume.lv.path, read_only=False),
         *erased,
-        steps.Deactivate(vg=vg, name=name),
+        release,
         steps.RemoveLV(vg=vg, name=name),
     )
+
+
+def _require_let_go(volume: Volume, published: Sequence[str], staged_at: str | None) -> None:
+    if published:
+        raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
+    if staged_at is not None and volume.live is not None and volume.state is not State.DELETING:
+        raise InUse(f"volume {volume.volume_id} is still staged at {staged_at}; unstage it first")
+    if volume.live is not None and volume.live.is_open:
+        raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
 
 
 def cannot_be_wiped(volume_id: str, vg: str, why: object) -> Refused:

@@ -67,18 +67,6 @@ class Activate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deactivate:
-    """Take the kernel device away; waits a little for a virtual machine that closes it late."""
-
-    vg: str
-    name: str
-
-    def describe(self) -> str:
-        """One line for the log."""
-        return f"deactivate {self.vg}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseDevice:
     """Take the kernel device away without LVM, once no virtual machine or other program has it; waits a little for that."""
 
@@ -326,7 +314,7 @@ class ExtendVG:
 
 
 Step = (
-    CreateLV | RemoveLV | ChangeTags | Activate | Deactivate | ReleaseDevice | MarkStaged | ForgetStaged
+    CreateLV | RemoveLV | ChangeTags | Activate | ReleaseDevice | MarkStaged | ForgetStaged
     | ZeroRange | ClearRange | DiscardRange
     | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
     | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
