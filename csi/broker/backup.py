@@ -71,6 +71,7 @@ def restore(
                 store.verify_audit()
                 last = store.audit_entries()[-1:]
                 held, unknown = _look_back(store, directory.database, seals, log)
+                _begin_anew(store)
                 event = Event(
                     actor=OPERATOR, action="restored", subject=backup.name, detail=f"was epoch {store.epoch()}"
                 )
@@ -99,6 +100,15 @@ def _look_back(
     if log is None:
         return _hold_back_unformatted(store), why
     return _hold_back_by_log(store, log), None
+
+
+def _begin_anew(store: Store) -> None:
+    """What guests had begun at the backup counts no more, see `rules.restored`."""
+    for record in store.volumes():
+        event = Event(
+            actor=OPERATOR, action="begun-anew", subject=record.volume_id, detail="what was announced is void"
+        )
+        store.change(record.volume_id, rules.restored, event)
 
 
 def _by_id(store: Store) -> dict[str, VolumeRecord]:

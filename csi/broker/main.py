@@ -142,6 +142,7 @@ def _add_volume(command: _Commands) -> None:
     hand_over = _add(actions, "hand-over", volume.hand_over, "give a volume to another workload; its guests start over")
     hand_over.add_argument("id", metavar="ID")
     hand_over.add_argument("--to", metavar="NAME", required=True, help="a workload of the policy")
+    _add_accept(actions)
     for name, run, text in (
         ("show", volume.show, "everything that the register knows of a volume"),
         ("reset", volume.reset, "formatting → allocated: a guest died in its first format, let another try"),
@@ -152,6 +153,20 @@ def _add_volume(command: _Commands) -> None:
     shred = _add(actions, "shred", volume.shred, "destroy a volume's secret: its data is lost for ever, everywhere")
     shred.add_argument("id", metavar="ID")
     shred.add_argument("--yes", action="store_true", help="needed: this can't be undone")
+
+
+def _add_accept(actions: _Commands) -> None:
+    accept = _add(
+        actions, "accept", volume.accept, "take the state that a disk shows for the volume's, after a restore or a loss"
+    )
+    accept.add_argument("id", metavar="ID")
+    accept.add_argument(
+        "--found", metavar="STATE", required=True, help="the disk's state, as a guest that refuses it prints it"
+    )
+    accept.add_argument(
+        "--reason", metavar="TEXT", required=True, help="why; it is kept in the record and the audit log"
+    )
+    accept.add_argument("--yes", action="store_true", help="needed, after a look at the two states that are printed")
 
 
 def _add_resource(command: _Commands) -> None:

@@ -5,7 +5,8 @@ repeat themselves, and whatever the host does:
 
 - A volume that was ever `active` is never given a permission to format again.
 - Of guests that race, one wins every change; the others get `Busy` or `Refused` and must start over.
-- A generation number is announced once. Only a guest whose own announcement stands can commit it.
+- An announcement (generation, nonce, epoch) is made once, and numbers only rise. Only the newest one can be committed.
+- After a restore nothing opens but what the backup had as committed; after a person's `accept`, nothing but the accepted.
 - A commit whose answer was lost may be repeated: same nonce, same values, same answer, as long as nothing came after.
 
 The rules don't keep two guests from using one device at the same time: access modes of Kubernetes do.
@@ -15,11 +16,12 @@ from dataclasses import replace
 
 from csi.core.errors import Busy, InvalidInput, Refused
 from csi.core.sealed import Profile
-from csi.kbs.register import FormatGrant, PendingOpen, VolumeRecord, VolumeState
+from csi.kbs.disk_state import DiskState
+from csi.kbs.register import MOST_CANDIDATES, Accepted, Announcement, FormatGrant, VolumeRecord, VolumeState
 
 _FIRST_GENERATION = 1
-_WIDEST_STEP = 2
-"""A takeover skips at most one number, to get at the other state record slot; more would be a guest's mistake."""
+_ACCEPTED_KEPT = 16
+"""The audit log has all of them."""
 
 
 def allocate(volume_id: str, profile: Profile) -> VolumeRecord:
@@ -47,6 +49,7 @@ def begin_format(
     nonce: str,
     payload_bytes: int,
     measurement: str,
+    epoch: str,
     now_unix: int,
     lifetime_seconds: int,
 ) -> VolumeRecord:
@@ -55,17 +58,18 @@ def begin_format(
         _same_revision(record, revision)
         deadline = now_unix + lifetime_seconds
     elif record.state is VolumeState.FORMATTING and record.grant is not None:
-        if (record.revision, record.grant.nonce, record.payload_bytes) == (revision + 1, nonce, payload_bytes):
+        if _is_repeat(record, revision, nonce) and record.payload_bytes == payload_bytes:
             _same_measurement(record, record.grant, measurement)
             return record
         _check_takeover(record, record.grant, measurement, now_unix)
         _same_revision(record, revision)
+        _new_nonce(record, nonce)
         # The deadline stays: a host that kills every guest gets a bounded time to do so, then a person looks.
         deadline = record.grant.deadline_unix
     else:
         raise _wrong_state(record, "it is never formatted again; data on it, if any, stays as it is")
-    grant = FormatGrant(nonce=nonce, measurement=measurement, deadline_unix=deadline)
-    return _next(record, state=VolumeState.FORMATTING, grant=grant, payload_bytes=payload_bytes)
+    grant = FormatGrant(nonce=nonce, measurement=measurement, deadline_unix=deadline, epoch=epoch)
+    return _next(record, state=VolumeState.FORMATTING, grant=grant, payload_bytes=payload_bytes, last_nonce=nonce)
 
 
 def commit_format(
@@ -93,35 +97,78 @@ def commit_format(
         state=VolumeState.ACTIVE,
         grant=None,
         header_sha256=header_sha256,
-        generation=_FIRST_GENERATION,
-        committed_nonce=nonce,
+        announced=max(record.announced, _FIRST_GENERATION),
+        head=Announcement(generation=_FIRST_GENERATION, nonce=nonce, epoch=record.grant.epoch),
+        last_nonce=nonce,
     )
 
 
-def begin_open(record: VolumeRecord, *, revision: int, nonce: str, generation: int) -> VolumeRecord:
-    """Announce a generation above every announced one (see `VolumeRecord.next_generation`)."""
+def begin_open(record: VolumeRecord, *, revision: int, nonce: str, generation: int, epoch: str) -> VolumeRecord:
+    """Announce the generation above every announced one. The answer's last candidate is the announcement."""
     _only_active(record)
-    if record.pending == PendingOpen(generation=generation, nonce=nonce) and record.revision == revision + 1:
+    wanted = Announcement(generation=generation, nonce=nonce, epoch=epoch)
+    if record.candidates[-1:] == (wanted,) and _is_repeat(record, revision, nonce):
         return record
     _same_revision(record, revision)
-    newest = record.newest_generation
-    if not newest < generation <= newest + _WIDEST_STEP:
+    _new_nonce(record, nonce)
+    if generation != record.announced + 1:
         raise Refused(
-            f"generation {generation} of volume {record.volume_id} can't be announced: {record.generation} is committed "
-            f"and {newest} announced, so it must be {newest + 1}, or {newest + 2} after a guest that died"
+            f"generation {generation} of volume {record.volume_id} can't be announced: {record.announced} is, so it must "
+            f"be {record.announced + 1}"
         )
-    return _next(record, pending=PendingOpen(generation=generation, nonce=nonce))
+    if len(record.candidates) >= MOST_CANDIDATES:
+        raise Refused(
+            f"volume {record.volume_id} was announced {MOST_CANDIDATES} times and never committed: its guests die while "
+            "they open it. Find out why; then accept the state that its disk shows: sealed-local broker volume accept "
+            f"{record.volume_id}"
+        )
+    return _next(record, announced=generation, candidates=(*record.candidates, wanted), last_nonce=nonce)
 
 
 def commit_open(record: VolumeRecord, *, revision: int, nonce: str, generation: int) -> VolumeRecord:
-    """The announced generation is on the disk: it becomes the committed one."""
+    """The newest announcement is on the disk: it becomes the head."""
     _only_active(record)
     if record.generation == generation > _FIRST_GENERATION and _is_repeated_commit(record, revision, nonce):
         return record
     _same_revision(record, revision)
-    if record.pending != PendingOpen(generation=generation, nonce=nonce):
+    newest = record.candidates[-1] if record.candidates else None
+    if newest is None or (newest.generation, newest.nonce) != (generation, nonce):
         raise Refused(f"generation {generation} of volume {record.volume_id} was not announced with this nonce")
-    return _next(record, generation=generation, pending=None, committed_nonce=nonce)
+    return _next(record, head=newest, candidates=(), last_nonce=nonce)
+
+
+def accept(record: VolumeRecord, found: DiskState, *, reason: str, now_unix: int) -> VolumeRecord:
+    """An operator takes the state that a disk shows for the volume's: from now on it opens, and no other one does.
+
+    The numbers don't go back: the next open is announced above everything that ever was. A volume that is retired stays so
+    until it is reinstated. One that was never formatted by this register becomes active: its format is what was forgotten.
+    """
+    if record.state in (VolumeState.FORMATTING, VolumeState.SHREDDED):
+        raise _wrong_state(record, "no state of a disk can be accepted for it")
+    if (record.head, record.candidates, record.header_sha256) == (found.announcement, (), found.header_sha256):
+        return record
+    entry = Accepted(at_unix=now_unix, was=record.head, now=found.announcement, reason=reason)
+    return _next(
+        record,
+        state=VolumeState.RETIRED if record.state is VolumeState.RETIRED else VolumeState.ACTIVE,
+        header_sha256=found.header_sha256,
+        payload_bytes=found.payload_bytes,
+        announced=max(record.announced, found.announcement.generation),
+        head=found.announcement,
+        candidates=(),
+        accepted=(*record.accepted, entry)[-_ACCEPTED_KEPT:],
+    )
+
+
+def restored(record: VolumeRecord) -> VolumeRecord:
+    """What a backup's record says in the register that is restored from it.
+
+    What was announced or granted at the backup may have been committed since and left behind by later ones, so it counts no
+    more. What was committed at the backup still does.
+    """
+    if record.state is VolumeState.FORMATTING:
+        return reset(record)
+    return _next(record, candidates=()) if record.candidates else record
 
 
 def reset(record: VolumeRecord) -> VolumeRecord:
@@ -134,7 +181,7 @@ def reset(record: VolumeRecord) -> VolumeRecord:
 def retire(record: VolumeRecord) -> VolumeRecord:
     """An operator stops the release of the secret; the secret is kept, and `reinstate` takes it back.
 
-    An announced open stays announced: its generation may be on the disk by now. Repeating it changes nothing.
+    An announced open stays a candidate: it may be on the disk by now. Repeating it changes nothing.
     """
     if record.state is VolumeState.RETIRED:
         return record
@@ -149,8 +196,7 @@ def reinstate(record: VolumeRecord) -> VolumeRecord:
         raise _wrong_state(record, "only a retired volume can be reinstated")
     if record.header_sha256 is None:
         return _next(record, state=VolumeState.ALLOCATED, payload_bytes=None)
-    # The last change is this one now; a commit from before can't be repeated any more.
-    return _next(record, state=VolumeState.ACTIVE, committed_nonce=None)
+    return _next(record, state=VolumeState.ACTIVE)
 
 
 def hand_over(record: VolumeRecord) -> VolumeRecord:
@@ -170,13 +216,18 @@ def shred(record: VolumeRecord) -> VolumeRecord:
 
 
 def _next(record: VolumeRecord, **changes: object) -> VolumeRecord:
-    return replace(record, revision=record.revision + 1, **changes)  # type: ignore[arg-type]
+    """The next record. Only a guest's change leaves a `last_nonce`: after an operator's nothing can be repeated."""
+    return replace(record, **({"revision": record.revision + 1, "last_nonce": None} | changes))  # type: ignore[arg-type]
+
+
+def _is_repeat(record: VolumeRecord, revision: int, nonce: str) -> bool:
+    """Whether the very last change was made from this revision with this nonce."""
+    return record.last_nonce == nonce and record.revision == revision + 1
 
 
 def _is_repeated_commit(record: VolumeRecord, revision: int, nonce: str) -> bool:
-    """Whether the very last change was a commit, made from this revision with this nonce."""
-    last_was_commit = record.state is VolumeState.ACTIVE and record.pending is None
-    return last_was_commit and record.committed_nonce == nonce and record.revision == revision + 1
+    """Whether that change was a commit."""
+    return record.head is not None and record.head.nonce == nonce and _is_repeat(record, revision, nonce)
 
 
 def _same_revision(record: VolumeRecord, revision: int) -> None:
@@ -185,6 +236,13 @@ def _same_revision(record: VolumeRecord, revision: int) -> None:
             f"volume {record.volume_id} changed since it was read (revision {record.revision}, not {revision}): "
             "another guest is at work; read it again"
         )
+
+
+def _new_nonce(record: VolumeRecord, nonce: str) -> None:
+    """A nonce names one change; a guest that used it twice would have two states of the disk that look alike."""
+    used = {record.grant.nonce if record.grant else None, record.head.nonce if record.head else None}
+    if nonce in used | {candidate.nonce for candidate in record.candidates}:
+        raise Refused(f"the nonce was used for volume {record.volume_id} before; each change needs a new one")
 
 
 def _same_measurement(record: VolumeRecord, grant: FormatGrant, measurement: str) -> None:

@@ -13,7 +13,18 @@ from typing import assert_never
 from csi.kbs.register import VolumeRecord, VolumeState
 
 CHANGES = frozenset(
-    ("allocated", "format-begun", "formatted", "open-begun", "opened", "reset", "retired", "reinstated", "shredded")
+    (
+        "allocated",
+        "format-begun",
+        "formatted",
+        "open-begun",
+        "opened",
+        "accepted",
+        "reset",
+        "retired",
+        "reinstated",
+        "shredded",
+    )
 )
 """Actions of the audit log that change a volume's record."""
 
@@ -54,8 +65,9 @@ class Finding:
             case What.OPENED:
                 return (
                     f"opened since the backup: the register is back at generation {_generation(self.was)}, its disk may "
-                    f"show up to {self.now.newest_generation}, and guests refuse that as newer; held. Put a disk of the "
-                    f"time of the backup in its place, or restore a newer backup; {back}"
+                    f"show up to {self.now.announced}, and guests refuse that as another branch; held. Either restore a "
+                    f"newer backup, or accept what the disk shows (a guest that is refused prints it): "
+                    f"{_accept(self.volume_id)}, or put a disk of the time of the backup in its place; {back}"
                 )
             case What.CHANGED:
                 return f"{_state(self.was)} at the backup, {self.now.state} since; held; {back}"
@@ -79,8 +91,9 @@ def advice_by_log(volume_id: str, action: str, *, known: bool) -> str:
             'id counts as unused: set allocate = "never" in the policy before guests are let in'
         )
     return (
-        f"last seen since the backup: {action}; held, because its disk may be newer than the register. Put a disk of the "
-        f"time of the backup in its place; when it is right: sealed-local broker volume reinstate {volume_id}"
+        f"last seen since the backup: {action}; held, because its disk may be newer than the register. Accept what the "
+        f"disk shows (a guest that is refused prints it): {_accept(volume_id)}, or put a disk of the time of the backup in "
+        f"its place; when it is right: sealed-local broker volume reinstate {volume_id}"
     )
 
 
@@ -91,9 +104,13 @@ def _what(was: VolumeRecord | None, now: VolumeRecord) -> What:
         return What.SHREDDED
     if was.header_sha256 is None and now.header_sha256 is not None:
         return What.FORMATTED
-    if (was.generation, was.pending, was.header_sha256) != (now.generation, now.pending, now.header_sha256):
+    if (was.head, was.candidates, was.header_sha256) != (now.head, now.candidates, now.header_sha256):
         return What.OPENED
     return What.CHANGED
+
+
+def _accept(volume_id: str) -> str:
+    return f"sealed-local broker volume accept {volume_id}"
 
 
 def _generation(record: VolumeRecord | None) -> int:

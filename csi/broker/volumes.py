@@ -70,11 +70,12 @@ class Volumes:
         if stored is None or stored.wrapped_secret is None:
             raise NotFound(f"there is no secret of volume {call.volume_id}")
         secret = self.vault.unwrap(stored.wrapped_secret, *secret_purpose(stored.record))
-        return volumes_api.encode_answer(stored.record, secret)
+        return volumes_api.encode_answer(stored.record, self.store.epoch(), secret)
 
     def begin_format(self, call: Call) -> Secret:
         """Ask for the permission to format."""
         request = strict_json.decode(call.body, volumes_api.BeginFormatRequest, "begin-format")
+        epoch = self.store.epoch()
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.begin_format(
@@ -83,6 +84,7 @@ class Volumes:
                 nonce=request.nonce,
                 payload_bytes=request.payload_bytes,
                 measurement=call.guest.claims.measurement,
+                epoch=epoch,
                 now_unix=int(self.clock()),
                 lifetime_seconds=call.policy.format_deadline_seconds,
             )
@@ -108,10 +110,11 @@ class Volumes:
     def begin_open(self, call: Call) -> Secret:
         """Announce a generation."""
         request = strict_json.decode(call.body, volumes_api.BeginOpenRequest, "begin-open")
+        epoch = self.store.epoch()
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.begin_open(
-                record, revision=request.revision, nonce=request.nonce, generation=request.generation
+                record, revision=request.revision, nonce=request.nonce, generation=request.generation, epoch=epoch
             )
 
         return self._change(call, rule, call.event("open-begun", f"generation={request.generation}"))
@@ -128,7 +131,8 @@ class Volumes:
         return self._change(call, rule, call.event("opened", f"generation={request.generation}"))
 
     def _change(self, call: Call, rule: Callable[[VolumeRecord], VolumeRecord], event: Event) -> Secret:
-        return volumes_api.encode_answer(self.store.change(call.volume_id, rule, event, check=call.check_owner))
+        record = self.store.change(call.volume_id, rule, event, check=call.check_owner)
+        return volumes_api.encode_answer(record, self.store.epoch())
 
     def _allocate(self, call: Call, profile: Profile) -> None:
         if call.policy.allocate is Allocate.NEVER:

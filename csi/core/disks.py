@@ -10,7 +10,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -118,6 +118,13 @@ def discard(device: str, offset: int, length: int) -> bool:
                 _log.info("no discard", extra={"device": device, "reason": error.strerror})
                 return False
     return True
+
+
+@contextmanager
+def reading(device: str) -> Iterator[Callable[[int, int], bytes]]:
+    """A function that reads so many bytes at an offset, for as long as the block lasts."""
+    with _opened(device, os.O_RDONLY) as descriptor:
+        yield lambda offset, length: os.pread(descriptor, length, offset)
 
 
 def set_read_only(device: str, flag: bool) -> None:

@@ -53,6 +53,8 @@ class Traits:
     """The smallest size that its mkfs makes a sound filesystem of."""
     make: tuple[str, ...]
     """Command that formats; more options and the device follow."""
+    uuid_option: tuple[str, str]
+    """Option of its mkfs that takes a UUID, and what stands before the UUID in its value."""
     options: Mapping[str, mkfs_options.Rule]
     """Which options of its mkfs a class may give, by letter."""
     check: Check | None
@@ -72,6 +74,7 @@ _EXT4: Final = Traits(
     # Fixed feature sets: a guest's kernel may be older than the node's mkfs. errors=remount-ro stops at the first damage;
     # -m 0 because a data volume needs no reserve for root.
     make=("mkfs.ext4", "-F", "-q", "-m", "0", "-e", "remount-ro", "-O", _EXT4_FEATURES),
+    uuid_option=("-U", ""),
     options=mkfs_options.EXT4,
     check=Check(words=("e2fsck", "-p"), ok=range(4)),
     grow=Grow(words=("resize2fs",), mounted=False),
@@ -79,6 +82,7 @@ _EXT4: Final = Traits(
 _XFS: Final = Traits(
     smallest_bytes=300 * MIB,  # mkfs.xfs itself refuses less
     make=("mkfs.xfs", "-f", "-q", "-m", "crc=1,bigtime=0,inobtcount=0"),
+    uuid_option=("-m", "uuid="),
     options=mkfs_options.XFS,
     check=None,
     grow=Grow(words=("xfs_growfs",), mounted=True),

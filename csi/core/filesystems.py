@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 from csi.core import block_probe
 from csi.core.command import Runner
@@ -19,14 +20,19 @@ _IN_USE = (" is in use", " is mounted")
 """What e2fsck says then (misc/util.c of e2fsprogs); its status 8 means other failures, too."""
 
 
-def make(runner: Runner, device: str, filesystem: Filesystem, extra: Sequence[str] = ()) -> None:
-    """Format `device`. The caller has proved that nothing of value is there; this function does not look.
+def make(
+    runner: Runner, device: str, filesystem: Filesystem, extra: Sequence[str] = (), uuid: UUID | None = None
+) -> None:
+    """Format `device`, with that UUID unless the options ask for another. The caller has proved that nothing of value is
+    there; this function does not look.
 
     Raises `InvalidInput` for options that are not allowed for this filesystem: what was checked for another one, or by an
     older version, must not reach the tool.
     """
     options = make_options(extra, filesystem, "mkfsOptions")
-    runner.run([*traits(filesystem).make, *options, "--", device], timeout=_MKFS_SECONDS)
+    word, before = traits(filesystem).uuid_option
+    own = (word, f"{before}{uuid}") if uuid is not None else ()
+    runner.run([*traits(filesystem).make, *own, *options, "--", device], timeout=_MKFS_SECONDS)
 
 
 def signature(runner: Runner, device: str) -> str | None:

@@ -82,12 +82,14 @@ def _require_ours_to_format(record: VolumeRecord, disk: DiskView) -> None:
     if disk.blank:
         return
     ours = [slot for slot in disk.slots if isinstance(slot, StateRecord)]
-    formatted = [slot for slot in ours if slot.kind is RecordKind.ACTIVE]
+    formatted = [slot for slot in ours if slot.kind is RecordKind.OPEN]
     # Generation 1 is what a guest leaves that died before it mounted: a volume is mounted at generation 2 at the earliest.
-    if any(slot.generation > 1 for slot in formatted):
+    newest = max(formatted, key=lambda slot: slot.sequence, default=None)
+    if newest is not None and any(slot.generation > 1 for slot in formatted):
         raise Refused(
             f"the device holds volume {record.volume_id} formatted, and the register says that it never was. Was the "
-            "broker's database restored from a backup? Restore a newer one; nothing was changed."
+            "broker's database restored from a backup? Restore a newer one; nothing was changed. "
+            f"{_way_out(record, newest)}"
         )
     # A torn record on a disk that is blank otherwise is nobody's data.
     if not ours and not disk.zero_but_slots:
@@ -99,16 +101,8 @@ def _require_ours_to_format(record: VolumeRecord, disk: DiskView) -> None:
 
 def _open(record: VolumeRecord, disk: DiskView) -> Open:
     found = _newest(record, disk)
-    if found.generation < record.generation:
-        raise RolledBack(
-            f"the device shows generation {found.generation} of volume {record.volume_id}, and {record.generation} is "
-            "committed: this is an older state of it. Nothing was changed."
-        )
-    if found.generation > record.newest_generation:
-        raise RolledBack(
-            f"the device shows generation {found.generation} of volume {record.volume_id}, which the register never "
-            f"announced (it knows {record.newest_generation}): the broker's database is older than the device"
-        )
+    if not record.knows(found.announcement):
+        raise RolledBack(f"{_unknown(record, found)} Nothing was changed. {_way_out(record, found)}")
     _require_size(record, found, disk)
     if record.header_sha256 != found.header_sha256.hex():
         raise RolledBack(f"volume {record.volume_id} shows another header than the one that the register holds")
@@ -120,12 +114,35 @@ def _open(record: VolumeRecord, disk: DiskView) -> Open:
     raise Tampered(f"neither header copy of volume {record.volume_id} is the authenticated one; it is not opened")
 
 
+def _unknown(record: VolumeRecord, found: StateRecord) -> str:
+    """Why the register doesn't know the newest record on the disk."""
+    shown = f"the device shows generation {found.generation} of volume {record.volume_id}"
+    if found.generation < record.generation:
+        return f"{shown}, and {record.generation} is committed: this is an older state of it."
+    if found.generation > record.announced:
+        return (
+            f"{shown}, which the register never announced (it knows {record.announced}): the broker's database is older "
+            "than the device."
+        )
+    return (
+        f"{shown} by another open than the one of that number that the register knows: a branch that was abandoned, by a "
+        "restore of the broker's database or by a person's word."
+    )
+
+
+def _way_out(record: VolumeRecord, found: StateRecord) -> str:
+    return (
+        "If this is the newest disk there is, the broker's operator can make its state the volume's: "
+        f"sealed-local broker volume accept {record.volume_id} --found {found.state} --reason TEXT"
+    )
+
+
 def _newest(record: VolumeRecord, disk: DiskView) -> StateRecord:
     """The newest verified record. One invalid slot beside a valid one is what a power cut in a record write leaves."""
-    active = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.ACTIVE]
-    mine = [slot for slot in active if (slot.profile, slot.key_version) == (record.profile, record.key_version)]
+    opened = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
+    mine = [slot for slot in opened if (slot.profile, slot.key_version) == (record.profile, record.key_version)]
     if mine:
-        return max(mine, key=lambda slot: slot.generation)
+        return max(mine, key=lambda slot: slot.sequence)
     if disk.blank:
         raise Blanked(
             f"volume {record.volume_id} is formatted at generation {record.generation}, and the device is blank. It is not "

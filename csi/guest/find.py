@@ -8,6 +8,8 @@ from csi.guest.seal.mapping import mapping_name
 from csi.guest.seal.state_record import StateRecord
 from csi.kbs.register import VolumeState
 
+_NOTHING = (-1, -1)
+
 
 def mapped_device(machine: Machine, volume_id: str) -> str | None:
     """The device below a mapping that an earlier call made for this volume; None when there is none."""
@@ -24,10 +26,10 @@ def volume_device(machine: Machine, released: Released, seconds: float) -> str:
     present: tuple[str, ...] = ()
     is_new = released.record.state is not VolumeState.ACTIVE
     for present in machine.disks_appearing(seconds):
-        # An old copy may be plugged in, too; which of the two is meant, the generation says.
-        shown = {device: _generation(machine, device, released) for device in present}
+        # An old copy may be plugged in, too; which of the two is meant, the register says.
+        shown = {device: _rank(machine, device, released) for device in present}
         newest = max(present, key=lambda device: shown[device], default=None)
-        if newest is not None and shown[newest] >= 0:
+        if newest is not None and shown[newest] > _NOTHING:
             return newest
         if is_new:
             break
@@ -43,10 +45,16 @@ def volume_device(machine: Machine, released: Released, seconds: float) -> str:
     )
 
 
-def _generation(machine: Machine, device: str, released: Released) -> int:
-    """The newest generation of a verified record on the device; -1 for a disk that shows none or can't be read."""
+def _rank(machine: Machine, device: str, released: Released) -> tuple[int, int]:
+    """How near a device is to what the register knows: a state that it knows, before any other one of the volume, the newer
+    before the older. `_NOTHING` for a disk that shows none or can't be read.
+    """
     try:
         slots = [state_record.decode(slot, released.keys, released.volume_id) for slot in machine.read_slots(device)]
     except (SealedLocalError, OSError):
-        return -1
-    return max((slot.generation for slot in slots if isinstance(slot, StateRecord)), default=-1)
+        return _NOTHING
+    ours = [slot for slot in slots if isinstance(slot, StateRecord)]
+    newest = max(ours, key=lambda slot: slot.sequence, default=None)
+    if newest is None:
+        return _NOTHING
+    return int(released.record.knows(newest.announcement)), newest.generation

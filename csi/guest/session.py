@@ -4,7 +4,7 @@ Pure of I/O: everything outside of memory is done by the machine and by the regi
 """
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from csi.core.errors import Busy, CommandError, LiveMismatch, Refused
 from csi.core.sealed import STATE_RECORD_OFFSETS
@@ -17,15 +17,17 @@ from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.mapping import Mapping, mapping_name
 from csi.guest.seal.profiles import freshness
 from csi.guest.seal.state_record import StateRecord
-from csi.kbs.register import Register, VolumeRecord
+from csi.kbs.register import Announcement, Register, VolumeRecord
 
-_NONCE_BYTES = 24
+_NONCE_BYTES = 32
+_FORMATTED = 1
+"""The generation that a format leaves. It is never mounted."""
 _FORCED_OPTIONS = ("nosuid", "nodev")
 
 
 def new_nonce() -> str:
     """A name for one change of the register that nobody else can have chosen."""
-    return secrets.token_urlsafe(_NONCE_BYTES)
+    return secrets.token_hex(_NONCE_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +67,25 @@ class Session:
         self.machine.write(self.device, offset, content, head.number)
 
     def write_record(self, head: Head, record: StateRecord) -> None:
-        """Write a state record into the slot of its generation."""
+        """Write a state record into its slot."""
         content = state_record.encode(record, self.keys, self.volume_id)
-        self.write(head, STATE_RECORD_OFFSETS[record.generation % 2], content)
+        self.write(head, STATE_RECORD_OFFSETS[record.sequence % 2], content)
+
+    def granted(self, record: VolumeRecord, nonce: str) -> Announcement:
+        """Under what a permitted format writes its first state. Raises `Refused` for a permission of somebody else."""
+        if record.grant is None or record.grant.nonce != nonce:
+            raise Refused(f"the broker gave no permission to format volume {self.volume_id}")
+        return Announcement(generation=_FORMATTED, nonce=nonce, epoch=record.grant.epoch)
 
     def raise_generation(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
         """Announce the next generation, write it to the disk, commit it. Raises `Busy` when another guest does so, too."""
-        generation = record.next_generation(found.generation)
-        nonce = new_nonce()
+        generation, nonce = record.announced + 1, new_nonce()
         record = self.register.begin_open(record, nonce=nonce, generation=generation)
+        announced = record.candidates[-1] if record.candidates else None
+        if announced is None or (announced.generation, announced.nonce) != (generation, nonce):
+            raise Refused(f"the broker did not announce generation {generation} of volume {self.volume_id}")
         self._require_no_other_guest(head, found)
-        self.write_record(head, replace(found, generation=generation))
+        self.write_record(head, state_record.following(found, announced))
         record = self.register.commit_open(record, nonce=nonce, generation=generation)
         self.progress(f"generation {generation} is committed to the register")
         return record
@@ -88,7 +98,7 @@ class Session:
             state_record.decode(slot, self.keys, self.volume_id)
             for slot in self.machine.read_slots(self.device, head.number)
         )
-        if any(isinstance(slot, StateRecord) and slot.generation > found.generation for slot in slots):
+        if any(isinstance(slot, StateRecord) and slot.sequence > found.sequence for slot in slots):
             raise Busy(f"another guest opened volume {self.volume_id} at this moment; end one of the two, then repeat")
 
     def map(self, head: Head, header: bytes | memoryview, payload_bytes: int) -> Mapping:

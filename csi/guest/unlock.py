@@ -7,7 +7,6 @@ Killed anywhere and repeated, both end the same; only what the register has comm
 """
 
 import hashlib
-from dataclasses import replace
 from typing import assert_never
 
 from csi.core.errors import InUse, SealedLocalError
@@ -19,7 +18,6 @@ from csi.guest.opened import Opened
 from csi.guest.seal import dm_table, luks_header, state_record
 from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
-from csi.guest.seal.state_record import RecordKind, StateRecord
 from csi.guest.session import Session, new_nonce
 from csi.kbs.register import VolumeRecord
 
@@ -95,7 +93,8 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     nonce = new_nonce()
     payload = decision.payload_bytes
     record = session.register.begin_format(record, nonce=nonce, payload_bytes=payload)
-    intent = _intent(record, payload)
+    grant = session.granted(record, nonce)
+    intent = state_record.intent(record.profile, record.key_version, payload)
     session.write_record(head, intent)
     session.progress("formatting, once and for all")
     keys = session.keys
@@ -111,7 +110,7 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     session.write(head, HEADER_A_OFFSET, header)
     digest = hashlib.sha256(header).digest()
     mac = state_record.header_mac(digest, len(header), keys)
-    first = replace(intent, kind=RecordKind.ACTIVE, generation=1, header_sha256=digest, header_mac=mac)
+    first = state_record.opened(intent, digest, mac, grant)
     session.write_record(head, first)
     record = session.register.commit_format(record, nonce=nonce, header_sha256=digest.hex(), payload_bytes=payload)
     session.progress("formatted and committed to the register")
@@ -119,16 +118,6 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     # register, restored from a backup, permits the format once more, the disk still forbids it.
     record = session.raise_generation(head, record, first)
     return session.mount(record, mapping, formatted_now=True)
-
-
-def _intent(record: VolumeRecord, payload_bytes: int) -> StateRecord:
-    return StateRecord(
-        kind=RecordKind.INTENT,
-        profile=record.profile,
-        key_version=record.key_version,
-        generation=0,
-        payload_bytes=payload_bytes,
-    )
 
 
 def _open(session: Session, record: VolumeRecord, head: Head, decision: Open) -> Opened:

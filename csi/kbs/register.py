@@ -6,9 +6,11 @@ each change are in `csi.broker.rules`; this module says what a record is and wha
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from csi.core.sealed import Profile
+import msgspec
+
+from csi.core.sealed import PAYLOAD_BLOCK_BYTES, Profile
 from csi.core.secret import Secret
 
 
@@ -22,60 +24,89 @@ class VolumeState(StrEnum):
     SHREDDED = "shredded"
 
 
+Nonce = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""32 random bytes in hex, chosen by a guest for one change of the register."""
+Epoch = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+"""16 random bytes in hex: one life of the register. A restored register has another one."""
+Revision = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+Generation = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+PayloadBytes = Annotated[int, msgspec.Meta(ge=PAYLOAD_BLOCK_BYTES, multiple_of=PAYLOAD_BLOCK_BYTES, le=2**62)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+MOST_CANDIDATES = 32
+"""So many announcements in a row that nobody committed; then a person looks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """Which open wrote a state of the volume. The three together are never announced twice: within one epoch the numbers
+    only rise, and whatever a restored register announces again has another epoch and another nonce.
+    """
+
+    generation: Generation
+    nonce: Nonce
+    epoch: Epoch
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormatGrant:
-    """The one permission to format: it names who asked and until when the same asker may retry."""
+    """The one permission to format: it names who asked and until when the same asker may retry. What the format writes is
+    generation 1 under this nonce and epoch.
+    """
 
-    nonce: str
+    nonce: Nonce
     measurement: str
     deadline_unix: int
+    epoch: Epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PendingOpen:
-    """A read-write open that has begun and not yet committed: the generation it will write, and its own nonce."""
+class Accepted:
+    """A person's word that another state than the register's head is the volume's from now on."""
 
-    generation: int
-    nonce: str
+    at_unix: int
+    was: Announcement | None
+    now: Announcement
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRecord:
     """One row of the register. `header_sha256` is lower-case hex of copy A's 16 MiB; `payload_bytes` the mapped size.
 
-    `generation` is the newest committed one. Every generation above it up to `newest_generation` was announced and never
-    mounted, so the disk must show one of `generation` to `newest_generation`: an older one is a rollback, a newer one a
-    forgery. A takeover always announces a *new* number: were one number announced twice, the host could keep the disk of
-    the guest that died and present it later as the state that the second guest had committed.
+    A disk is the volume's when the newest state record on it was written under `head` or under one of `candidates`. The
+    number alone says nothing: after a restore of the register the same number is announced once more, for another branch.
+    A takeover always announces anew: were one announcement made twice, the host could keep the disk of the guest that died
+    and present it later as the state that the second guest had committed.
     """
 
     volume_id: str
-    key_version: int
+    key_version: Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
     profile: Profile
     state: VolumeState
-    revision: int
+    revision: Revision
     """Raised by one at every change; every change names the revision it was made from (compare-and-set)."""
     grant: FormatGrant | None = None
-    header_sha256: str | None = None
-    payload_bytes: int | None = None
-    generation: int = 0
-    pending: PendingOpen | None = None
-    committed_nonce: str | None = None
-    """The nonce of the last commit, by which a commit whose answer was lost is recognised when it is repeated."""
+    header_sha256: Sha256 | None = None
+    payload_bytes: PayloadBytes | None = None
+    announced: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
+    """The highest generation that was ever announced. It only rises, whatever is committed or accepted."""
+    head: Announcement | None = None
+    """What was committed last, or accepted by a person."""
+    candidates: Annotated[tuple[Announcement, ...], msgspec.Meta(max_length=MOST_CANDIDATES)] = ()
+    """Announced since `head` and not committed, oldest first: each may be on the disk, by a guest that died."""
+    last_nonce: Nonce | None = None
+    """The nonce of the last change if a guest made it, by which it is recognised when it is repeated."""
+    accepted: tuple[Accepted, ...] = ()
 
     @property
-    def newest_generation(self) -> int:
-        """The newest generation that was ever announced, committed or not."""
-        return self.generation if self.pending is None else self.pending.generation
+    def generation(self) -> int:
+        """The committed generation; 0 before the first commit."""
+        return 0 if self.head is None else self.head.generation
 
-    def next_generation(self, found: int) -> int:
-        """The generation to announce by a guest that found generation `found` on the disk.
-
-        It is above everything announced, and lies in the state record slot (generation modulo 2) that does not hold
-        `found`: a torn write must never destroy the only good record.
-        """
-        newest = self.newest_generation
-        return newest + 1 if (newest - found) % 2 == 0 else newest + 2
+    def knows(self, announcement: Announcement) -> bool:
+        """Whether a disk that was written under this announcement may be opened."""
+        return announcement == self.head or announcement in self.candidates
 
 
 class Register(Protocol):
@@ -104,9 +135,8 @@ class Register(Protocol):
         ...
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
-        """Announce the generation that is about to be written to the disk: `record.next_generation(found on the disk)`.
-
-        A dead guest's pending announcement is taken over; it can't be committed any more.
+        """Announce the generation that is about to be written to the disk: `record.announced + 1`. The answer's last
+        candidate is this announcement. An earlier one that nobody committed can't be committed any more.
         """
         ...
 

@@ -6,27 +6,20 @@ guest doesn't know: a measured guest image is replaced more slowly than a broker
 
 import base64
 import re
-from typing import Annotated
 
 import msgspec
 
 from csi.core import errors
 from csi.core.errors import InvalidInput, SealedLocalError
-from csi.core.sealed import PAYLOAD_BLOCK_BYTES, Profile
+from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.kbs import messages as kbs
 from csi.kbs import strict_json
-from csi.kbs.register import VolumeRecord
+from csi.kbs.register import Epoch, Generation, Nonce, PayloadBytes, Revision, Sha256, VolumeRecord
 
 SECRET_BYTES = 32
 _VOLUME_ID = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}", re.ASCII)
 _ERROR_TYPE_PREFIX = "urn:sealed-local:error:"
-
-_Nonce = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,128}\Z")]
-_Revision = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
-_Generation = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
-_Payload = Annotated[int, msgspec.Meta(ge=PAYLOAD_BLOCK_BYTES, multiple_of=PAYLOAD_BLOCK_BYTES, le=2**62)]
-_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,40 +31,41 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class BeginFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `begin-format`."""
 
-    revision: _Revision
-    nonce: _Nonce
-    payload_bytes: _Payload
+    revision: Revision
+    nonce: Nonce
+    payload_bytes: PayloadBytes
 
 
 class CommitFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `commit-format`."""
 
-    revision: _Revision
-    nonce: _Nonce
-    header_sha256: _Sha256
-    payload_bytes: _Payload
+    revision: Revision
+    nonce: Nonce
+    header_sha256: Sha256
+    payload_bytes: PayloadBytes
 
 
 class BeginOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `begin-open`."""
 
-    revision: _Revision
-    nonce: _Nonce
-    generation: _Generation
+    revision: Revision
+    nonce: Nonce
+    generation: Generation
 
 
 class CommitOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `commit-open`."""
 
-    revision: _Revision
-    nonce: _Nonce
-    generation: _Generation
+    revision: Revision
+    nonce: Nonce
+    generation: Generation
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The record after the change; the secret only in the answer to `open`."""
+    """The record after the change, and the register's epoch; the secret only in the answer to `open`."""
 
     record: VolumeRecord
+    epoch: Epoch
     secret: str | None = None
 
 
@@ -87,21 +81,25 @@ def volume_path(volume_id: str, action: str) -> str:
     return f"{kbs.PREFIX}/volumes/{volume_id}/{action}"
 
 
-def encode_answer(record: VolumeRecord, secret: Secret | None = None) -> Secret:
+def encode_answer(record: VolumeRecord, epoch: str, secret: Secret | None = None) -> Secret:
     """The text of an answer, itself a secret until it is encrypted."""
     text = None if secret is None else base64.b64encode(secret.reveal()).decode("ascii")
-    return Secret(strict_json.encode(Answer(record=record, secret=text)))
+    return Secret(strict_json.encode(Answer(record=record, epoch=epoch, secret=text)))
 
 
-def decode_answer(text: Secret) -> tuple[VolumeRecord, Secret | None]:
+def decode_answer(text: Secret) -> Answer:
     """The inverse of `encode_answer`. Errors name members, never values."""
-    answer = strict_json.decode(text.reveal(), Answer, "answer")
+    return strict_json.decode(text.reveal(), Answer, "answer")
+
+
+def secret_of(answer: Answer) -> Secret | None:
+    """The secret in an answer; None when it holds none. Raises `InvalidInput` for one of another length."""
     if answer.secret is None:
-        return answer.record, None
+        return None
     secret = kbs.standard_base64(answer.secret, "answer.secret")
     if len(secret) != SECRET_BYTES:
         raise InvalidInput("answer.secret", f"{len(secret)} bytes instead of {SECRET_BYTES}")
-    return answer.record, Secret(secret)
+    return Secret(secret)
 
 
 _CARRIED: dict[str, type[SealedLocalError]] = {

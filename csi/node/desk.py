@@ -4,6 +4,7 @@ LVM's records are taken once, the kernel's mounts are listed once, and Kata's re
 is made from belongs together.
 """
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +15,7 @@ from typing import Final
 from csi.core import mounts
 from csi.core.command import LocalRunner, Runner
 from csi.core.device_number import DeviceNumber
-from csi.core.errors import NotFound
+from csi.core.errors import NoSpace, NotFound
 from csi.core.mount import Mount
 from csi.node import observe, stale_records
 from csi.node.apply import Handlers, apply
@@ -28,10 +29,14 @@ from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import provision, steps
 from csi.node.plan.node_view import ActiveDevice, PathView, Publications
+from csi.node.plan.target import Conditions
 from csi.node.plan.teardown import Unpublishing, Unstaging
+from csi.node.refusals import Refusals
 from csi.node.settings import Settings
 from csi.node.staged_marks import StagedMarks
 from csi.node.volume import Volume
+
+_log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS: Final = 2.0
 """How long a call waits for another one of the same volume. Most end within it."""
@@ -150,6 +155,7 @@ class Desk:
     handlers: Handlers
     locks: VolumeLocks
     jobs: Jobs = field(default_factory=Jobs)
+    refusals: Refusals = field(default_factory=Refusals)
 
     @property
     def roots(self) -> tuple[PurePosixPath, ...]:
@@ -194,21 +200,38 @@ class Desk:
                 kubelet=self._kubelet,
             )
 
-    def allocate(self, volume_id: VolumeId, call: str, plan: Callable[[Report], steps.Plan]) -> Report:
+    def allocate(self, volume_id: VolumeId, call: str, plan: Callable[[Report, Conditions], steps.Plan]) -> Report:
         """Carry out a plan that may make an LV, so that the room which the report shows is still there for its steps.
 
         Waits for the group's turn without the volume, and holds it then: who repeats the call meanwhile waits, too, and is
         turned away only while somebody really works at the volume. Returns the report that the plan was made from.
+
+        A group in which LVM refuses the volume is closed to the next plan, which takes another or says why there is none.
+        What LVM refused to earlier calls isn't counted: whoever asks again may have mended its reason.
         """
+        refused: dict[str, str] = {}
+
+        def planned(report: Report) -> steps.Plan:
+            return plan(report, replace(observe.conditions(report), refused=refused))
+
         while True:
             with self.locks.hold(volume_id, call):
-                target = _allocates_in(plan(self.lvm.report()))
+                target = _allocates_in(planned(self.lvm.report()))
             turn = self.lvm.turns.group(target, f"{call} {volume_id}") if target is not None else nullcontext()
             with turn, self.locks.hold(volume_id, call):
                 report = self.lvm.report()
-                wanted = plan(report)
-                if _allocates_in(wanted) in (None, target):
+                wanted = planned(report)
+                if _allocates_in(wanted) not in (None, target):
+                    continue
+                try:
                     self.carry_out(wanted)
+                except NoSpace as refusal:
+                    if target is None or target in refused:
+                        raise
+                    _log.warning("LVM refused a volume", extra={"vg": target, "error": str(refusal)})
+                    refused[target] = str(refusal)
+                    self.refusals.note(target, f"{refusal}; that was a short time ago")
+                else:
                     return report
 
     def look(self, volume_id: VolumeId, call: str) -> View:
@@ -224,6 +247,10 @@ class Desk:
             around=self._around(volume_id, held=held),
             kubelet=self._kubelet,
         )
+
+    def conditions(self, report: Report) -> Conditions:
+        """What the kernel, and LVM's last refusals, say of the groups."""
+        return replace(observe.conditions(report), refused=self.refusals.now())
 
     def surroundings(self) -> Surroundings:
         """What the kernel and Kata's registry show now; needs no LVM."""
@@ -242,6 +269,9 @@ class Desk:
     def carry_out(self, plan: steps.Plan) -> None:
         """The plan's steps in order, each logged."""
         apply(plan, self.handlers)
+        for step in plan:
+            if isinstance(step, steps.CreateLV | steps.RemoveLV):
+                self.refusals.forget(step.vg)
 
 
 def _leads_to(entry: Entry, target: PathView) -> bool:

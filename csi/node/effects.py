@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import assert_never
 
-from csi.core import disks, filesystems, mounts
+from csi.core import disks, filesystem_use, filesystems, mounts
 from csi.core.command import Runner
 from csi.core.errors import ForeignContent, Refused
 from csi.node import mount_api, releasing
@@ -43,6 +43,7 @@ class Effects:
             steps.ZeroRange: lambda step: disks.zero(step.device, step.offset, step.length),
             steps.ClearRange: lambda step: disks.clear(step.device, step.offset, step.length),
             steps.DiscardRange: self._discard,
+            steps.RequireUnused: self._require_unused,
             steps.MakeFilesystem: self._make_filesystem,
             steps.RequireFilesystem: self._require_filesystem,
             steps.CheckFilesystem: self._check_filesystem,
@@ -79,7 +80,17 @@ class Effects:
             disks.zero(step.device, step.offset, step.length)
 
     def _make_filesystem(self, step: steps.MakeFilesystem) -> None:
-        filesystems.make(self._runner, step.device, step.fstype, step.options)
+        filesystems.make(self._runner, step.device, step.fstype, step.options, step.uuid)
+
+    @staticmethod
+    def _require_unused(step: steps.RequireUnused) -> None:
+        with disks.reading(step.device) as read:
+            if filesystem_use.was_used(read, step.uuid):
+                raise ForeignContent(
+                    f"volume {step.volume_id} is new by its tags, and {step.device} holds a filesystem that was made for "
+                    "it and was mounted since. Was an old backup of the group's metadata restored (vgcfgrestore)? Nothing "
+                    "is changed. See docs/node.md, Trouble, for how to keep the data; if nobody needs it, delete the claim"
+                )
 
     def _require_filesystem(self, step: steps.RequireFilesystem) -> None:
         found = filesystems.signature(self._runner, step.device)

@@ -60,9 +60,13 @@ def delete(desk: Desk, volume_id: VolumeId) -> Task:
         if view.volume is None:
             provision.require_gone(desk.settings.config, view.report, volume_id)
             return ()
-        published = view.publications().targets
-        staged_at, right = desk.staged_at(volume_id), view.node_is_right
-        return deletion.delete(view.volume, view.report, published, staged_at=staged_at, node_is_right=right)
+        return deletion.delete(
+            view.volume,
+            view.report,
+            view.publications().targets,
+            staged_at=desk.staged_at(volume_id),
+            node_is_right=view.node_is_right,
+        )
 
     return Task(kind=Kind.DELETE, volume_id=volume_id, plan=plan)
 

@@ -30,6 +30,7 @@ from csi.node.rpc.proto import csi_pb2_grpc
 from csi.node.settings import Settings
 from csi.node.standing import Standing
 from csi.node.startup import Startup
+from csi.node.udev_rules import UdevRules
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +58,16 @@ def main(arguments: Sequence[str]) -> int:
 def _serve(settings: Settings) -> int:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     here = desk.real(settings)
-    standing = Standing(lambda: places.faults(settings))
-    metrics = Metrics(settings.driver_name, settings.config, here.lvm.report, here.jobs.shown, here.lvm.turns.queues)
+    rules = UdevRules(settings.config, str(settings.kubelet_dir))
+    standing = Standing(lambda: places.faults(settings), rules.cover)
+    metrics = Metrics(
+        settings.driver_name,
+        settings.config,
+        here.lvm.report,
+        here.jobs.shown,
+        here.lvm.turns.queues,
+        conditions=here.conditions,
+    )
     metrics.registry.register(PoolStates(standing))
     server = build_server(here, standing, metrics)
     # A handler may put into this queue; an Event it could not set without a deadlock, were its lock just held.
@@ -69,7 +78,7 @@ def _serve(settings: Settings) -> int:
     _bind(server, settings.endpoint)
     server.start()
     _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
-    threading.Thread(target=_keep_up, args=(here, standing), name="start-up", daemon=True).start()
+    threading.Thread(target=_keep_up, args=(here, standing, rules), name="start-up", daemon=True).start()
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     standing.stopping()
@@ -96,7 +105,7 @@ def build_server(here: Desk, standing: Standing, metrics: Metrics) -> grpc.Serve
     """The gRPC server with all three CSI services, not bound and not started."""
     server = grpc.server(
         ThreadPerCall(),
-        interceptors=[Around(metrics.observe), Admission(), Gate(standing.require_places)],
+        interceptors=[Around(metrics.observe), Admission(), Gate(standing.before_mounting)],
         options=[("grpc.so_reuseport", 0)],
     )
     csi_pb2_grpc.add_IdentityServicer_to_server(Identity(here.settings.driver_name, standing), server)
@@ -105,11 +114,11 @@ def build_server(here: Desk, standing: Standing, metrics: Metrics) -> grpc.Serve
     return server
 
 
-def _keep_up(here: Desk, standing: Standing) -> None:
+def _keep_up(here: Desk, standing: Standing, rules: UdevRules) -> None:
     """Start up, and try again what could not be done, as long as the process lives."""
     devices = BlockDevices()
     loops = here.settings.config.loop_devices
-    attempt = Startup(here, standing).attempt
+    attempt = Startup(here, standing, rules.note).attempt
 
     def seen() -> object:
         # kubelet puts a loop device on every raw block volume: no news of disks.

@@ -14,12 +14,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from csi.core.errors import InvalidInput, SealedLocalError
+from csi.node import observe
 from csi.node.config import NodeConfig
 from csi.node.jobs import Job
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.turns import Queue
 from csi.node.plan import placement
+from csi.node.plan.target import Conditions
 from csi.node.standing import Standing
 from csi.node.volume import Volume
 
@@ -27,6 +29,7 @@ _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
 _REPORT_AGE_SECONDS = 30.0
 _SILENCE_SECONDS = 10.0
+Conditioned = Callable[[Report], Conditions]
 
 
 class Metrics:
@@ -39,6 +42,8 @@ class Metrics:
         report: Callable[[], Report],
         jobs: Callable[[], tuple[Job, ...]] = tuple,
         queues: Callable[[], Mapping[str, Queue]] = dict,
+        *,
+        conditions: Conditioned = observe.conditions,
     ) -> None:
         self.registry = CollectorRegistry()
         self._driver_name = driver_name
@@ -49,7 +54,7 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS,
         )
-        self.registry.register(_Groups(config, report))
+        self.registry.register(_Groups(config, report, conditions))
         self.registry.register(_JobGauges(jobs))
         self.registry.register(_QueueGauges(queues))
 
@@ -181,8 +186,9 @@ class PoolStates(Collector):
 class _Groups(Collector):
     """Gauges from LVM's own report, made at most every half minute however often the page is read."""
 
-    def __init__(self, config: NodeConfig, report: Callable[[], Report]) -> None:
+    def __init__(self, config: NodeConfig, report: Callable[[], Report], conditions: Conditioned) -> None:
         self._config = config
+        self._conditions = conditions
         self._report = report
         self._last: Report | None = None
         self._at = float("-inf")
@@ -210,13 +216,15 @@ class _Groups(Collector):
         )
         count = GaugeMetricFamily("sealed_local_volumes", "Volumes of this driver by state", labels=["vg", "state"])
         report = self._fresh() or Report(vgs=())
+        targets = placement.all_targets(self._config, report, self._conditions(report))
+        rooms = {target.vg.name: target.room for target in targets}
         for vg in report.vgs:
-            if not self._config.allows(vg.name) or vg.name in report.ambiguous:
+            if vg.name not in rooms:
                 continue
             labels = self._labels(vg.name)
             size.add_metric(labels, vg.size_bytes)
             free.add_metric(labels, vg.free_bytes)
-            room.add_metric(labels, placement.available(self._config, vg))
+            room.add_metric(labels, rooms[vg.name])
             broken.add_metric(labels, vg.missing_disks)
             if vg.metadata_free_bytes is not None:
                 text.add_metric(labels, vg.metadata_free_bytes)

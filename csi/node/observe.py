@@ -28,6 +28,7 @@ from csi.node.plan.node_view import (
     is_tombstone,
     tombstone_owner,
 )
+from csi.node.plan.target import Conditions
 from csi.node.plan.teardown import Place
 from csi.node.volume import Volume
 
@@ -165,6 +166,12 @@ def _live(found: device_mapper.Mapping) -> LiveDevice:
         mounted=disks.mounted_anywhere(found.number),
         on_top=disks.holders(found.number),
     )
+
+
+def conditions(report: Report) -> Conditions:
+    """What the kernel says of the disks of the groups."""
+    numbers = {pv.device for vg in report.vgs for pv in vg.pvs if pv.device is not None}
+    return Conditions(read_only=frozenset(number for number in numbers if disks.read_only(number)))
 
 
 def _is_stale(lv: LogicalVolume, report: Report) -> bool:

@@ -1,5 +1,6 @@
 """StorageClass parameters: strings to `Parameters`, or an error that names the key and the nearest known one."""
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -12,7 +13,7 @@ from typing import Final, TypeVar, assert_never
 from csi.core.errors import InvalidInput
 from csi.core.filesystem import Filesystem, make_options
 from csi.core.sealed import RESERVED_PROFILES, Profile
-from csi.node.lvm.layout import Layout, LayoutName, Linear, Striped
+from csi.node.lvm.layout import MOST_STRIPES, Layout, LayoutName, Linear, Striped
 from csi.node.lvm.names import checked_vg_name
 from csi.node.volume import Parameters, Wipe
 
@@ -24,8 +25,12 @@ _LATER: Final = ("mediaType", "iops", "bps", "mirrors")
 
 _KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _FSTYPE_KEY = "csi.storage.k8s.io/fstype"
-_MAX_STRIPES = 128
 _STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
+_TRUE = ("true", "1", "t")
+_FALSE = ("false", "0", "f")
+_DEFAULTS: Final = {
+    "volumeType": "LVM", "lvmType": "linear", "wipe": "auto", "sealed": "none", "direct": "false", "mkfsOptions": "",
+}  # fmt: skip
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -59,8 +64,38 @@ def parse(given: Mapping[str, str]) -> Parameters:
 
 
 def digest(given: Mapping[str, str]) -> str:
-    """Digest over the class's own keys; what the provisioner adds (names of PVC and PV) doesn't count."""
-    return hashlib.sha256(json.dumps(own_keys(given), sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+    """Digest over what the class's own keys mean: a default that is spelled out changes nothing, nor does a key that this
+    version doesn't know. The filesystem isn't in it: it is a part of what the volume was asked for as.
+    """
+    return hashlib.sha256(json.dumps(_meaning(given), sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def known_keys(given: Mapping[str, str]) -> dict[str, str]:
+    """Those of the class's own keys that this version knows."""
+    return {key: value for key, value in given.items() if key in _KNOWN}
+
+
+def _meaning(given: Mapping[str, str]) -> dict[str, str]:
+    """Each key that says something, in one spelling. A value that can't be read stays as it is: it equals no good one."""
+    known = known_keys(given)
+    meant = {key: _spelled(key, value) for key, value in known.items()}
+    if meant.get("sealed", _DEFAULTS["sealed"]) != _DEFAULTS["sealed"] and meant.get("direct") == "true":
+        del meant["direct"]
+    return {key: value for key, value in meant.items() if key != "fsType" and _DEFAULTS.get(key) != value}
+
+
+def _spelled(key: str, value: str) -> str:
+    match key:
+        case "direct" if value.lower() in _TRUE + _FALSE:
+            return "true" if value.lower() in _TRUE else "false"
+        case "stripes" if value.isascii() and value.isdigit():
+            return str(int(value))
+        case "stripeSize" if (kib := _kib(value)) is not None:
+            return str(kib)
+        case "mkfsOptions":
+            with contextlib.suppress(ValueError):
+                return shlex.join(shlex.split(value))
+    return value
 
 
 def own_keys(given: Mapping[str, str]) -> dict[str, str]:
@@ -111,9 +146,9 @@ def _direct(own: Mapping[str, str], profile: Profile) -> bool:
     value = own.get("direct")
     if value is None:
         return profile.is_sealed
-    if value.lower() not in ("true", "false", "1", "0", "t", "f"):
+    if value.lower() not in _TRUE + _FALSE:
         raise _bad("direct", f"{value!r} is neither true nor false")
-    direct = value.lower() in ("true", "1", "t")
+    direct = value.lower() in _TRUE
     if profile.is_sealed and not direct:
         raise _bad("direct", "false contradicts sealed: only the guest has the key, so the node can't mount the volume")
     return direct
@@ -136,19 +171,23 @@ def _layout(own: Mapping[str, str]) -> Layout:
 def _stripes(own: Mapping[str, str]) -> int | None:
     if "stripes" not in own:
         return None
-    if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= _MAX_STRIPES:
-        raise _bad("stripes", f"{own['stripes']!r} is not a number from 2 to {_MAX_STRIPES}")
+    if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= MOST_STRIPES:
+        raise _bad("stripes", f"{own['stripes']!r} is not a number from 2 to {MOST_STRIPES}")
     return int(own["stripes"])
 
 
 def _stripe_kib(own: Mapping[str, str]) -> int | None:
     if "stripeSize" not in own:
         return None
-    match = _STRIPE_SIZE.fullmatch(own["stripeSize"])
-    kib = int(match[1]) * (1024 if (match[2] or "k").lower().startswith("m") else 1) if match else 0
+    kib = _kib(own["stripeSize"]) or 0
     if kib < 4 or kib > 1024 * 1024 or kib & (kib - 1):
         raise _bad("stripeSize", f"{own['stripeSize']!r} is not a power of two from 4Ki to 1024Mi")
     return kib
+
+
+def _kib(text: str) -> int | None:
+    match = _STRIPE_SIZE.fullmatch(text)
+    return int(match[1]) * (1024 if (match[2] or "k").lower().startswith("m") else 1) if match else None
 
 
 def _mkfs_options(own: Mapping[str, str], filesystem: Filesystem | None) -> tuple[str, ...]:

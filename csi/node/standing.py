@@ -14,10 +14,13 @@ _log = logging.getLogger(__name__)
 
 
 class Standing:
-    """`look` says what is wrong with the places where the driver writes, see `csi.node.places`."""
+    """`look` says what is wrong with the places where the driver writes, see `csi.node.places`. `prepare` is told the id of
+    a volume whose device will soon appear.
+    """
 
-    def __init__(self, look: Callable[[], tuple[str, ...]]) -> None:
+    def __init__(self, look: Callable[[], tuple[str, ...]], prepare: Callable[[str], None] = lambda _: None) -> None:
         self._look = look
+        self._prepare = prepare
         self._lock = threading.Lock()
         self._faults: tuple[str, ...] = ()
         self._lvm: str | None = None
@@ -32,8 +35,11 @@ class Standing:
 
     @property
     def why_not(self) -> str | None:
-        """Why the driver can't work; None when it can, or only hasn't started yet."""
-        reasons = [*self._faults, *([self._lvm] if self._lvm is not None else [])]
+        """Why the driver can't work; None when it can, or only hasn't started yet.
+
+        LVM that fails later is no reason: much goes on without it, and to kill the container would not help.
+        """
+        reasons = [*self._faults, *([self._lvm] if self._lvm is not None and not self._started else [])]
         return "this node's driver can't work: " + "; ".join(reasons) if reasons else None
 
     @property
@@ -45,11 +51,12 @@ class Standing:
     @property
     def whole(self) -> bool:
         """Whether nothing is left to be tried again."""
-        return self.ready and not any(self.pools.values())
+        return self.ready and self._lvm is None and not any(self.pools.values())
 
     def words(self) -> str:
         """For a person who asks for the health."""
         lacking = [f"pool {name}: {why}\n" for name, why in self.pools.items() if why is not None]
+        lacking += [f"LVM: {self._lvm}\n"] if self._lvm is not None and self._started else []
         first = "ok" if self.ready else f"not ready: {self.why_not}" if self.why_not is not None else "not ready"
         return f"{first}\n{''.join(lacking)}"
 
@@ -91,8 +98,9 @@ class Standing:
         self._faults = faults
         return faults
 
-    def require_places(self) -> None:
+    def before_mounting(self, volume_id: str) -> None:
         """Raises `Refused` when what is mounted now would not be seen by kubelet or Kata: pods would write elsewhere."""
         faults = self.look()
         if faults:
             raise Refused("; ".join(faults))
+        self._prepare(volume_id)

@@ -3,6 +3,7 @@ records, go on with deletions.
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Final
 
@@ -22,10 +23,14 @@ _TURN_SECONDS: Final = 30.0
 
 
 class Startup:
-    """What has to be done until the node works, and again whenever something has changed: see `attempt`."""
+    """What has to be done until the node works, and again whenever something has changed: see `attempt`.
 
-    def __init__(self, desk: Desk, standing: Standing) -> None:
+    `note` is told each report, before anything is done with it.
+    """
+
+    def __init__(self, desk: Desk, standing: Standing, note: Callable[[Report], None] = lambda _: None) -> None:
         self._desk = desk
+        self._note = note
         self._standing = standing
         self._version = ""
         self._groups: frozenset[str] | None = None
@@ -56,6 +61,7 @@ class Startup:
 
     def _take_over(self, report: Report) -> None:
         """What an earlier process of the driver has left, once; what lies in a group that comes late, when it is there."""
+        self._note(report)
         groups = frozenset(vg.name for vg in report.vgs)
         if self._groups is None:
             sweep(self._desk, report)

@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import Final
+from uuid import UUID, uuid5
 
 from csi.core.device_number import DeviceNumber
-from csi.core.filesystem import Filesystem
+from csi.core.filesystem import DEFAULT, Filesystem
 from csi.core.sealed import Profile
 from csi.node.content import Content
 from csi.node.lvm.layout import LINEAR, Layout
 from csi.node.lvm.live_device import LiveDevice
 from csi.node.lvm.model import LogicalVolume
 from csi.node.lvm.names import VolumeId
+
+_BLOCK = "block"
+_FILESYSTEMS: Final = UUID("6d0f6a34-1f0b-4c5e-9d4e-2f1a7c0b8e55")
+"""The namespace of filesystems' UUIDs (RFC 4122, version 5). It never changes."""
 
 
 class State(StrEnum):
@@ -74,6 +80,23 @@ class Capability:
         return self.access.read_only or "ro" in self.mount_flags
 
 
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a volume was asked for as: a filesystem, or, with None, a raw block device."""
+
+    filesystem: Filesystem | None
+
+    @property
+    def word(self) -> str:
+        """The word for it in the volume's tag and in messages."""
+        return self.filesystem.value if self.filesystem is not None else _BLOCK
+
+    @classmethod
+    def read(cls, word: str) -> "Purpose":
+        """What `word` wrote. Raises `ValueError` for anything else."""
+        return cls(None if word == _BLOCK else Filesystem(word))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
     """The StorageClass parameters, checked, with defaults filled in."""
@@ -87,7 +110,7 @@ class Parameters:
     mkfs_options: tuple[str, ...] = ()
     wipe: Wipe = Wipe.AUTO
     digest: str = ""
-    """Short hex digest over the immutable parameters as given; equal parameters give equal digests."""
+    """Short hex digest over what the immutable parameters mean; another spelling of the same gives the same one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +123,7 @@ class Wanted:
     size_bytes: int
     limit_bytes: int | None
     parameters: Parameters
+    purpose: Purpose = Purpose(DEFAULT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +143,8 @@ class Volume:
     fstype: Filesystem | None
     """The filesystem of its class; None when the class names none."""
     mkfs_options: tuple[str, ...]
+    purpose: Purpose | None = None
+    """None for a volume of a version that didn't record it."""
     live: LiveDevice | None = None
     """The kernel's device at the moment of the look; None while inactive."""
 
@@ -126,6 +152,11 @@ class Volume:
     def device(self) -> DeviceNumber | None:
         """The number of the kernel's device while active."""
         return self.live.number if self.live is not None else None
+
+    @property
+    def filesystem_uuid(self) -> UUID | None:
+        """The UUID of the filesystem that the node makes: derived from the LV's own, so that it tells whose it is."""
+        return uuid5(_FILESYSTEMS, self.lv.uuid) if self.lv.uuid else None
 
     @property
     def volume_id(self) -> VolumeId:

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from lab.cluster import parts, pki, store, users
-from lab.cluster.programs import Programs, link_parts
-from lab.node import RemoteError, Result
+from lab.cluster import documented, parts, pki, store, users
+from lab.cluster.programs import Programs, link
+from lab.node import REPOSITORY, RemoteError, Result
 from lab.uml import UmlNode
 
 _GIB = 1024**3
@@ -23,6 +23,8 @@ NAMESPACE = "sealed-local"
 GROUP = "sealed-local"
 """Volume group that the chart's default configuration names."""
 _BOOT_SECONDS = 600
+_PAGE = REPOSITORY / "docs/install.md"
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Cluster:
@@ -30,7 +32,6 @@ class Cluster:
 
     def __init__(self, programs: Programs, containers: Path) -> None:
         self.node = UmlNode((*_VOLUME_DISKS, 0, _STATE_BYTES, _STATE_BYTES))
-        self._programs = programs
         shared = self.node.shared
         self._layout = parts.Layout(programs=shared / "bin", keys=shared / "keys", files=shared / "files")
         self.keys = str(self._layout.keys)
@@ -38,7 +39,7 @@ class Cluster:
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", containers, image], check=True)
         for disk in state:
             store.format_disk(disk, _STATE_BYTES)
-        link_parts(programs.kubernetes, self._layout.programs)
+        link(programs, self._layout.programs)
         addresses = (parts.ADDRESS, parts.API_SERVICE, "127.0.0.1")
         pki.write(self._layout.keys, node=parts.NODE, addresses=addresses, users=parts.USERS, server=parts.SERVER)
         parts.write_files(self._layout)
@@ -98,10 +99,10 @@ class Cluster:
         """Path of a part's log, inside and outside."""
         return f"{self.node.shared}/{part}.log"
 
-    def helm(self, *arguments: str) -> Result:
-        """Run helm in the node as the cluster's administrator."""
-        config = self._layout.kubeconfig(users.ADMIN)
-        return self.node.run([str(self._programs.helm), *arguments, "--kubeconfig", config], timeout=600)
+    def shell(self, command: str) -> Result:
+        """A line of shell in the checkout, as the cluster's administrator with kubectl and helm at hand."""
+        env = {"KUBECONFIG": self._layout.kubeconfig(users.ADMIN), "PATH": f"{self._layout.programs}:{_PATH}"}
+        return self.node.run(["bash", "-c", command], timeout=600, env=env)
 
     def kubectl(self, *arguments: str, check: bool = True) -> Result:
         """Run kubectl in the node. Seconds of its only processor: `request` is what tests look with."""
@@ -110,12 +111,11 @@ class Cluster:
         return self.node.run(argv, timeout=300, check=check)
 
     def install(self, values: Mapping[str, Any]) -> None:
-        """Install the chart as docs/install.md tells, and wait until its DaemonSet is ready."""
-        labels = {"pod-security.kubernetes.io/enforce": "privileged"}
-        self.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": labels}})
+        """Carry out the commands of docs/install.md, with values of ours beside theirs; waits for the driver."""
         file = self.node.shared / "values.yaml"
         file.write_text(yaml.safe_dump(dict(values)))
-        self.helm("install", "sealed-local", str(store.CHART), "--namespace", NAMESPACE, "--values", str(file))
+        for command in documented.commands(_PAGE.read_text(), "## Install"):
+            self.shell(f"{command} --values {file}" if command.startswith("helm install ") else command)
         self.wait_driver()
 
     def wait_driver(self, seconds: float = 600) -> None:

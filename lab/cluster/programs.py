@@ -40,8 +40,9 @@ def parse(output: str) -> dict[str, Path]:
     return {name: Path(path) for name, path in pairs}
 
 
-def link_parts(kubernetes: Path, folder: Path) -> None:
-    """Make the names of the parts in a folder."""
+def link(programs: Programs, folder: Path) -> None:
+    """Make the names that the programs are called by in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        (folder / part).symlink_to(kubernetes)
+        (folder / part).symlink_to(programs.kubernetes)
+    (folder / "helm").symlink_to(programs.helm)

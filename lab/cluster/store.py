@@ -18,6 +18,8 @@ from lab.node import REPOSITORY
 from lab.uml import UmlNode
 
 CHART = REPOSITORY / "deploy/helm/sealed-local"
+DOCUMENTED = "registry.example.com/sealed-local-node"
+"""What the pages call the product's image: the commands there are run as they stand."""
 TEST_IMAGE = "localhost/busybox:lab"
 REGISTRAR = "localhost/registrar-stand-in"
 _GIB = 1024**3
@@ -43,7 +45,7 @@ def wanted(programs: Programs) -> list[Wanted]:
     node = Builder().build("node")
     return [
         Wanted(
-            name=f"{values['node']['repository']}:{version}",
+            name=f"{DOCUMENTED}:{version}",
             content=Content(root=node.root),
             start=Start(entrypoint=node.entrypoint, env=node.env, user=node.user),
             digest=node.root.name,  # a stage lies under the digest of all that went into it

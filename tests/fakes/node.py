@@ -333,6 +333,14 @@ def _format(node: Node, step: steps.MakeFilesystem) -> None:
     node.content[name] = f"empty {step.fstype}"
 
 
+def _require_unused(node: Node, step: steps.RequireUnused) -> None:
+    name = node.named(step.device)
+    held = node.content[name]
+    # A leftover of another volume, zeroes, and what an mkfs made that was killed before the tag may go.
+    if name in node.formats and held not in (FRESH, ZEROED, HALF) and not held.startswith("empty "):
+        raise ForeignContent(step.device)
+
+
 def _require(node: Node, step: steps.RequireFilesystem) -> None:
     if node.content[node.named(step.device)] in (FRESH, ZEROED, HALF):
         raise ForeignContent(step.device)
@@ -404,6 +412,7 @@ _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[as
     steps.ZeroRange: _zero,
     steps.ClearRange: _zero,
     steps.DiscardRange: lambda node, step: None,
+    steps.RequireUnused: _require_unused,
     steps.MakeFilesystem: _format,
     steps.RequireFilesystem: _require,
     steps.CheckFilesystem: lambda node, step: None,

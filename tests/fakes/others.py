@@ -47,6 +47,11 @@ def _take_away(vg: str, name: str) -> Callable[[Node, str], None]:
     return end
 
 
+def _take_snapshot(node: Node, volume: str) -> None:
+    if volume in node.lvs:
+        node.foreign["vg0", "before-update"] = _lv("vg0", "before-update", origin=volume)
+
+
 def _same_name_elsewhere(node: Node, volume: str) -> None:
     node.foreign["vg1", volume] = _lv("vg1", volume)
 
@@ -104,6 +109,9 @@ OTHERS: dict[str, Other] = {
     "another group appears": Other(begin=_make("vg1", "scratch"), end=_take_away("vg1", "scratch")),
     "another group has an LV of that name": Other(begin=_same_name_elsewhere, end=_no_more_elsewhere),
     "an administrator tags the volume": Other(begin=_tag, end=_nothing),
+    "an administrator takes a snapshot": Other(
+        begin=_take_snapshot, end=_take_away("vg0", "before-update"), between_calls=True
+    ),
     "a monitoring program mounts the volume": Other(begin=_mount, end=_unmount),
     "a guest holds the volume": Other(begin=_open, end=_close, between_calls=True),
     "a loop device lies on the volume": Other(begin=_attach_loop, end=_detach_loop, between_calls=True),

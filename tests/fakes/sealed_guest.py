@@ -126,6 +126,7 @@ class Machine:
     mount_point: str
     disk: Disk = field(default_factory=Disk.blank)
     record: VolumeRecord | None = None
+    epoch: str = "0e" * 16
     live: dict[str, Live] = field(default_factory=dict)
     mounted: list[Mount] = field(default_factory=list)
     fuse: int | None = None
@@ -401,6 +402,7 @@ class ModelRegister:
             nonce=nonce,
             payload_bytes=payload_bytes,
             measurement="m",
+            epoch=self.machine.epoch,
             now_unix=NOW,
             lifetime_seconds=60,
         )
@@ -419,7 +421,7 @@ class ModelRegister:
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         self.machine._began_at = len(self.machine.disk.seen)
-        return self._change(register.begin_open, record, nonce=nonce, generation=generation)
+        return self._change(register.begin_open, record, nonce=nonce, generation=generation, epoch=self.machine.epoch)
 
     def commit_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         return self._change(register.commit_open, record, nonce=nonce, generation=generation)

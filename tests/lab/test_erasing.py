@@ -3,7 +3,7 @@ disk, with what an operator does beside the driver, with a bad sector, and with 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class World:
     disk: FaultyDisk
     driver: Driver
 
-    def call_until_ok(self, call: Any) -> Answer:
+    def call_until_ok(self, call: Callable[[], Answer]) -> Answer:
         """As kubelet and the provisioner do: again while a job goes on. Anything but ABORTED is an answer."""
         give_up = time.monotonic() + _PATIENCE_SECONDS
         answer = call()
@@ -164,6 +164,39 @@ def test_a_bad_sector_in_a_wipe_is_named_and_a_person_can_end_it(world: World) -
         assert "pvc-worn" not in lvs(world.node)
     finally:
         world.disk.heal()
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs"])
+@pytest.mark.parametrize("cut", [False, True], ids=["unstaged", "power cut"])
+def test_a_restored_backup_of_the_metadata_does_not_format_living_data(world: World, fstype: str, cut: bool) -> None:
+    name, capability = f"pvc-{fstype}", mount_capability(fstype)
+    volume = {"volume_id": name}
+    world.driver.create(name, 320 * MIB, capability).ok()
+    world.node.run(["vgcfgbackup", "-q", "--file", "/tmp/backup", "vg0"])
+    world.driver.stage(volume, capability).ok()
+    path = world.driver.staging_path(name)
+    world.node.write(f"{path}/file", _TEXT)
+    world.node.run(["sync"])
+    shown = world.node.run(["dd", f"if=/dev/vg0/{name}", "of=/tmp/as-cut", "bs=1M", "iflag=direct"]) if cut else None
+    world.driver.unstage(name).ok()
+    if shown is not None:
+        # What the disk holds when the power goes: a log that nobody has closed.
+        world.node.run(["lvchange", "-q", "--activate", "y", f"vg0/{name}"])
+        world.node.run(["dd", "if=/tmp/as-cut", f"of=/dev/vg0/{name}", "bs=1M", "oflag=direct"])
+        world.node.run(["lvchange", "-q", "--activate", "n", f"vg0/{name}"])
+        world.node.run(["rm", "/tmp/as-cut"])
+    world.node.run(["vgcfgrestore", "-q", "--force", "--file", "/tmp/backup", "vg0"])
+    refused = world.driver.stage(volume, capability)
+    assert refused.code == "FAILED_PRECONDITION", refused
+    assert "vgcfgrestore" in refused.message
+    world.driver.unstage(name).ok()
+    # As docs/node.md says for whoever wants the data.
+    tags = ["--deltag", "sl:state=creating", "--addtag", "sl:state=ready", "--addtag", f"sl:formatted={fstype}"]
+    world.node.run(["lvchange", "-q", *tags, f"vg0/{name}"])
+    world.driver.stage(volume, capability).ok()
+    assert world.node.read(f"{path}/file") == _TEXT
+    world.driver.unstage(name).ok()
+    world.delete(name)
 
 
 def test_a_wipe_that_was_killed_goes_on_at_the_next_start_without_a_caller(world: World) -> None:

@@ -119,7 +119,7 @@ def test_a_guest_killed_at_any_point_of_an_open_leaves_the_data_of_before(tmp_pa
     for machine in every_death(tmp_path, lambda machine: formatted(machine, b"one", b"two"), fate):
         opened = machine.open()
         assert machine.record is not None
-        assert machine.record.pending is None
+        assert machine.record.candidates == ()
         assert opened.generation == machine.record.generation >= 4
         assert (opened.formatted_now, machine.read_file(), machine.made_on_active) == (False, b"two", 0)
 
@@ -416,7 +416,7 @@ def test_a_register_restored_from_before_the_format_formats_nothing_that_was_eve
 def test_a_guest_that_another_one_overtook_does_not_write_over_its_record(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Generation 5 of the other one lies where this one's 3 would go; it may be the only good record."""
+    """The other one's record lies where this one's would go; it may be the only good one."""
     formatted(machine, b"one")
     begin_open, used = ModelRegister.begin_open, keys.derive(SECRET, VOLUME, 1)
 
@@ -425,7 +425,9 @@ def test_a_guest_that_another_one_overtook_does_not_write_over_its_record(
         found = state_record.decode(bytes(machine.disk.content[RECORD_OFFSETS[0] :][:4096]), used, VOLUME)
         assert isinstance(found, StateRecord)
         assert (found.generation, wish["generation"]) == (2, 3)
-        machine.disk.write(RECORD_OFFSETS[1], state_record.encode(replace(found, generation=5), used, VOLUME))
+        machine.disk.write(
+            RECORD_OFFSETS[1], state_record.encode(replace(found, sequence=3, generation=5), used, VOLUME)
+        )
         return answer
 
     monkeypatch.setattr(ModelRegister, "begin_open", overtaken)

@@ -52,7 +52,7 @@ class Process(Desk):
         found = provision.by_id(report, volume_id)
         seen = replace(found, live=node.live(volume_id)) if found is not None else None  # type: ignore[attr-defined]
         around = Surroundings(mounts=(), entries=())
-        return View(volume_id=volume_id, volume=seen, report=report, around=around, kubelet=_KUBELET)
+        return View(volume_id=volume_id, volume=seen, report=report, around=around, kubelet=self._kubelet)
 
 
 class World:
@@ -67,7 +67,9 @@ class World:
     def process(self) -> Desk:
         carry_out: Callable[[Any], None] = lambda step: self.node.apply((step,))  # noqa: E731
         return Process(
-            settings=SimpleNamespace(state_dir=self.folder, config=_CONFIG),  # type: ignore[arg-type]
+            settings=SimpleNamespace(
+                state_dir=self.folder, config=_CONFIG, kubelet_dir=PurePosixPath("/var/lib/kubelet")
+            ),  # type: ignore[arg-type]
             runner=None,  # type: ignore[arg-type]
             lvm=self.node,  # type: ignore[arg-type]
             registry=None,  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csi.core.errors import SealedLocalError
+from csi.core.errors import ForeignContent, SealedLocalError
 from csi.core.filesystem import Filesystem
 from csi.node import parameters
 from csi.node.config import NodeConfig, Pool
@@ -119,8 +119,14 @@ class Driver:
 
     def _delete(self) -> None:
         if self.volume is not None:
-            targets, staged_at = self.node.publications(_NAME).targets, self.node.staged.get(_NAME)
-            self.node.apply(deletion.delete(self.volume, self.node.report(), targets, staged_at=staged_at))
+            self.node.apply(
+                deletion.delete(
+                    self.volume,
+                    self.node.report(),
+                    self.node.publications(_NAME).targets,
+                    staged_at=self.node.staged.get(_NAME),
+                )
+            )
 
 
 class DriverWithJobs(Driver):
@@ -339,6 +345,22 @@ def test_a_formatted_volume_that_shows_nothing_is_refused_and_not_formatted(kind
     assert len(driver.node.formats) == formats
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "direct"])
+def test_a_backup_of_the_metadata_that_brings_creating_back_does_not_format_living_data(kind: str) -> None:
+    driver = Driver(kind=kind)
+    driver.call("create")
+    backup = driver.node.lvs[_NAME]
+    for call in ("stage", "publish"):
+        driver.call(call)
+    assert driver.node.pod_write(_NAME, _TARGET, "what the tenant wrote") in ("volume", "guest")
+    for call in ("unpublish", "unstage"):
+        driver.call(call)
+    driver.node.lvs[_NAME] = backup
+    with pytest.raises(ForeignContent, match="pvc-1"):
+        driver.call("stage")
+    assert driver.node.content[_NAME] == "what the tenant wrote"
+
+
 def test_the_model_notices_a_plan_that_formats_again() -> None:
     """The properties can fail: a stage that forgets what `ready` means loses what the pod wrote."""
 
@@ -348,7 +370,7 @@ def test_the_model_notices_a_plan_that_formats_again() -> None:
             found = super().volume
             return replace(found, state=State.CREATING) if found is not None and found.state is State.READY else found
 
-    driver = Forgetful(kind="direct")
+    driver = Forgetful(kind="block")
     driver.call("create")
     driver.call("stage")
     driver.node.content[_NAME] = "what the tenant wrote"

@@ -16,18 +16,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from csi.broker import rules as register
 from csi.core.errors import Busy, Refused
 from csi.core.sealed import Profile
-from csi.kbs.register import VolumeRecord, VolumeState
+from csi.kbs.register import Announcement, VolumeRecord, VolumeState
 
 PAYLOAD = 4096
 LIFETIME = 10
+EPOCH = "0e" * 16
 
 
 @dataclass(frozen=True)
 class Disk:
-    """What a device shows: `header` names the format that made it; `history` the sessions whose data it holds."""
+    """What a device shows: `header` names the format that made it, `shown` the open that wrote its newest record;
+    `history` the sessions whose data it holds.
+    """
 
     header: str | None = None
-    generation: int = 0
+    shown: Announcement | None = None
     history: tuple[str, ...] = ()
 
 
@@ -85,6 +88,7 @@ def format_volume(
             nonce=name,
             payload_bytes=PAYLOAD,
             measurement=measurement,
+            epoch=EPOCH,
             now_unix=world.now,
             lifetime_seconds=LIFETIME,
         )
@@ -93,7 +97,7 @@ def format_volume(
         world.record = answer
         yield
     granted = answer
-    world.write(Disk(header=name, generation=1))
+    world.write(Disk(header=name, shown=Announcement(generation=1, nonce=name, epoch=EPOCH)))
     yield
     for _ in range(repeats):
         answer = register.commit_format(
@@ -112,21 +116,21 @@ def format_volume(
 
 def open_volume(world: World, record: VolumeRecord, name: str, repeats: int) -> Generator[None, None, VolumeRecord]:
     found = world.disk
-    if found.header != record.header_sha256 or not record.generation <= found.generation <= record.newest_generation:
+    if found.header != record.header_sha256 or found.shown is None or not record.knows(found.shown):
         raise Untrusted
     if world.alone:
         # Accepted: it is the current session's disk, or the one that this session started from. Nothing older.
         assert found.history[: len(world.session_base)] == world.session_base
         assert len(found.history) - len(world.session_base) <= 1
     yield
-    base, generation = record.revision, record.next_generation(found.generation)
+    base, generation = record.revision, record.announced + 1
     for _ in range(repeats):
-        answer = register.begin_open(world.record, revision=base, nonce=name, generation=generation)
+        answer = register.begin_open(world.record, revision=base, nonce=name, generation=generation, epoch=EPOCH)
         world.record = answer
         yield
     announced = answer
     # The guest writes into what it has opened; the host may show another disk meanwhile, which this puts aside.
-    world.write(replace(found, generation=generation))
+    world.write(replace(found, shown=announced.candidates[-1]))
     yield
     for _ in range(repeats):
         answer = register.commit_open(world.record, revision=announced.revision, nonce=name, generation=generation)
@@ -150,7 +154,7 @@ def test_the_disk_of_a_guest_that_died_does_not_pass_for_what_another_one_commit
     world.disk = early
     run(world, "dies after writing its state record", steps=4)
     kept = world.disk
-    assert (kept.generation, kept.history) == (2, ())
+    assert (kept.shown and kept.shown.generation, kept.history) == (2, ())
     world.disk = honest
     run(world, "second")
     assert world.disk.history == ("first", "second")
@@ -212,7 +216,7 @@ class Guests(RuleBasedStateMachine):
         record = self.world.record
         assert (record.grant is not None) == (record.state is VolumeState.FORMATTING)
         assert (record.header_sha256 is not None) == (record.generation > 0) == (record.state is VolumeState.ACTIVE)
-        assert record.newest_generation >= record.generation
+        assert record.announced >= max([record.generation, *(item.generation for item in record.candidates)])
 
 
 class HonestHost(Guests):
@@ -272,7 +276,7 @@ class RollingHost(HonestHost):
 class WildRequests(RuleBasedStateMachine):
     """Whatever anyone asks from whatever old reading: each answer is compare-and-set, or the repeat of the last change."""
 
-    nonces = st.sampled_from(["a", "b", "c"])
+    nonces = st.sampled_from("abcdefghijkl")
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,6 +299,7 @@ class WildRequests(RuleBasedStateMachine):
             nonce="a",
             payload_bytes=PAYLOAD,
             measurement="m",
+            epoch=EPOCH,
             now_unix=0,
             lifetime_seconds=LIFETIME,
         )
@@ -332,6 +337,7 @@ class WildRequests(RuleBasedStateMachine):
                 nonce=nonce,
                 payload_bytes=PAYLOAD,
                 measurement=measurement,
+                epoch=EPOCH,
                 now_unix=now,
                 lifetime_seconds=LIFETIME,
             ),
@@ -373,9 +379,11 @@ class WildRequests(RuleBasedStateMachine):
     @rule(data=st.data(), nonce=nonces, up=st.integers(-1, 3))
     def begin_open(self, data: st.DataObject, nonce: str, up: int) -> None:
         reading = data.draw(st.sampled_from(self.readings))
-        generation = reading.newest_generation + up
+        generation = reading.announced + up
         answer = self.ask(
-            lambda: register.begin_open(self.record, revision=reading.revision, nonce=nonce, generation=generation),
+            lambda: register.begin_open(
+                self.record, revision=reading.revision, nonce=nonce, generation=generation, epoch=EPOCH
+            ),
             reading.revision,
             "begin-open",
             nonce,
@@ -388,7 +396,7 @@ class WildRequests(RuleBasedStateMachine):
     @rule(data=st.data(), nonce=nonces, up=st.integers(-1, 1))
     def commit_open(self, data: st.DataObject, nonce: str, up: int) -> None:
         reading = data.draw(st.sampled_from(self.readings))
-        generation = reading.newest_generation + up
+        generation = reading.announced + up
         answer = self.ask(
             lambda: register.commit_open(self.record, revision=reading.revision, nonce=nonce, generation=generation),
             reading.revision,

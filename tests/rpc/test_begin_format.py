@@ -17,7 +17,7 @@ GRANTED = dataclasses.replace(
     state=VolumeState.FORMATTING,
     revision=2,
     payload_bytes=4096,
-    grant=FormatGrant(nonce=NONCE, measurement="m", deadline_unix=1),
+    grant=FormatGrant(nonce=NONCE, measurement="m", deadline_unix=1, epoch="0e" * 16),
 )
 
 
@@ -33,10 +33,10 @@ def test_a_permission_for_this_guest_is_one(server: Script, guest: BrokerRegiste
 @pytest.mark.parametrize(
     "changes",
     [
-        {"grant": FormatGrant(nonce="o" * 32, measurement="m", deadline_unix=1)},
+        {"grant": FormatGrant(nonce="0f" * 32, measurement="m", deadline_unix=1, epoch="0e" * 16)},
         {"grant": None},
         {"state": VolumeState.ALLOCATED},
-        {"state": VolumeState.ACTIVE, "header_sha256": "ab" * 32, "generation": 1},
+        {"state": VolumeState.ACTIVE, "header_sha256": "ab" * 32, "announced": 1},
     ],
     ids=["for another guest's nonce", "no grant", "not formatting", "formatted by another"],
 )

@@ -26,7 +26,7 @@ from csi.kbs import messages as kbs
 from csi.kbs.register import VolumeRecord, VolumeState
 from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
 
-NONCE, OTHER = "n" * 32, "o" * 32
+NONCE, OTHER, THIRD = "1e" * 32, "0f" * 32, "3d" * 32
 HEADER = "ab" * 32
 RESOURCE = kbs.ResourcePath.parse("default/test/secret")
 
@@ -53,8 +53,8 @@ def test_a_volume_lives_through_two_guests(broker: RunningBroker) -> None:
     second = broker.guest()
     seen, same = second.open("pvc-1", Profile.XTS)
     assert (seen, same) == (active, secret)
-    record = second.begin_open(seen, nonce=NONCE, generation=seen.next_generation(1))
-    assert second.commit_open(record, nonce=NONCE, generation=2).generation == 2
+    record = second.begin_open(seen, nonce=THIRD, generation=2)
+    assert second.commit_open(record, nonce=THIRD, generation=2).generation == 2
     # The first guest read the record before that.
     with pytest.raises(Busy, match="another guest"):
         first.begin_open(active, nonce=OTHER, generation=2)
@@ -86,7 +86,7 @@ def test_one_of_many_guests_gets_the_permission_to_format(broker: RunningBroker)
 
     def race(number: int) -> None:
         try:
-            guests[number].begin_format(records[number], nonce=f"{number}" * 32, payload_bytes=4096)
+            guests[number].begin_format(records[number], nonce=f"{number}" * 64, payload_bytes=4096)
         except Busy:
             return
         won.append(number)

@@ -51,18 +51,18 @@ def operate(broker: RunningBroker, *words: str) -> int:
 
 
 def active(guest: BrokerRegister) -> VolumeRecord:
-    record = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce="n" * 32, payload_bytes=4096)
-    return guest.commit_format(record, nonce="n" * 32, header_sha256="ab" * 32, payload_bytes=4096)
+    record = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce="1e" * 32, payload_bytes=4096)
+    return guest.commit_format(record, nonce="1e" * 32, header_sha256="ab" * 32, payload_bytes=4096)
 
 
 CALLS: dict[str, Callable[[BrokerRegister, VolumeRecord], object]] = {
     "open": lambda guest, _: guest.open("pvc-1", Profile.XTS),
-    "begin-format": lambda guest, record: guest.begin_format(record, nonce="o" * 32, payload_bytes=4096),
+    "begin-format": lambda guest, record: guest.begin_format(record, nonce="0f" * 32, payload_bytes=4096),
     "commit-format": lambda guest, record: guest.commit_format(
-        record, nonce="o" * 32, header_sha256="ab" * 32, payload_bytes=4096
+        record, nonce="0f" * 32, header_sha256="ab" * 32, payload_bytes=4096
     ),
-    "begin-open": lambda guest, record: guest.begin_open(record, nonce="o" * 32, generation=2),
-    "commit-open": lambda guest, record: guest.commit_open(record, nonce="o" * 32, generation=2),
+    "begin-open": lambda guest, record: guest.begin_open(record, nonce="0f" * 32, generation=2),
+    "commit-open": lambda guest, record: guest.commit_open(record, nonce="0f" * 32, generation=2),
 }
 
 
@@ -86,12 +86,12 @@ def test_a_hand_over_moves_a_volume_and_whoever_was_at_work_starts_over(
     secret = spark.open("pvc-1", Profile.XTS)[1]
     assert operate(broker, "hand-over", "pvc-1", "--to", "web") == 0
     with pytest.raises(NotReleased, match="another workload"):
-        spark.begin_open(record, nonce="o" * 32, generation=2)
+        spark.begin_open(record, nonce="0f" * 32, generation=2)
     found, same = web.open("pvc-1", Profile.XTS)
     assert same == secret
     with pytest.raises(Busy):
-        web.begin_open(record, nonce="o" * 32, generation=2)
-    web.begin_open(found, nonce="o" * 32, generation=2)
+        web.begin_open(record, nonce="0f" * 32, generation=2)
+    web.begin_open(found, nonce="0f" * 32, generation=2)
     [entry] = [e.event for e in broker.broker.store.audit_entries() if e.event.action == "handed-over"]
     assert (entry.actor, entry.detail) == ("operator", "from=spark to=web")
 

@@ -238,12 +238,6 @@ WRONG: list[tuple[str, str, Any, str]] = [
         csi_pb2.VolumeContentSource(snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id="s")),
         "volume_content_source",
     ),
-    (
-        "CreateVolume",
-        "accessibility_requirements",
-        csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={NODE_KEY: "node-2"})]),
-        "accessibility_requirements",
-    ),
     ("NodeStageVolume", "staging_target_path", "relative/path", "staging_target_path"),
     ("NodeStageVolume", "staging_target_path", "/etc", "staging_target_path"),
     ("NodeStageVolume", "volume_capability", capability(flags=("bind",)), "volume_capability.mount.mount_flags"),
@@ -287,7 +281,9 @@ def test_attributes_of_a_volume_that_somebody_edited_are_refused(csi: CsiServer,
 
 
 def test_a_volume_of_a_later_or_laxer_version_is_staged_and_published(csi: CsiServer) -> None:
-    """Its class had keys and words that this version doesn't know: what counts stands in tags, the digest is compared."""
+    """Its class had keys and words that this version doesn't know: what counts stands in tags. Of the keys that are known
+    the digest is compared.
+    """
     context = {"later": "key", "lvmType": "raid7", "fsType": "zfs", "wipe": ""}
     requests = live(csi, "NodeStageVolume")
     lv = csi.node.lvs["pvc-1"]
@@ -297,7 +293,8 @@ def test_a_volume_of_a_later_or_laxer_version_is_staged_and_published(csi: CsiSe
     )
     for call in ("NodeStageVolume", "NodePublishVolume"):
         csi.call(call, requests.of(call, volume_context=context))
-        code, _ = csi.refused(call, requests.of(call, volume_context={**context, "later": "other"}))
+        csi.call(call, requests.of(call, volume_context={**context, "added": "by somebody"}))
+        code, _ = csi.refused(call, requests.of(call, volume_context={**context, "lvmType": "raid6"}))
         assert code is Code.INVALID_ARGUMENT
 
 
@@ -579,6 +576,53 @@ def test_a_class_for_other_nodes_sends_the_scheduler_on(csi: CsiServer, paramete
     assert capacity.available_capacity == 0
 
 
+def test_a_request_for_another_node_sends_the_scheduler_on(csi: CsiServer) -> None:
+    elsewhere = csi_pb2.TopologyRequirement(requisite=[csi_pb2.Topology(segments={NODE_KEY: "node-2"})])
+    code, message = csi.refused("CreateVolume", Requests(csi).of("CreateVolume", accessibility_requirements=elsewhere))
+    assert code is Code.RESOURCE_EXHAUSTED
+    assert "node-2" in message
+    assert not csi.node.lvs
+
+
+def _of(word: str) -> Capability:
+    if word == "block":
+        return capability("block")
+    silent = capability()
+    silent.mount.fs_type = word
+    return silent
+
+
+@pytest.mark.parametrize(("made", "asked"), [("block", ""), ("", "block"), ("ext4", "xfs"), ("xfs", "")])
+def test_the_same_name_with_another_capability_is_another_volume(csi: CsiServer, made: str, asked: str) -> None:
+    wanted = [_of(word) for word in (made, asked)]
+    requests = Requests(csi)
+    csi.call("CreateVolume", requests.of("CreateVolume", volume_capabilities=[wanted[0]]))
+    csi.call("CreateVolume", requests.of("CreateVolume", volume_capabilities=[wanted[0]]))
+    code, message = csi.refused("CreateVolume", requests.of("CreateVolume", volume_capabilities=[wanted[1]]))
+    assert code is Code.ALREADY_EXISTS
+    assert f"exists as {made or 'ext4'}, and {asked or 'ext4'} is asked for" in message
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("asked", ["block", "xfs"])
+def test_what_a_volume_was_not_made_as_is_not_confirmed(csi: CsiServer, asked: str, prepared: bool) -> None:
+    requests = live(csi, "NodeStageVolume" if prepared else "CreateVolume")
+    if prepared:
+        csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    else:
+        csi.call("CreateVolume", requests.of("CreateVolume"))
+    request = requests.of("ValidateVolumeCapabilities", volume_capabilities=[_of(asked)])
+    answer = csi.call("ValidateVolumeCapabilities", request)
+    assert not answer.HasField("confirmed")
+    assert "ext4" in answer.message
+
+
+def test_a_context_of_another_volume_is_not_confirmed(csi: CsiServer) -> None:
+    requests = live(csi, "NodeStageVolume")
+    request = requests.of("ValidateVolumeCapabilities", volume_context={"wipe": "none"})
+    assert not csi.call("ValidateVolumeCapabilities", request).HasField("confirmed")
+
+
 @pytest.mark.parametrize(
     "parameters", [{"lvmtyp": "linear"}, {"lvmType": "raid9"}, {"iops": "9"}, {"pool": "main", "vgName": "a"}]
 )
@@ -594,6 +638,26 @@ def test_a_class_with_a_mistake_has_all_the_room_so_that_its_refusal_is_seen(
     )
     assert of_this_class.available_capacity == of_a_good_one.available_capacity == 4000 * MIB
     assert not of_this_class.HasField("maximum_volume_size")
+
+
+def test_the_mistake_of_a_class_is_logged_once(csi: CsiServer) -> None:
+    for _ in range(3):
+        csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters={"lvmtyp": "linear"}))
+    csi.call("GetCapacity", Requests(csi).of("GetCapacity", parameters={"iops": "9"}))
+    said = [event["error"] for event in csi.events if event["event"] == "a StorageClass has a mistake"]
+    assert len(said) == 2
+    assert "lvmType" in said[0]
+
+
+def test_room_that_lvm_has_refused_is_not_named(csi: CsiServer) -> None:
+    requests = Requests(csi)
+    before = csi.call("GetCapacity", requests.of("GetCapacity"))
+    csi.desk.refusals.note("vg0", "LVM refused a volume there")
+    refused = csi.call("GetCapacity", requests.of("GetCapacity"))
+    assert before.available_capacity > 0
+    assert (refused.available_capacity, refused.maximum_volume_size.value) == (0, 0)
+    # Whoever asks for a volume may have mended the reason: LVM is asked again.
+    csi.call("CreateVolume", requests.of("CreateVolume"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -727,6 +791,10 @@ def test_a_graceful_stop_finishes_the_running_call_and_takes_no_new_one(csi: Csi
 # What a failure says
 
 
+_NOWHERE = (
+    "no volume group can take 400 MiB (linear): vg0 has room for 0 bytes, as full. Free or add space, ask for less, or let "
+    "the scheduler use another node."
+)
 BAD = errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector"))
 ERRORS = [
     (errors.InvalidInput("a field", "is wrong"), Code.INVALID_ARGUMENT, "a field: is wrong"),
@@ -736,7 +804,7 @@ ERRORS = [
     (errors.Refused("not so"), Code.FAILED_PRECONDITION, "not so"),
     (errors.ForeignContent("not ours"), Code.FAILED_PRECONDITION, "not ours"),
     (errors.InUse("held"), Code.FAILED_PRECONDITION, "held"),
-    (errors.NoSpace("full"), Code.RESOURCE_EXHAUSTED, "full"),
+    (errors.NoSpace("full"), Code.RESOURCE_EXHAUSTED, _NOWHERE),
     (errors.OutOfRange("too large"), Code.OUT_OF_RANGE, "too large"),
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,11 +40,25 @@ def hung(csi: CsiServer, number: int) -> list[grpc.Future]:
     return [stage.future(Requests(csi, name=name).of("NodeStageVolume"), timeout=PATIENCE) for name in names]
 
 
+def begun(csi: CsiServer, call: str) -> int:
+    """How many such calls have a thread, or had one."""
+    return sum((event["event"], event.get("rpc")) == ("request", call) for event in csi.events)
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for what must come."""
+    give_up = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
 def test_identity_and_unpublish_answer_while_a_crowd_hangs(csi: CsiServer) -> None:
     other = live(csi, "NodeUnpublishVolume", "ext4")
     with csi.hold(steps.Activate) as gate:
         futures = hung(csi, 130)
         assert gate.reached.wait(PATIENCE)
+        until(lambda: begun(csi, "NodeStageVolume") >= 128)
         began = time.monotonic()
         csi.call("Probe", csi_pb2.ProbeRequest(), timeout=SERVED_SECONDS)
         csi.call("GetPluginInfo", csi_pb2.GetPluginInfoRequest(), timeout=SERVED_SECONDS)
@@ -63,10 +77,7 @@ def test_no_thread_of_a_crowd_stays(csi: CsiServer) -> None:
         assert gate.reached.wait(PATIENCE)
     for future in futures:
         future.exception(PATIENCE)
-    give_up = time.monotonic() + PATIENCE
-    while threading.active_count() > before + 5:
-        assert time.monotonic() < give_up, [thread.name for thread in threading.enumerate()]
-        time.sleep(0.02)
+    until(lambda: threading.active_count() <= before + 5)
 
 
 def test_beyond_their_number_calls_are_answered_at_once_and_say_what_runs(

@@ -52,10 +52,14 @@ class Page:
     address: str
     metrics: Metrics
     node: Node
-    standing: Standing = field(default_factory=lambda: Standing(lambda: ()))
+    faults: tuple[str, ...] = ()
+    standing: Standing = field(init=False)
     broken: Exception | None = None
     looks: list[None] = field(default_factory=list)
     queues: dict[str, Queue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.standing = Standing(lambda: self.faults)
 
     def report(self) -> Report:
         self.looks.append(None)
@@ -147,11 +151,13 @@ def test_a_group_that_cannot_be_looked_into_is_told_and_so_is_the_room_for_metad
 
 def test_health_is_200_while_ready_and_503_while_not(page: Page) -> None:
     assert page.get("/healthz") == (200, "text/plain", "ok\n")
-    page.standing.lvm("lvm hangs")
+    page.faults = ("/dev is not the node's own",)
+    page.standing.look()
     assert page.get("/healthz") == (
-        503, "text/plain", "not ready: this node's driver can't work: lvm hangs\n",
+        503, "text/plain", "not ready: this node's driver can't work: /dev is not the node's own\n",
     )  # fmt: skip
-    page.standing.lvm(None)
+    page.faults = ()
+    page.standing.look()
     assert page.get("/healthz")[0] == 200
     page.standing.stopping()
     assert page.get("/healthz") == (503, "text/plain", "not ready\n")

@@ -23,7 +23,7 @@ from csi.kbs.register import VolumeRecord, VolumeState
 Answer = tuple[int, dict[str, str], bytes]
 COOKIE = {"Set-Cookie": f"{kbs.SESSION_COOKIE}=abc; Expires=Thu, 01 Jan 2099 00:00:00 GMT"}
 CHALLENGE = b'{"nonce":"bm9uY2U=","extra-params":""}'
-NONCE = "n" * 32
+NONCE = "1e" * 32
 SHA512 = b'{"selected-hash-algorithm":"sha512"}'
 
 
@@ -40,7 +40,7 @@ class Script:
     def sealed(self, record: VolumeRecord, secret: Secret | None = None) -> Callable[[], Answer]:
         def answer() -> Answer:
             assert self.tee_key is not None
-            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, secret))
+            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, "0e" * 16, secret))
 
         return answer
 

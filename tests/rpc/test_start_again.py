@@ -41,6 +41,14 @@ def test_lvm_that_comes_late_is_found_without_a_restart(csi: CsiServer) -> None:
     csi.call("CreateVolume", Requests(csi).of("CreateVolume"))
 
 
+def test_lvm_that_fails_later_is_shown_and_does_not_fail_the_liveness_probe(csi: CsiServer) -> None:
+    csi.attempt()
+    csi.lvm.broken = errors.ToolFailed("lvm ends with status 3")
+    assert not csi.attempt()
+    assert ready(csi)
+    assert "LVM: lvm ends with status 3" in csi.standing.words()
+
+
 def test_a_pool_whose_disk_comes_late_is_completed(csi: CsiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         assert not csi.attempt()

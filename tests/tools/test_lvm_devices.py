@@ -172,6 +172,55 @@ def test_other_disks_are_seen(minors: list[int]) -> None:
     assert inside(ordinary_disk, minors) == ["vg0", "vg1"]
 
 
+def only_named_disks(minors: list[int]) -> dict[str, Any]:
+    named, other, further = (_node(minor, f"/dev/sd{number}") for number, minor in enumerate(minors))
+    Path("/dev/disk/by-id").mkdir(parents=True)
+    Path("/dev/disk/by-id/eui.0025").symlink_to(named)
+    _group("vg0", named)
+    _group("vg1", other)
+    lvm = _lvm(device_filter=DeviceFilter(disks=("/dev/disk/by-id/eui.0025",), only_disks=True))
+    seen = [vg.name for vg in lvm.report().vgs]
+    made = _try(lambda: lvm.create("vg0", "a", extents=1, tags=["sl:v1"]))
+    _lvm().extend_vg("vg0", [further])
+    (lost,) = lvm.report().unreadable
+    refused = _try(lambda: lvm.remove("vg0", "a"))
+    (whole,) = (vg for vg in _lvm().report().vgs if vg.name == "vg0")
+    kept = [lv.name for lv in whole.lvs]
+    return {
+        "seen": seen,
+        "made": made,
+        "why": lost.why,
+        "refused": refused,
+        "missing": whole.missing_disks,
+        "kept": kept,
+    }
+
+
+def test_where_only_named_disks_count_no_other_is_seen_and_one_that_joined_the_group_is_not_recorded_as_gone(
+    minors: list[int],
+) -> None:
+    found = inside(only_named_disks, minors)
+    assert (found["seen"], found["made"]) == (["vg0"], "done")
+    assert found["why"].startswith("/dev/sd2 belongs to volume group vg0, and the configuration keeps LVM away from it")
+    assert found["refused"].startswith("Unavailable: volume group vg0 can't be looked into")
+    assert (found["missing"], found["kept"]) == (0, ["a"])
+
+
+def rejected_by_a_link(minors: list[int]) -> list[list[str]]:
+    _group("vg0", _node(minors[0], "/dev/sda", "/dev/disk/by-path/ip-10.0.0.1-iscsi-1"))
+    _group("vg1", _node(minors[1], "/dev/sdb"))
+    lvm = _lvm(device_filter=DeviceFilter(rejected=("r|^/dev/disk/by-path/.*-iscsi-|",)))
+    return [[vg.name for vg in lvm.report().vgs], [device.path for device in lvm._visible()]]
+
+
+def test_a_disk_that_the_configuration_rejects_by_any_name_is_read_neither_by_lvm_nor_by_the_driver(
+    minors: list[int],
+) -> None:
+    groups, disks = inside(rejected_by_a_link, minors)
+    assert groups == ["vg1"]
+    assert "/dev/sda" not in disks
+
+
 # Groups that must not be used
 
 
@@ -185,7 +234,7 @@ def two_of_one_name(minors: list[int]) -> dict[str, Any]:
 
     return {
         "uuids": [vg.uuid for vg in report.vgs],
-        "said": _try(lambda: placement.candidates(config, report, Parameters())),
+        "said": _try(lambda: placement.targets(config, report, Parameters())),
     }
 
 
@@ -239,9 +288,9 @@ def _bring_in(*configured: str) -> Report:
 
 def killed_between_pvcreate_and_vgcreate(minors: list[int]) -> list[str]:
     names = [_node(minor, f"/dev/sd{number}") for number, minor in enumerate(minors)]
-    _lvm()._change("vg0", ["pvcreate", names[0]], hints=True)
+    _lvm()._commit("vg0", ["pvcreate", names[0]], hints=True)
     (made,) = _bring_in(*names[:2]).vgs
-    _lvm()._change("vg0", ["pvcreate", names[2]], hints=True)
+    _lvm()._commit("vg0", ["pvcreate", names[2]], hints=True)
     (extended,) = _bring_in(*names).vgs
     return [str(len(made.pvs)), *sorted(pv.name for pv in extended.pvs)]
 

@@ -59,7 +59,7 @@ def _counting() -> tuple[Lvm, list[str]]:
 
 def _by_lvm() -> Report:
     """What LVM itself shows, in the same words."""
-    return lvm_report.parse(lab._lvm()._process.said(_REPORT, 60.0))
+    return lvm_report.parse(*lab._lvm()._process.said(_REPORT, 60.0))
 
 
 def _sorted(vgs: Sequence[VolumeGroup]) -> list[VolumeGroup]:
@@ -142,7 +142,9 @@ def many_groups(minors: list[int]) -> dict[str, Any]:  # noqa: F811
         for step in range(20):
             name = f"v.{step}_x"
             made = [lv.name for lv in lvm.report().lvs]
-            if made and chance.random() < 0.3:
+            if step == 9:
+                _lvm_as_admin("vgchange", "--alloc", "contiguous", "--logicalvolume", "39", vg)
+            elif made and chance.random() < 0.3:
                 lvm.remove(vg, chance.choice(made))
             elif made and chance.random() < 0.2:
                 _lvm_as_admin("lvchange", "--setautoactivation", "n", f"{vg}/{chance.choice(made)}")

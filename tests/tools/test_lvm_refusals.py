@@ -56,9 +56,9 @@ def allocations(minors: list[int]) -> dict[str, Any]:  # noqa: F811
         "more stripes than disks": _create("vg0", 3, stripes=3),
         "more on one disk than it has": _create("vg0", 20, pvs=disks[:1]),
     }
-    lab._lvm()._change("vg0", ["vgchange", "--alloc", "contiguous", "vg0"])
+    lab._lvm()._commit("vg0", ["vgchange", "--alloc", "contiguous", "vg0"])
     said["contiguous, over two disks"] = _create("vg0", 20)
-    lab._lvm()._change("vg0", ["vgcreate", "--maxlogicalvolumes", "1", "one", disks[2]])
+    lab._lvm()._commit("vg0", ["vgcreate", "--maxlogicalvolumes", "1", "one", disks[2]])
     lab._lvm().create("one", "first", extents=1, tags=TAGS)
     said["limit on volumes"] = _create("one")
     lab._lvm().remove("one", "first")
@@ -77,7 +77,7 @@ def test_what_lvm_will_not_allocate_is_no_room_and_leaves_nothing(minors: list[i
 def full_metadata(minors: list[int]) -> dict[str, Any]:  # noqa: F811
     """Volumes with long tags until the area is full, whatever margin the driver keeps."""
     options = ["--physicalextentsize", "64k", "--metadatasize", "256k"]
-    lab._lvm()._change("vg0", ["vgcreate", *options, "vg0", lab._node(minors[0], "/dev/sda")])
+    lab._lvm()._commit("vg0", ["vgcreate", *options, "vg0", lab._node(minors[0], "/dev/sda")])
     lvm = lab._lvm()
     tags = (*TAGS, "sl:created=1795656843", *(f"sl:long{number}={'x' * 900}" for number in range(6)))
     free, said = [], "done"

@@ -18,6 +18,7 @@ from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.main import main
 from csi.core.sealed import Profile
+from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord, VolumeState
 from tests.fakes.broker import make_directory
 
@@ -59,16 +60,17 @@ def formatted(record: VolumeRecord) -> VolumeRecord:
     begun = rules.begin_format(
         record,
         revision=record.revision,
-        nonce="f" * 32,
+        nonce="f0" * 32,
         payload_bytes=4096,
         measurement="m",
+        epoch="0e" * 16,
         now_unix=0,
         lifetime_seconds=10,
     )
     return rules.commit_format(
         begun,
         revision=begun.revision,
-        nonce="f" * 32,
+        nonce="f0" * 32,
         measurement="m",
         header_sha256="ab" * 32,
         payload_bytes=4096,
@@ -76,9 +78,14 @@ def formatted(record: VolumeRecord) -> VolumeRecord:
 
 
 def opened(record: VolumeRecord) -> VolumeRecord:
-    generation = record.next_generation(record.generation)
-    begun = rules.begin_open(record, revision=record.revision, nonce="a" * 32, generation=generation)
-    return rules.commit_open(begun, revision=begun.revision, nonce="a" * 32, generation=generation)
+    begun, generation = begun_open(record), record.announced + 1
+    return rules.commit_open(begun, revision=begun.revision, nonce=f"{generation:064x}", generation=generation)
+
+
+def begun_open(record: VolumeRecord) -> VolumeRecord:
+    generation = record.announced + 1
+    nonce = f"{generation:064x}"
+    return rules.begin_open(record, revision=record.revision, nonce=nonce, generation=generation, epoch="0e" * 16)
 
 
 def change(root: Path, volume: str, action: str, *steps: Callable[[VolumeRecord], VolumeRecord], **more: bool) -> None:
@@ -186,6 +193,52 @@ def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: 
     run("volume", "reinstate", "pvc-format")
     assert records(root)["pvc-format"].state is VolumeState.ACTIVE, "and not formatted once more"
     assert "the chain is whole" in run("audit", "--verify")
+
+
+def test_what_was_begun_at_the_backup_is_void_in_the_restored_register(
+    root: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    make(root, "pvc-1")
+    change(root, "pvc-1", "formatted", formatted)
+    change(root, "pvc-1", "open-begun", begun_open)
+    run("backup", tmp_path / "kept")
+    run("restore", tmp_path / "kept")
+    record = records(root)["pvc-1"]
+    assert (record.candidates, record.announced, record.generation) == ((), 2, 1)
+    assert "begun-anew" in run("audit")
+
+
+def test_a_disk_of_after_the_backup_is_accepted_by_a_person_who_saw_both_states(
+    root: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    make(root, "pvc-1")
+    change(root, "pvc-1", "formatted", formatted)
+    run("backup", tmp_path / "kept")
+    change(root, "pvc-1", "opened", opened)
+    lost = records(root)["pvc-1"]
+    assert "volume accept pvc-1" in run("restore", tmp_path / "kept")
+    assert lost.head is not None
+    found = str(DiskState(announcement=lost.head, header_sha256="ab" * 32, payload_bytes=4096))
+    words = ("volume", "accept", "pvc-1", "--found", found, "--reason", "the backup was of yesterday")
+    asked = run(*words, status=1)
+    assert f"the disk:      {found}" in asked
+    assert "the register:  generation=1," in asked
+    assert records(root)["pvc-1"].generation == 1, "nothing was accepted yet"
+    assert "at generation 2, by that state alone" in run(*words, "--yes")
+    run("volume", "reinstate", "pvc-1")
+    record = records(root)["pvc-1"]
+    assert (record.state, record.head, record.announced) == (VolumeState.ACTIVE, lost.head, 2)
+    events = [json.loads(line)["event"] for line in run("audit").splitlines()]
+    (accepted,) = [event for event in events if event["action"] == "accepted"]
+    assert found in accepted["detail"]
+    assert "generation=1," in accepted["detail"]
+    assert accepted["detail"].endswith("reason=the backup was of yesterday")
+
+
+@pytest.mark.parametrize("text", ["", "generation=2", "4", "generation=0,nonce=,epoch=,header=,payload=4096"])
+def test_a_state_that_no_guest_printed_is_refused(root: Path, run: Callable[..., str], text: str) -> None:
+    make(root, "pvc-1")
+    assert "--found: " in run("volume", "accept", "pvc-1", "--found", text, "--reason", "r", "--yes", status=1)
 
 
 def test_a_saved_audit_log_tells_what_a_lost_register_can_not(

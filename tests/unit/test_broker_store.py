@@ -45,6 +45,7 @@ def begin(nonce: str, revision: int = 1):  # type: ignore[no-untyped-def]
         nonce=nonce,
         payload_bytes=4096,
         measurement="m",
+        epoch="0e" * 16,
         now_unix=0,
         lifetime_seconds=10,
     )
@@ -52,7 +53,7 @@ def begin(nonce: str, revision: int = 1):  # type: ignore[no-untyped-def]
 
 def test_a_record_comes_back_as_it_was_stored(store: Store, tmp_path: Path) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
-    changed = store.change("pvc-1", begin("n" * 16), EVENT)
+    changed = store.change("pvc-1", begin("1e" * 32), EVENT)
     assert changed.state is VolumeState.FORMATTING
     store.close()
     again = Store(tmp_path / "broker.sqlite", SEALS)
@@ -95,8 +96,8 @@ def test_a_refused_change_leaves_no_trace(store: Store) -> None:
 
 def test_a_repeated_change_is_noted_once(store: Store) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
-    first = store.change("pvc-1", begin("n" * 16), EVENT)
-    assert store.change("pvc-1", begin("n" * 16), EVENT) == first
+    first = store.change("pvc-1", begin("1e" * 32), EVENT)
+    assert store.change("pvc-1", begin("1e" * 32), EVENT) == first
     assert len(store.audit_entries()) == 2
 
 
@@ -134,7 +135,7 @@ def test_a_destroyed_resource_is_nowhere_in_the_files(store: Store, tmp_path: Pa
 def test_two_processes_see_one_order_of_changes(store: Store, tmp_path: Path) -> None:
     other = Store(tmp_path / "broker.sqlite", SEALS)
     store.allocate(ALLOCATED, WRAPPED, EVENT)
-    other.change("pvc-1", begin("a" * 16), EVENT)
+    other.change("pvc-1", begin("aa" * 32), EVENT)
     with pytest.raises(Refused):
         store.change("pvc-1", register.shred, EVENT)
     assert store.verify_audit() == other.verify_audit()
@@ -379,7 +380,7 @@ def test_a_log_that_was_written_anew_is_detected(store: Store, tmp_path: Path) -
 
 
 ROW_TAMPERING = {
-    "generation set back": "UPDATE volumes SET record = replace(record, '\"generation\":2', '\"generation\":1')",
+    "generation set back": "UPDATE volumes SET record = replace(record, '\"announced\":2', '\"announced\":1')",
     "revision set back": "UPDATE volumes SET revision = 1",
     "another secret": "UPDATE volumes SET wrapped_secret = x'00'",
     "another owner": "UPDATE volumes SET owner = 'somebody'",
@@ -394,10 +395,10 @@ ROW_TAMPERING = {
 @pytest.mark.parametrize("how", ROW_TAMPERING)
 def test_a_row_that_other_hands_changed_is_refused_as_tampered(store: Store, how: str) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
-    store.change("pvc-1", lambda record: replace(record, revision=2, generation=1), EVENT)
+    store.change("pvc-1", lambda record: replace(record, revision=2, announced=1), EVENT)
     store._db.execute("CREATE TABLE older AS SELECT * FROM volumes")
-    store.change("pvc-1", lambda record: replace(record, revision=3, generation=2), EVENT)
-    assert store.volume("pvc-1").generation == 2
+    store.change("pvc-1", lambda record: replace(record, revision=3, announced=2), EVENT)
+    assert store.volume("pvc-1").announced == 2
     assert store._db.execute(ROW_TAMPERING[how]).rowcount == 1
     for ask in (
         lambda: store.volume("pvc-1"),

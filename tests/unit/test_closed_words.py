@@ -47,6 +47,12 @@ DECISION = (
 )
 COPY = ("csi/guest/decide.py", '    B = "B"\n', '    B = "B"\n    C = "C"\n')
 
+POLICY = (
+    "csi/node/lvm/model.py",
+    '    ANYWHERE = "anywhere"\n',
+    '    ANYWHERE = "anywhere"\n    SCATTERED = "scattered"\n',
+)
+
 ADDED = {
     "a filesystem": (FILESYSTEM, {"csi/core/filesystem.py traits"}),
     "a profile": (
@@ -70,11 +76,12 @@ ADDED = {
         {
             "csi/node/effects.py _create_lv",
             "csi/node/lvm/layout.py name",
-            "csi/node/plan/placement.py _fit",
+            "csi/node/plan/target.py fit",
             "csi/node/plan/placement.py _way_out",
-            "csi/node/plan/placement.py largest",
+            "csi/node/plan/target.py largest",
         },
     ),
+    "a policy of allocation": (POLICY, {"csi/node/plan/target.py _one_disk_only"}),
     "a content": (
         CONTENT,
         {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab.cluster import api, archive, parts, pki, programs, store, users
+from lab.cluster import api, archive, documented, parts, pki, programs, store, users
 from lab.cluster.archive import Content, Start
 from lab.node import REPOSITORY
 
@@ -25,7 +25,8 @@ def layout(tmp_path: Path) -> parts.Layout:
     made = parts.Layout(programs=tmp_path / "bin", keys=tmp_path / "keys", files=tmp_path / "files")
     pki.write(made.keys, node=parts.NODE, addresses=("127.0.0.1",), users=parts.USERS, server=parts.SERVER)
     parts.write_files(made)
-    programs.link_parts(Path("/kubernetes"), made.programs)
+    every = Path("/program")
+    programs.link(programs.Programs(kubernetes=every, provisioner=every, registrar=every, helm=every), made.programs)
     return made
 
 
@@ -162,6 +163,20 @@ def test_what_the_build_prints_is_read_back() -> None:
         "kubernetes": Path("/a b/k"),
         "registrar": Path("/r"),
     }
+
+
+def test_commands_of_a_page_are_read_without_their_answers() -> None:
+    page = "# A\n\n## B\n\ntext\n\n```console\n$ one \\\n    two\nanswer\n$ three\n```\n\n```console\n$ four\n```\n"
+    assert documented.commands(page, "## B") == ["one two", "three"]
+    with pytest.raises(ValueError, match="no console block below '## C'"):
+        documented.commands(page, "## C")
+
+
+@pytest.mark.parametrize(("page", "heading"), [("install.md", "## Install")])
+def test_the_pages_install_with_helm_the_image_that_the_cluster_has(page: str, heading: str) -> None:
+    text = (REPOSITORY / "docs" / page).read_text()
+    (install,) = (line for line in documented.commands(text, heading) if line.startswith("helm install"))
+    assert f"images.node.repository={store.DOCUMENTED}" in install
 
 
 def test_the_cluster_runs_the_sidecar_versions_that_the_chart_names() -> None:

@@ -21,6 +21,7 @@ from csi.node.lvm import names
 from csi.node.lvm.model import Report
 from csi.node.lvm.turns import Turns
 from csi.node.plan import steps
+from csi.node.plan.target import Conditions
 from csi.node.rpc.node import Node
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.node import Node as ToyNode
@@ -125,7 +126,7 @@ def creates(vg: str) -> steps.CreateLV:
 def test_an_allocation_holds_the_volume_and_its_group_and_no_other(driver: Driver, tmp_path: Path) -> None:
     made, done = desk(driver, tmp_path)
 
-    def plan(_: Report) -> steps.Plan:
+    def plan(_: Report, __: Conditions) -> steps.Plan:
         looks = made.lvm.looks  # type: ignore[attr-defined]
         if looks == 2:
             assert {name: queue.holder for name, queue in made.lvm.turns.queues().items()} == {
@@ -143,14 +144,14 @@ def test_an_allocation_holds_the_volume_and_its_group_and_no_other(driver: Drive
 def test_a_plan_that_changes_its_group_while_it_waits_is_made_again(driver: Driver, tmp_path: Path) -> None:
     made, done = desk(driver, tmp_path)
     groups = iter(("vg0", "vg1", "vg1", "vg1"))
-    made.allocate(NAME, "CreateVolume", lambda _: (creates(next(groups)),))
+    made.allocate(NAME, "CreateVolume", lambda *_: (creates(next(groups)),))
     assert done == [creates("vg1")]
 
 
 def test_a_volume_that_is_there_by_then_is_not_made_again(driver: Driver, tmp_path: Path) -> None:
     made, done = desk(driver, tmp_path)
     plans = iter(((creates("vg0"),), ()))
-    made.allocate(NAME, "CreateVolume", lambda _: next(plans))
+    made.allocate(NAME, "CreateVolume", lambda *_: next(plans))
     assert done == []
 
 
@@ -166,7 +167,7 @@ def test_a_call_waits_for_its_groups_turn_before_it_holds_the_volume(driver: Dri
     holder = threading.Thread(target=hold)
     holder.start()
     assert began.wait(20.0)
-    waiting = threading.Thread(target=made.allocate, args=(NAME, "CreateVolume", lambda _: (creates("vg0"),)))
+    waiting = threading.Thread(target=made.allocate, args=(NAME, "CreateVolume", lambda *_: (creates("vg0"),)))
     waiting.start()
     while made.lvm.turns.queues()["vg0"].waiting == 0:
         threading.Event().wait(0.01)

@@ -123,6 +123,21 @@ def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
         deletion.delete(volume(state=state, active=True, open_count=1), NOTHING_ELSE, ())
 
 
+def test_a_volume_that_is_active_and_in_its_place_is_not_activated_again() -> None:
+    plan = deletion.delete(volume(active=True), NOTHING_ELSE, (), node_is_right=True)
+    assert plan == (MARK, WRITABLE, zero(SIZE), RELEASE, REMOVE)
+    elsewhere = deletion.delete(volume(active=True), NOTHING_ELSE, (), node_is_right=False)
+    assert elsewhere == (MARK, ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE)
+
+
+def test_a_wipe_does_not_go_to_a_disk_that_has_gone_and_come_back() -> None:
+    stale = volume(active=True)
+    assert stale.live is not None
+    stale = dataclasses.replace(stale, live=dataclasses.replace(stale.live, stale=True))
+    plan = deletion.delete(stale, NOTHING_ELSE, (), node_is_right=True)
+    assert plan == (MARK, RELEASE, ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE)
+
+
 def test_a_volume_whose_disk_is_missing_says_the_way_out_and_is_not_marked() -> None:
     gone = volume()
     gone = dataclasses.replace(gone, lv=dataclasses.replace(gone.lv, partial=True))

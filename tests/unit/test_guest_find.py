@@ -16,23 +16,34 @@ from csi.guest import find
 from csi.guest.released import Released
 from csi.guest.seal import keys, state_record
 from csi.guest.seal.mapping import Mapping, mapping_name
-from csi.guest.seal.state_record import RecordKind, StateRecord
-from csi.kbs.register import FormatGrant, VolumeRecord, VolumeState
+from csi.kbs.register import Announcement, FormatGrant, VolumeRecord, VolumeState
 
 BLANK = bytes(4096)
+EPOCH = "0e" * 16
 ALLOCATED = VolumeRecord(volume_id="pvc-1", key_version=1, profile=Profile.XTS, state=VolumeState.ALLOCATED, revision=1)
 FORMATTING = replace(
-    ALLOCATED, state=VolumeState.FORMATTING, grant=FormatGrant(nonce="n", measurement="m", deadline_unix=1)
+    ALLOCATED, state=VolumeState.FORMATTING, grant=FormatGrant(nonce="n", measurement="m", deadline_unix=1, epoch=EPOCH)
 )
-ACTIVE = replace(ALLOCATED, state=VolumeState.ACTIVE, generation=2, header_sha256="00" * 32, payload_bytes=4096)
+ACTIVE = replace(
+    ALLOCATED,
+    state=VolumeState.ACTIVE,
+    head=Announcement(generation=2, nonce="0a" * 32, epoch=EPOCH),
+    announced=2,
+    header_sha256="00" * 32,
+    payload_bytes=4096,
+)
 
 
 def keys_of(volume_id: str) -> keys.VolumeKeys:
     return keys.derive(Secret(bytes(32)), volume_id, 1)
 
 
-def record(volume_id: str = "pvc-1", kind: RecordKind = RecordKind.ACTIVE, generation: int = 2) -> bytes:
-    made = StateRecord(kind=kind, profile=Profile.XTS, key_version=1, generation=generation, payload_bytes=4096)
+def record(volume_id: str = "pvc-1", generation: int = 2, nonce: str = "0a" * 32) -> bytes:
+    """The record of an open; of generation 0, an intent."""
+    made = state_record.intent(Profile.XTS, 1, 4096)
+    if generation:
+        announced = Announcement(generation=generation, nonce=nonce, epoch=EPOCH)
+        made = replace(state_record.opened(made, bytes(32), bytes(32), announced), sequence=generation)
     return state_record.encode(made, keys_of(volume_id), volume_id)
 
 
@@ -74,7 +85,7 @@ def test_a_disk_with_one_record_that_verifies_is_the_volume(slot: int, other: by
 
 
 def test_a_format_that_had_begun_is_found_by_its_intent() -> None:
-    disks = plug({"/dev/sda": (BLANK, BLANK), "/dev/sdb": (record(kind=RecordKind.INTENT, generation=0), BLANK)})
+    disks = plug({"/dev/sda": (BLANK, BLANK), "/dev/sdb": (record(generation=0), BLANK)})
     assert search(disks, FORMATTING) == "/dev/sdb"
 
 
@@ -166,6 +177,14 @@ def test_the_device_below_a_mapping_is_known_without_searching(table: str, devic
 
 def test_of_two_disks_that_show_the_volume_the_newer_one_is_it() -> None:
     old, new = (record(generation=2), BLANK), (record(generation=2), record(generation=3))
+    opening = replace(ACTIVE, announced=3, candidates=(Announcement(generation=3, nonce="0a" * 32, epoch=EPOCH),))
     for disks in ({"/dev/sda": old, "/dev/sdb": new}, {"/dev/sda": new, "/dev/sdb": old}):
-        found = search(plug(disks), ACTIVE)
+        found = search(plug(disks), opening)
         assert disks[found] == new
+
+
+def test_of_two_disks_that_show_the_volume_the_one_that_the_register_knows_is_it() -> None:
+    known, abandoned = (record(generation=2), BLANK), (record(generation=2), record(generation=3, nonce="0b" * 32))
+    for disks in ({"/dev/sda": known, "/dev/sdb": abandoned}, {"/dev/sda": abandoned, "/dev/sdb": known}):
+        found = search(plug(disks), ACTIVE)
+        assert disks[found] == known

@@ -12,7 +12,7 @@ from csi.core.secret import Secret
 from csi.guest.seal import cryptsetup, dm_table, keys, luks_header, profiles, state_record
 from csi.guest.seal.state_record import RecordKind, StateRecord
 
-NONE_RECORD = StateRecord(kind=RecordKind.INTENT, profile=Profile.NONE, key_version=1, generation=0, payload_bytes=4096)
+NONE_RECORD = StateRecord(kind=RecordKind.INTENT, profile=Profile.NONE, key_version=1, sequence=0, payload_bytes=4096)
 KEYS = keys.derive(Secret(bytes(32)), "pvc-1", 1)
 USES: dict[str, Callable[[], object]] = {
     "format": lambda: cryptsetup.luks_format(

@@ -164,6 +164,7 @@ def test_what_lvm_will_not_allocate_is_no_room_in_that_group(said: str) -> None:
         ("  Logical volume vg0/a is used by another device.\n", InUse),
         ("  Can't get lock for vg0.\n  Cannot process volume group vg0\n", Unavailable),
         (FULL, Unavailable),
+        ('  Volume group "vg0" not found\n  Cannot process volume group vg0\n', Unavailable),
         ("  something that this version does not know\n", CommandError),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused, ToolFailed
 from csi.node.lvm import report as lvm_report
-from csi.node.lvm.model import LogicalVolume, PhysicalVolume
+from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume
 
 GOLDEN = (Path(__file__).parents[1] / "data/lvm-2.03.16-fullreport.json").read_bytes()
 REPORT = lvm_report.parse(GOLDEN)
@@ -39,6 +39,7 @@ def test_the_captured_report_holds_every_field_that_is_asked_for() -> None:
         ("vg", lvm_report.VG_FIELDS),
         ("pv", lvm_report.PV_FIELDS),
         ("lv", lvm_report.LV_FIELDS),
+        ("pvseg", lvm_report.PV_SEGMENT_FIELDS),
     ):
         assert {tuple(row) for row in whole[kind]} == {tuple(fields.split(","))}
 
@@ -120,6 +121,7 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
             allocatable=True,
             missing=False,
             device=DeviceNumber(7, 0),
+            longest_run=8,
         ),
         PhysicalVolume(
             name="/dev/loop1",
@@ -129,6 +131,7 @@ def test_a_disk_that_is_not_allocatable_has_no_usable_room() -> None:
             allocatable=False,
             missing=False,
             device=DeviceNumber(7, 1),
+            longest_run=13,
         ),
     )
     assert [pv.usable_free_extents for pv in vg.pvs] == [8, 0]
@@ -226,3 +229,44 @@ def test_a_field_of_another_shape_is_a_failure_of_the_tool(kind: str, field: str
     changed[kind][0][field] = value
     with pytest.raises(ToolFailed, match="is another lvm"):
         lvm_report.parse(text(changed))
+
+
+# What placement asks
+
+
+def test_the_longest_run_of_free_extents_is_that_of_the_disk() -> None:
+    changed = section("whole")
+    changed["pvseg"] = [
+        {"pv_name": name, "pvseg_start": "0", "pvseg_size": size, "segtype": kind}
+        for name, size, kind in [
+            ("/dev/loop0", "5", "free"),
+            ("/dev/loop0", "9", "linear"),
+            ("/dev/loop0", "3", "free"),
+            ("/dev/loop1", "8", "linear"),
+        ]
+    ]
+    (vg,) = lvm_report.parse(text(changed)).vgs
+    assert {pv.name: pv.longest_run for pv in vg.pvs} == {"/dev/loop0": 5, "/dev/loop1": 0}
+
+
+@pytest.mark.parametrize(
+    ("word", "policy"),
+    [
+        *((policy.value, policy) for policy in AllocationPolicy),
+        ("a word of a later LVM", AllocationPolicy.CONTIGUOUS),
+    ],
+)
+def test_an_allocation_policy_that_nobody_knows_is_taken_for_the_strictest(word: str, policy: AllocationPolicy) -> None:
+    changed = section("whole")
+    changed["vg"][0] |= {"vg_allocation_policy": word, "max_lv": "7", "vg_mda_free": "512"}
+    (vg,) = lvm_report.parse(text(changed)).vgs
+    assert (vg.policy, vg.max_lv, vg.metadata_free_bytes) == (policy, 7, 512)
+
+
+def test_a_copied_disk_is_told_by_standard_error_alone() -> None:
+    uuid = section("whole")["pv"][0]["pv_uuid"]
+    said = f"""  WARNING: Not using device /dev/sdz for PV {uuid}.
+  WARNING: PV {uuid} prefers device /dev/loop0 because device was seen first.
+"""
+    found = {pv.name: pv.copy for vg in lvm_report.parse(GOLDEN, said.encode()).vgs for pv in vg.pvs if pv.copy}
+    assert found == {"/dev/loop0": "/dev/sdz"}

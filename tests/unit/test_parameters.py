@@ -270,6 +270,25 @@ def test_the_digest_differs_where_a_key_or_a_value_differs() -> None:
     assert len({parameters.digest(one) for one in classes}) == len(classes)
 
 
+@pytest.mark.parametrize(
+    ("spelled", "plain"),
+    [
+        ({"volumeType": "LVM", "lvmType": "linear", "wipe": "auto", "sealed": "none", "mkfsOptions": ""}, {}),
+        ({"direct": "False"}, {}),
+        ({"direct": "T"}, {"direct": "true"}),
+        ({"sealed": "xts", "direct": "1"}, {"sealed": "xts"}),
+        ({"lvmType": "striping", "stripes": "02"}, {"lvmType": "striping", "stripes": "2"}),
+        ({"stripeSize": "1Mi"}, {"stripeSize": "1024k"}),
+        ({"mkfsOptions": " -m  '0' "}, {"mkfsOptions": "-m 0"}),
+        ({"fsType": "xfs"}, {"csi.storage.k8s.io/fstype": "xfs"}),
+    ],
+)
+def test_the_digest_is_over_what_is_meant_and_not_over_its_spelling(
+    spelled: dict[str, str], plain: dict[str, str]
+) -> None:
+    assert parameters.digest(spelled) == parameters.digest(plain)
+
+
 def test_the_digest_never_changes_because_volumes_carry_it_in_a_tag() -> None:
     assert parameters.digest({}) == "44136fa355b3678a1146ad16f7e8649e"
     assert parameters.digest({"wipe": "none", "pool": "größe"}) == "2af5f4da0cbf89cd94dcc0d8cdeb2980"

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from csi.core.device_number import DeviceNumber
 from csi.core.errors import NoSpace
 from csi.core.sealed import PAYLOAD_OFFSET, Profile, device_bytes
 from csi.node.config import NodeConfig, Pool, Strategy
 from csi.node.lvm.layout import Linear, Striped
-from csi.node.lvm.model import PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import placement
-from csi.node.plan.placement import Placement
+from csi.node.plan.target import Conditions, Placement, Target
 from csi.node.quantity import NO_RESERVE, Reserve
 from csi.node.volume import Parameters
 
@@ -46,6 +47,11 @@ def group(name: str, *disks: PhysicalVolume | int, extent: int = EXTENT) -> Volu
 def pool(name: str, *vgs: str, strategy: Strategy = Strategy.SPREAD, reserve: Reserve = NO_RESERVE) -> NodeConfig:
     """A configuration with one pool, which is the default one."""
     return NodeConfig(pools=(Pool(name=name, vgs=vgs, strategy=strategy, reserve=reserve),), default_pool=name)
+
+
+def target(config: NodeConfig, vg: VolumeGroup) -> Target:
+    """A group with its pool's reserve."""
+    return placement.all_targets(dataclasses.replace(config, include=(re.compile(".*"),)), Report(vgs=(vg,)))[0]
 
 
 def place(
@@ -91,8 +97,8 @@ def test_a_part_of_an_extent_takes_a_whole_one() -> None:
 def test_the_header_of_a_sealed_volume_comes_on_top() -> None:
     vg = group("vg0", 20)
     assert placement.place(pool("main", "vg0"), Report(vgs=(vg,)), SEALED, 2 * EXTENT).extents == 11
-    assert placement.largest(pool("main", "vg0"), vg, SEALED) == 20 * EXTENT - PAYLOAD_OFFSET
-    assert placement.largest(pool("main", "vg0"), group("vg0", 8), SEALED) == 0
+    assert target(pool("main", "vg0"), vg).largest(SEALED) == 20 * EXTENT - PAYLOAD_OFFSET
+    assert target(pool("main", "vg0"), group("vg0", 8)).largest(SEALED) == 0
 
 
 # Striping
@@ -156,7 +162,7 @@ def test_a_disk_that_lvm_would_not_use_counts_for_nothing(parameters: Parameters
     no_place(vg, 11, parameters)
     found = place(vg, 10, parameters)
     assert "/dev/a" not in found.pvs
-    assert placement.available(pool("main", "vg0"), vg) == 10 * EXTENT
+    assert target(pool("main", "vg0"), vg).room == 10 * EXTENT
 
 
 @pytest.mark.parametrize("parameters", [LINEAR, STRIPED, stripes(2)])
@@ -167,7 +173,7 @@ def test_a_group_that_misses_a_disk_takes_nothing_and_says_why(parameters: Param
         dataclasses.replace(whole, pvs=(*whole.pvs, disk("[unknown]", 0, missing=True))),
     ):
         assert "vg0 has room for 0 bytes, as a disk of it is missing" in no_place(vg, 1, parameters)
-        assert placement.available(pool("main", "vg0"), vg) == 0
+        assert target(pool("main", "vg0"), vg).room == 0
 
 
 @pytest.mark.parametrize("state", [{"writable": False}, {"exported": True}])
@@ -175,6 +181,44 @@ def test_a_group_that_can_not_be_changed_takes_nothing(state: dict[str, bool]) -
     vg = dataclasses.replace(group("vg0", 50, 50), **state)
     for parameters in (LINEAR, STRIPED):
         assert "vg0 has room for 0 bytes" in no_place(vg, 1, parameters)
+
+
+def test_a_group_in_which_lvm_would_allocate_nothing_has_no_room_and_says_why() -> None:
+    vg = group("vg0", 50, 50)
+    first, second = vg.pvs
+    number = DeviceNumber(8, 0)
+    protected = dataclasses.replace(vg, pvs=(dataclasses.replace(first, device=number), second))
+    one = LogicalVolume(name="a", vg="vg0", size_bytes=EXTENT, tags=frozenset(), partial=False)
+    found = {
+        "may hold no more than 1 volumes": Target(vg=dataclasses.replace(vg, max_lv=1, lvs=(one,))),
+        "a copy of its disk /dev/a is there as /dev/z": Target(
+            vg=dataclasses.replace(vg, pvs=(dataclasses.replace(first, copy="/dev/z"), second))
+        ),
+        "its disk /dev/a is write-protected": Target(vg=protected, now=Conditions(read_only=frozenset({number}))),
+        "its metadata area is full (31 KiB free": Target(vg=dataclasses.replace(vg, metadata_free_bytes=32 * 1024 - 1)),
+        "vgimport vg0": Target(vg=dataclasses.replace(vg, exported=True)),
+        "LVM's words": Target(vg=vg, now=Conditions(refused={"vg0": "LVM's words"})),
+    }
+    for words, closed in found.items():
+        assert words in closed.closed
+        assert (closed.room, closed.largest(LINEAR), closed.largest(STRIPED)) == (0, 0, 0)
+        assert closed.fit(LINEAR, 1) is None
+        assert closed.fit(STRIPED, 1) is None
+
+
+def test_limits_that_are_not_reached_and_troubles_of_others_close_nothing() -> None:
+    vg = group("vg0", 50)
+    for change in ({"max_lv": 1}, {"max_lv": 0}, {"metadata_free_bytes": 32 * 1024}, {"metadata_free_bytes": None}):
+        assert Target(vg=dataclasses.replace(vg, **change)).room == 50 * EXTENT
+    others = Conditions(read_only=frozenset({DeviceNumber(8, 0)}), refused={"vg1": "words"})
+    assert Target(vg=vg, now=others).room == 50 * EXTENT
+
+
+def test_when_no_group_fits_the_reason_of_each_is_named() -> None:
+    full = dataclasses.replace(group("vg0", 50), metadata_free_bytes=0)
+    assert "vg0 has room for 0 bytes, as its metadata area is full (0 KiB free, see vgs -o vg_mda_free" in no_place(
+        full, 1
+    )
 
 
 # Reserve
@@ -194,22 +238,22 @@ def test_a_group_that_can_not_be_changed_takes_nothing(state: dict[str, bool]) -
 def test_the_reserve_is_kept_free(reserve: Reserve, room: int) -> None:
     vg = group("vg0", 50)
     config = pool("main", "vg0", reserve=reserve)
-    assert placement.available(config, vg) == room * EXTENT
-    assert placement.largest(config, vg, LINEAR) == room * EXTENT
+    assert target(config, vg).room == room * EXTENT
+    assert target(config, vg).largest(LINEAR) == room * EXTENT
     no_place(vg, room + 1, LINEAR, config)
 
 
 def test_the_reserve_holds_for_stripes_and_for_a_group_asked_for_by_name() -> None:
     config = pool("main", "vg0", reserve=Reserve(size_bytes=5 * EXTENT))
     vg = group("vg0", 10, 10)
-    assert placement.largest(config, vg, STRIPED) == 14 * EXTENT
+    assert target(config, vg).largest(STRIPED) == 14 * EXTENT
     no_place(vg, 15, STRIPED, config)
     no_place(vg, 16, Parameters(vg_name="vg0"), config)
 
 
 def test_a_group_outside_every_pool_has_no_reserve() -> None:
     config = dataclasses.replace(pool("main", "vg0", reserve=Reserve(percent=100)), default_pool=None)
-    assert placement.available(config, group("other", 50)) == 50 * EXTENT
+    assert target(config, group("other", 50)).room == 50 * EXTENT
 
 
 # Which group
@@ -235,6 +279,22 @@ def test_spread_takes_the_emptiest_group_and_binpack_the_fullest_that_fits(
 ) -> None:
     config, report = two_groups(strategy)
     assert placement.place(config, report, LINEAR, extents * EXTENT).vg.name == vg
+
+
+@pytest.mark.parametrize(("strategy", "vg"), [(Strategy.SPREAD, "b"), (Strategy.BINPACK, "a")])
+def test_strategies_compare_the_room_that_the_reserve_leaves(strategy: Strategy, vg: str) -> None:
+    """Half of each is kept: `a` has 60 free and 10 for volumes, `b` 50 free and 40."""
+    big, small = group("a", 60), dataclasses.replace(group("b", 50), extents=20)
+    config = pool("main", "a", "b", strategy=strategy, reserve=Reserve(percent=50))
+    assert placement.place(config, Report(vgs=(big, small)), LINEAR, EXTENT).vg.name == vg
+
+
+def test_the_next_group_of_the_strategy_is_taken_where_lvm_has_refused_the_first() -> None:
+    config, report = two_groups(Strategy.SPREAD)
+    refused = Conditions(refused={"b": "LVM refused the volume (words of LVM)"})
+    assert placement.place(config, report, LINEAR, 30 * EXTENT, refused).vg.name == "a"
+    with pytest.raises(NoSpace, match=r"a has room for 160 MiB, b has room for 0 bytes, as LVM refused .*words of LVM"):
+        placement.place(config, report, LINEAR, 50 * EXTENT, refused)
 
 
 @pytest.mark.parametrize(("asked", "vg"), [("pack", "a"), ("spread", "d"), (None, "d")])
@@ -270,12 +330,12 @@ def test_a_group_that_has_room_but_not_for_stripes_is_passed_over() -> None:
 def test_of_two_groups_of_one_name_neither_is_taken() -> None:
     twins = (dataclasses.replace(group("a", 90), uuid="one"), dataclasses.replace(group("a", 80), uuid="two"))
     report = Report(vgs=(*twins, group("b", 1)))
-    assert [vg.name for vg in placement.candidates(pool("main", "a", "b"), report, LINEAR)] == ["b"]
+    assert [one.vg.name for one in placement.targets(pool("main", "a", "b"), report, LINEAR)] == ["b"]
     for parameters in (LINEAR, Parameters(vg_name="a")):
         with pytest.raises(
             NoSpace, match=r"two volume groups have the name a \(UUID one on .*; UUID two on .*vgrename"
         ):
-            placement.candidates(pool("main", "a"), report, parameters)
+            placement.targets(pool("main", "a"), report, parameters)
 
 
 def test_when_no_group_fits_each_is_named_with_its_room() -> None:
@@ -289,7 +349,7 @@ POOLS = NodeConfig(pools=(Pool(name="fast", vgs=("a", "gone")), Pool(name="bulk"
 
 def names(config: NodeConfig, parameters: Parameters, *vgs: str) -> list[str]:
     report = Report(vgs=tuple(group(name, 50) for name in vgs))
-    return [vg.name for vg in placement.candidates(config, report, parameters)]
+    return sorted(one.vg.name for one in placement.targets(config, report, parameters))
 
 
 def test_a_pool_means_those_of_its_groups_that_are_there() -> None:
@@ -366,7 +426,7 @@ def check_within_room(found: Placement, config: NodeConfig) -> None:
         assert len(found.pvs) == len(set(found.pvs)) == count
         assert found.extents % count == 0
         assert all(found.extents // count <= free[name] for name in found.pvs)
-    assert found.extents * found.vg.extent_bytes <= placement.available(config, found.vg)
+    assert found.extents * found.vg.extent_bytes <= target(config, found.vg).room
     kept = (found.vg.usable_free_extents - found.extents) * found.vg.extent_bytes
     assert kept >= config.pools[0].reserve.of(found.vg.size_bytes)
 
@@ -375,7 +435,7 @@ def check_within_room(found: Placement, config: NodeConfig) -> None:
 def test_a_place_never_exceeds_what_any_disk_has(
     vg: VolumeGroup, config: NodeConfig, parameters: Parameters, percent: int
 ) -> None:
-    largest = placement.largest(config, vg, parameters)
+    largest = target(config, vg).largest(parameters)
     assume(largest)
     size_bytes = max(1, largest * percent // 100)
     found = placement.place(config, Report(vgs=(vg,)), parameters, size_bytes)
@@ -393,7 +453,7 @@ def test_a_place_never_exceeds_what_any_disk_has(
 def test_the_largest_volume_fits_and_one_byte_more_does_not(
     vg: VolumeGroup, config: NodeConfig, parameters: Parameters
 ) -> None:
-    report, largest = Report(vgs=(vg,)), placement.largest(config, vg, parameters)
+    report, largest = Report(vgs=(vg,)), target(config, vg).largest(parameters)
     if largest:
         check_within_room(placement.place(config, report, parameters, largest), config)
     for more in (1, vg.extent_bytes):

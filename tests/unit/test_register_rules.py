@@ -9,9 +9,11 @@ import pytest
 from csi.broker import rules as register
 from csi.core.errors import Busy, InvalidInput, Refused
 from csi.core.sealed import Profile
-from csi.kbs.register import VolumeRecord, VolumeState
+from csi.kbs.disk_state import DiskState
+from csi.kbs.register import MOST_CANDIDATES, Accepted, Announcement, VolumeRecord, VolumeState
 
 NOW = 1_000_000
+EPOCH = "0e" * 16
 ALLOCATED = register.allocate("pvc-1", Profile.XTS)
 
 
@@ -21,6 +23,7 @@ def begin_format(record: VolumeRecord, **changes: Any) -> VolumeRecord:
         "nonce": "first",
         "payload_bytes": 4096,
         "measurement": "m",
+        "epoch": EPOCH,
         "now_unix": NOW,
         "lifetime_seconds": 100,
     }
@@ -46,7 +49,7 @@ SHREDDED = register.shred(RETIRED)
 
 def begin_open(record: VolumeRecord, generation: int, nonce: str = "open", **changes: Any) -> VolumeRecord:
     return register.begin_open(
-        record, **({"revision": record.revision, "nonce": nonce, "generation": generation} | changes)
+        record, **({"revision": record.revision, "nonce": nonce, "generation": generation, "epoch": EPOCH} | changes)
     )
 
 
@@ -59,11 +62,19 @@ def commit_open(record: VolumeRecord, generation: int, nonce: str = "open", **ch
 OPENING = begin_open(ACTIVE, 2)
 
 
+def announced(generation: int, nonce: str = "open") -> Announcement:
+    return Announcement(generation=generation, nonce=nonce, epoch=EPOCH)
+
+
+def on_disk(announcement: Announcement) -> DiskState:
+    return DiskState(announcement=announcement, header_sha256="cd" * 32, payload_bytes=8192)
+
+
 def test_a_life() -> None:
     opened = commit_open(OPENING, 2)
     assert (FORMATTING.state, FORMATTING.grant.deadline_unix if FORMATTING.grant else 0) == ("formatting", NOW + 100)
     assert (ACTIVE.state, ACTIVE.generation, ACTIVE.grant, ACTIVE.header_sha256) == ("active", 1, None, "ab" * 32)
-    assert (opened.generation, opened.pending) == (2, None)
+    assert (opened.head, opened.candidates, opened.announced) == (announced(2), (), 2)
     assert [item.revision for item in (ALLOCATED, FORMATTING, ACTIVE, OPENING, opened)] == [1, 2, 3, 4, 5]
     assert (RETIRED.state, SHREDDED.state) == ("retired", "shredded")
 
@@ -190,14 +201,14 @@ def test_reset_gives_up_a_format_for_good() -> None:
         commit_format(second, revision=FORMATTING.revision)
 
 
-@pytest.mark.parametrize("generation", [0, 1, 4, 99])
-def test_generations_go_up_by_one_or_two(generation: int) -> None:
-    with pytest.raises(Refused, match="must be 2, or 3"):
+@pytest.mark.parametrize("generation", [0, 1, 3, 99])
+def test_generations_go_up_by_one(generation: int) -> None:
+    with pytest.raises(Refused, match=r"must be 2$"):
         begin_open(ACTIVE, generation)
 
 
 def test_a_takeover_announces_a_number_that_nobody_announced() -> None:
-    with pytest.raises(Refused, match="1 is committed and 2 announced"):
+    with pytest.raises(Refused, match="2 is, so it must be 3"):
         begin_open(OPENING, 2, "other")
     taken = begin_open(OPENING, 3, "other")
     with pytest.raises(Refused, match="not announced"):
@@ -237,9 +248,9 @@ def test_a_volume_in_use_is_not_shredded_by_one_word(record: VolumeRecord) -> No
 
 
 def test_a_retirement_is_taken_back() -> None:
-    assert register.reinstate(RETIRED) == replace(ACTIVE, revision=RETIRED.revision + 1, committed_nonce=None)
+    assert register.reinstate(RETIRED) == replace(ACTIVE, revision=RETIRED.revision + 1, last_nonce=None)
     again = register.reinstate(register.retire(OPENING))
-    assert (again.state, again.pending) == (VolumeState.ACTIVE, OPENING.pending)
+    assert (again.state, again.candidates) == (VolumeState.ACTIVE, OPENING.candidates)
     for record in (ALLOCATED, FORMATTING):
         fresh = register.reinstate(register.retire(record))
         assert (fresh.state, fresh.grant, fresh.payload_bytes) == (VolumeState.ALLOCATED, None, None)
@@ -254,13 +265,69 @@ def test_what_was_destroyed_stays_so() -> None:
     assert register.shred(ALLOCATED).state is VolumeState.SHREDDED
 
 
-@pytest.mark.parametrize(("committed", "pending", "found", "announced"), [(4, None, 4, 5), (4, 5, 5, 6), (4, 5, 4, 7)])
-def test_next_generation_spares_the_good_record(
-    committed: int, pending: int | None, found: int, announced: int
-) -> None:
-    record = replace(ACTIVE, generation=committed)
-    if pending is not None:
-        record = begin_open(record, pending)
-    assert record.next_generation(found) == announced
-    assert (announced - found) % 2 == 1
-    begin_open(record, announced, "next")
+BEGIN: dict[VolumeState, Callable[[VolumeRecord, str], VolumeRecord]] = {
+    VolumeState.FORMATTING: lambda record, nonce: begin_format(record, nonce=nonce, payload_bytes=8192),
+    VolumeState.ACTIVE: lambda record, nonce: begin_open(record, record.announced + 1, nonce),
+}
+
+
+@pytest.mark.parametrize("record", [FORMATTING, ACTIVE, OPENING], ids=["granted", "committed", "announced"])
+def test_a_nonce_is_used_once(record: VolumeRecord) -> None:
+    nonce = "open" if record is OPENING else "first"
+    with pytest.raises(Refused, match="used for volume pvc-1 before"):
+        BEGIN[record.state](record, nonce)
+
+
+def test_guests_that_die_while_they_open_are_bounded() -> None:
+    record = ACTIVE
+    for number in range(MOST_CANDIDATES):
+        record = begin_open(record, number + 2, f"open-{number}")
+    assert len(record.candidates) == MOST_CANDIDATES
+    with pytest.raises(Refused, match=r"announced 32 times.*volume accept pvc-1"):
+        begin_open(record, MOST_CANDIDATES + 2, "one more")
+    freed = register.accept(record, on_disk(record.candidates[3]), reason="crash loop", now_unix=NOW)
+    assert begin_open(freed, MOST_CANDIDATES + 2, "one more").candidates == (
+        announced(MOST_CANDIDATES + 2, "one more"),
+    )
+
+
+def test_what_is_known_is_the_head_and_what_was_announced_since() -> None:
+    opened = commit_open(OPENING, 2)
+    assert [OPENING.knows(item) for item in (announced(1, "first"), announced(2))] == [True, True]
+    assert [opened.knows(item) for item in (announced(1, "first"), announced(2))] == [False, True]
+    for other in (replace(announced(2), epoch="0f" * 16), announced(2, "other"), announced(3)):
+        assert not opened.knows(other), "a number alone opens nothing"
+
+
+def test_an_accepted_state_is_the_only_one_and_numbers_do_not_go_back() -> None:
+    lost = announced(9, "lost")
+    accepted = register.accept(OPENING, on_disk(lost), reason="restored", now_unix=NOW)
+    assert (accepted.head, accepted.candidates, accepted.announced) == (lost, (), 9)
+    assert accepted.accepted == (Accepted(at_unix=NOW, was=OPENING.head, now=lost, reason="restored"),)
+    assert register.accept(accepted, on_disk(lost), reason="again", now_unix=NOW) == accepted
+    back = register.accept(accepted, on_disk(announced(1, "first")), reason="an older disk", now_unix=NOW)
+    assert (back.generation, back.announced) == (1, 9)
+    with pytest.raises(Refused, match="must be 10"):
+        begin_open(back, 2)
+    with pytest.raises(Busy):
+        commit_open(accepted, 2, revision=OPENING.revision)
+
+
+def test_a_format_that_the_register_forgot_is_accepted() -> None:
+    accepted = register.accept(ALLOCATED, on_disk(announced(4, "lost")), reason="restored", now_unix=NOW)
+    assert (accepted.state, accepted.header_sha256, accepted.payload_bytes) == (VolumeState.ACTIVE, "cd" * 32, 8192)
+    for record in (FORMATTING, SHREDDED):
+        with pytest.raises(Refused, match="no state of a disk can be accepted"):
+            register.accept(record, on_disk(announced(4, "lost")), reason="restored", now_unix=NOW)
+    held = register.accept(RETIRED, on_disk(announced(4, "lost")), reason="restored", now_unix=NOW)
+    assert held.state is VolumeState.RETIRED
+
+
+def test_a_restored_register_knows_what_was_committed_and_nothing_that_was_begun() -> None:
+    assert register.restored(ACTIVE) == ACTIVE
+    again = register.restored(OPENING)
+    assert (again.head, again.candidates, again.announced) == (ACTIVE.head, (), 2)
+    with pytest.raises(Refused, match="not announced"):
+        commit_open(again, 2)
+    assert register.restored(FORMATTING).state is VolumeState.ALLOCATED
+    assert register.restored(SHREDDED) == SHREDDED

@@ -1,40 +1,58 @@
 """The register decides whether a format may happen, the disk can only veto it; an active volume is opened or refused."""
 
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from csi.broker import rules
 from csi.core.errors import Blanked, ForeignContent, Refused, RolledBack, SealedLocalError, Tampered
 from csi.core.sealed import PAYLOAD_OFFSET, Profile
 from csi.core.size import MIB
 from csi.guest import decide as unlock
 from csi.guest.decide import DiskView, Format, HeaderCopy, Open
 from csi.guest.seal.state_record import RecordKind, Slot, SlotState, StateRecord
-from csi.kbs.register import FormatGrant, PendingOpen, VolumeRecord, VolumeState
+from csi.kbs import disk_state
+from csi.kbs.register import Announcement, FormatGrant, VolumeRecord, VolumeState
 
 PAYLOAD = 64 * MIB
 HEADER, OTHER = b"h" * 32, b"o" * 32
+EPOCH = "0e" * 16
+
+
+def announced(generation: int) -> Announcement:
+    return Announcement(generation=generation, nonce=bytes([generation]).hex() * 32, epoch=EPOCH)
+
+
 ABSENT, INVALID = SlotState.ABSENT, SlotState.INVALID
-INTENT = StateRecord(kind=RecordKind.INTENT, profile=Profile.XTS, key_version=1, generation=0, payload_bytes=PAYLOAD)
+INTENT = StateRecord(kind=RecordKind.INTENT, profile=Profile.XTS, key_version=1, sequence=0, payload_bytes=PAYLOAD)
 
 ALLOCATED = VolumeRecord(volume_id="pvc-1", key_version=1, profile=Profile.XTS, state=VolumeState.ALLOCATED, revision=1)
 FORMATTING = replace(
     ALLOCATED,
     state=VolumeState.FORMATTING,
     payload_bytes=PAYLOAD,
-    grant=FormatGrant(nonce="n", measurement="m", deadline_unix=1),
+    grant=FormatGrant(nonce="n", measurement="m", deadline_unix=1, epoch=EPOCH),
 )
-ACTIVE = replace(ALLOCATED, state=VolumeState.ACTIVE, payload_bytes=PAYLOAD, header_sha256=HEADER.hex(), generation=3)
-OPENING = replace(ACTIVE, pending=PendingOpen(generation=5, nonce="n"))
+ACTIVE = replace(
+    ALLOCATED,
+    state=VolumeState.ACTIVE,
+    payload_bytes=PAYLOAD,
+    header_sha256=HEADER.hex(),
+    head=announced(3),
+    announced=3,
+)
+OPENING = replace(ACTIVE, candidates=(announced(4), announced(5)), announced=5)
 RETIRED = replace(ACTIVE, state=VolumeState.RETIRED)
 SHREDDED = replace(ACTIVE, state=VolumeState.SHREDDED)
 
 
 def formatted(generation: int, **changes: object) -> StateRecord:
-    record = replace(INTENT, kind=RecordKind.ACTIVE, generation=generation, header_sha256=HEADER)
-    return replace(record, **changes)  # type: ignore[arg-type]
+    record = replace(INTENT, kind=RecordKind.OPEN, sequence=generation, generation=generation, header_sha256=HEADER)
+    named = replace(record, nonce=bytes([generation]) * 32, epoch=bytes.fromhex(EPOCH))
+    return replace(named, **changes)  # type: ignore[arg-type]
 
 
 def view(
@@ -70,6 +88,10 @@ VIEWS = {
     "generation 4": view(formatted(4), formatted(3)),
     "generation 5": view(formatted(4), formatted(5)),
     "generation 6": view(formatted(6), formatted(5)),
+    "generation 3 of another branch": view(formatted(2), formatted(3, nonce=OTHER)),
+    "generation 3 of another epoch": view(formatted(2), formatted(3, epoch=bytes(16))),
+    "generation 4 of another branch": view(formatted(4, nonce=OTHER), formatted(3)),
+    "a higher number below the newest record": view(formatted(9), formatted(3, sequence=10)),
     "another header": view(formatted(2), formatted(3, header_sha256=OTHER), a=OTHER, b=OTHER),
     "copy A damaged": view(formatted(2), formatted(3), a=OTHER),
     "copy B damaged": view(formatted(2), formatted(3), b=OTHER),
@@ -85,6 +107,10 @@ VIEWS = {
 
 FORMAT = Format(payload_bytes=PAYLOAD)
 Answer = Format | Open | type[SealedLocalError]
+
+
+ACCEPTED = Open(copy=HeaderCopy.A, found=formatted(3, sequence=10))
+"""Which record is the newest on a disk, its own count says: numbers of another branch may be higher."""
 
 
 def opens(copy: HeaderCopy = HeaderCopy.A, generation: int = 3, mend: HeaderCopy | None = None) -> Open:
@@ -114,6 +140,10 @@ TABLE: dict[str, tuple[Answer, Answer, Answer, Answer]] = {
     "generation 4": (Refused, Refused, RolledBack, opens(generation=4)),
     "generation 5": (Refused, Refused, RolledBack, opens(generation=5)),
     "generation 6": (Refused, Refused, RolledBack, RolledBack),
+    "generation 3 of another branch": (Refused, Refused, RolledBack, RolledBack),
+    "generation 3 of another epoch": (Refused, Refused, RolledBack, RolledBack),
+    "generation 4 of another branch": (Refused, Refused, RolledBack, RolledBack),
+    "a higher number below the newest record": (Refused, Refused, ACCEPTED, ACCEPTED),
     "another header": (Refused, Refused, RolledBack, RolledBack),
     "copy A damaged": (
         Refused,
@@ -192,6 +222,18 @@ def test_a_refusal_says_what_was_found(shown: str, record: VolumeRecord, said: s
         unlock.decide(record, VIEWS[shown], may_format=True)
 
 
+@pytest.mark.parametrize("shown", ["older", "generation 6", "generation 3 of another branch"])
+def test_a_refused_state_is_told_so_that_an_operator_can_accept_it(shown: str) -> None:
+    disk = VIEWS[shown]
+    newest = max((slot for slot in disk.slots if isinstance(slot, StateRecord)), key=lambda slot: slot.sequence)
+    with pytest.raises(RolledBack) as told:
+        unlock.decide(ACTIVE, disk, may_format=True)
+    (found,) = re.findall(r"volume accept pvc-1 --found (\S+) --reason TEXT", str(told.value))
+    assert disk_state.parse(found, "--found") == newest.state
+    accepted = rules.accept(ACTIVE, newest.state, reason="r", now_unix=0)
+    assert isinstance(unlock.decide(accepted, disk, may_format=False), Open)
+
+
 def test_no_header_is_hashed_for_a_format_or_for_a_disk_that_the_records_refuse() -> None:
     def never(copy: HeaderCopy) -> bytes:
         raise AssertionError(f"copy {copy} was read")
@@ -208,7 +250,10 @@ RECORDS = st.builds(
     kind=st.sampled_from(RecordKind),
     profile=st.sampled_from(Profile),
     key_version=st.integers(1, 2),
+    sequence=st.integers(0, 7),
     generation=st.integers(0, 7),
+    nonce=st.sampled_from([bytes([number]) * 32 for number in range(8)]),
+    epoch=st.sampled_from([bytes.fromhex(EPOCH)] * 3 + [bytes(16)]),
     payload_bytes=st.sampled_from([PAYLOAD, PAYLOAD + 4096]),
     header_sha256=st.sampled_from([HEADER, OTHER]),
 )
@@ -243,7 +288,7 @@ def test_a_format_needs_permission_and_a_device_that_is_blank_or_ours(
     if not isinstance(decision, Format):
         return
     begun = any(isinstance(slot, StateRecord) for slot in disk.slots)
-    data = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.ACTIVE]
+    data = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
     assert may_format
     assert begun or disk.zero_but_slots
     assert all(slot.generation <= 1 for slot in data)
@@ -257,7 +302,10 @@ def test_what_is_opened_has_the_registers_header_size_and_generation(record: Vol
         return
     assert decision.found in disk.slots
     assert disk.header(decision.copy).hex() == record.header_sha256
-    assert record.generation <= decision.found.generation <= record.newest_generation
+    assert decision.found.announcement in (record.head, *record.candidates)
+    shown = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
+    of_these_keys = [slot for slot in shown if (slot.profile, slot.key_version) == (Profile.XTS, 1)]
+    assert decision.found.sequence == max(slot.sequence for slot in of_these_keys)
     assert disk.device_bytes - PAYLOAD_OFFSET == record.payload_bytes
     other = HeaderCopy.B if decision.copy is HeaderCopy.A else HeaderCopy.A
     assert decision.mend is (None if disk.header(other) == HEADER else other)

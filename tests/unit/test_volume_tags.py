@@ -16,7 +16,7 @@ from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import LogicalVolume, Report, VolumeGroup
 from csi.node.lvm.tags import Unreadable
-from csi.node.volume import Parameters, State, Volume, Wanted, Wipe
+from csi.node.volume import Parameters, Purpose, State, Volume, Wanted, Wipe
 
 # lvm(8), "TAGS".
 TAG = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.\-/=!:&#]{0,1023}")
@@ -63,6 +63,7 @@ def test_a_new_volume_carries_these_tags() -> None:
         "sl:size=1073741824",
         f"sl:params={WANTED.parameters.digest}",
         "sl:kind=volume",
+        "sl:cap=ext4",
         "sl:sealed=xts",
         "sl:wipe=zero",
         "sl:created=1700000000",
@@ -85,6 +86,7 @@ def test_what_was_wanted_is_read_back() -> None:
         holds=None,
         fstype=None,
         mkfs_options=("-m", "0", "-E", "lazy_itable_init=0"),
+        purpose=Purpose(Filesystem.EXT4),
     )
 
 
@@ -100,10 +102,11 @@ def test_what_was_wanted_is_read_back() -> None:
         mkfs_options=st.lists(st.text(max_size=12), max_size=8).map(tuple),
         digest=st.text("0123456789abcdef", min_size=32, max_size=32),
     ),
+    purpose=st.builds(Purpose, st.sampled_from([None, *Filesystem])),
 )
-def test_every_volume_is_read_back_as_it_was_wanted(name: str, size: int, asked: Parameters) -> None:
+def test_every_volume_is_read_back_as_it_was_wanted(name: str, size: int, asked: Parameters, purpose: Purpose) -> None:
     digest = volume_names.name_digest(name)
-    wanted = dataclasses.replace(WANTED, name_digest=digest, size_bytes=size, parameters=asked)
+    wanted = dataclasses.replace(WANTED, name_digest=digest, size_bytes=size, parameters=asked, purpose=purpose)
     tags = volume_tags.encode(wanted)
     assert [tag for tag in tags if TAG.fullmatch(tag) is None] == []
     assert volume_tags.decode(lv(tags)) == Volume(
@@ -118,6 +121,7 @@ def test_every_volume_is_read_back_as_it_was_wanted(name: str, size: int, asked:
         holds=None,
         fstype=asked.fstype,
         mkfs_options=asked.mkfs_options,
+        purpose=purpose,
     )
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 import msgspec
 
@@ -14,9 +16,10 @@ from csi.broker.directory import BrokerDirectory
 from csi.broker.store import StoredVolume
 from csi.broker.verbs.common import as_json
 from csi.broker.volumes import new_volume
-from csi.core.errors import InvalidInput, Refused
+from csi.core.errors import Busy, InvalidInput, Refused
 from csi.core.sealed import Profile
-from csi.kbs import volumes_api
+from csi.kbs import disk_state, volumes_api
+from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord
 
 
@@ -76,6 +79,25 @@ def hand_over(arguments: Namespace) -> int:
     return 0
 
 
+def accept(arguments: Namespace) -> int:
+    """Take the state that a disk shows for the volume's."""
+    found = disk_state.parse(arguments.found, "--found")
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        was = store.volume(arguments.id)
+        print(f"the register:  {_state_of(was)}\nthe disk:      {found}")
+        if not arguments.yes:
+            raise Refused(
+                f"accepting the disk's state makes it the only one of volume {arguments.id} that opens; what was written "
+                "under any other one is given up. Is it the newest disk there is? Then add --yes"
+            )
+        rule = partial(register.accept, found=found, reason=arguments.reason, now_unix=int(time.time()))
+        detail = f"was={_state_of(was)} now={found} reason={arguments.reason}"
+        event = Event(actor=OPERATOR, action="accepted", subject=arguments.id, detail=detail)
+        record = store.change(arguments.id, lambda now: rule(_unchanged(now, was)), event)
+    print(f"volume {record.volume_id} is {record.state} at generation {record.generation}, by that state alone")
+    return 0
+
+
 def reset(arguments: Namespace) -> int:
     """End a formatting that nobody will finish."""
     return _operate(arguments, "reset", register.reset)
@@ -108,8 +130,29 @@ def _operate(
     return 0
 
 
+def _unchanged(now: VolumeRecord, shown: VolumeRecord) -> VolumeRecord:
+    """What is accepted must be what the operator was shown."""
+    if now != shown:
+        raise Busy(f"volume {now.volume_id} changed at this moment; look again")
+    return now
+
+
+def _state_of(record: VolumeRecord) -> str:
+    if record.head is None:
+        return f"{record.state}, never committed"
+    head = DiskState(
+        announcement=record.head, header_sha256=record.header_sha256 or "", payload_bytes=record.payload_bytes or 0
+    )
+    return f"{head} ({len(record.candidates)} announced since)"
+
+
 def _members(stored: StoredVolume, epoch: str) -> dict[str, object]:
-    return {**msgspec.to_builtins(stored.record), "owner": stored.owner, "epoch": epoch}
+    return {
+        **msgspec.to_builtins(stored.record),
+        "generation": stored.record.generation,
+        "owner": stored.owner,
+        "epoch": epoch,
+    }
 
 
 def _columns(stored: StoredVolume) -> tuple[str, str, str, str, str, str]:

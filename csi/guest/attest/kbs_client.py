@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from csi.core.errors import InvalidInput, NotFound, NotReleased, Refused, Unavailable, Unsupported
+from csi.core.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable, Unsupported
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.attester import Attester, SampleAttester
@@ -51,6 +51,7 @@ class BrokerRegister:
         self._key = key or _process_key()
         self._init_data = settings.init_data
         self._cookie: str | None = None
+        self._epochs: dict[str, str] = {}
         self._transport = HttpsTransport(
             url=settings.url,
             ca_pem=settings.ca_pem,
@@ -70,7 +71,10 @@ class BrokerRegister:
 
     def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
         """See `Register.open`."""
-        record, secret = self._change(volume_id, "open", volumes_api.OpenRequest(profile=profile))
+        answer = self._exchange(volume_id, "open", volumes_api.OpenRequest(profile=profile))
+        with _answer_of_the_broker():
+            record, secret = answer.record, volumes_api.secret_of(answer)
+        self._epochs[volume_id] = answer.epoch
         if secret is None:
             raise Refused(f"the broker answered without the secret of volume {volume_id}")
         if record.profile is not profile:
@@ -80,7 +84,7 @@ class BrokerRegister:
     def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
         """See `Register.begin_format`."""
         request = volumes_api.BeginFormatRequest(revision=record.revision, nonce=nonce, payload_bytes=payload_bytes)
-        answer, _ = self._change(record.volume_id, "begin-format", request)
+        answer = self._change(record.volume_id, "begin-format", request)
         # The one answer that lets data be overwritten is read twice, even from a broker that is trusted.
         if answer.state is not VolumeState.FORMATTING or answer.grant is None or answer.grant.nonce != nonce:
             raise Refused(f"the broker gave no permission to format volume {record.volume_id}")
@@ -93,17 +97,17 @@ class BrokerRegister:
         request = volumes_api.CommitFormatRequest(
             revision=record.revision, nonce=nonce, header_sha256=header_sha256, payload_bytes=payload_bytes
         )
-        return self._change(record.volume_id, "commit-format", request)[0]
+        return self._change(record.volume_id, "commit-format", request)
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         """See `Register.begin_open`."""
         request = volumes_api.BeginOpenRequest(revision=record.revision, nonce=nonce, generation=generation)
-        return self._change(record.volume_id, "begin-open", request)[0]
+        return self._change(record.volume_id, "begin-open", request)
 
     def commit_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         """See `Register.commit_open`."""
         request = volumes_api.CommitOpenRequest(revision=record.revision, nonce=nonce, generation=generation)
-        return self._change(record.volume_id, "commit-open", request)[0]
+        return self._change(record.volume_id, "commit-open", request)
 
     def close(self) -> None:
         """Drop the connection."""
@@ -115,16 +119,22 @@ class BrokerRegister:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _change(self, volume_id: str, action: str, request: msgspec.Struct) -> tuple[VolumeRecord, Secret | None]:
+    def _change(self, volume_id: str, action: str, request: msgspec.Struct) -> VolumeRecord:
+        answer = self._exchange(volume_id, action, request)
+        if answer.epoch != self._epochs.get(volume_id, answer.epoch):
+            raise Busy(f"the broker's register was restored while volume {volume_id} was being opened; start over")
+        return answer.record
+
+    def _exchange(self, volume_id: str, action: str, request: msgspec.Struct) -> volumes_api.Answer:
         path = volumes_api.volume_path(volume_id, action)
         response = self._attested("POST", path, strict_json.encode(request))
         if response.status != 200:
             _raise_error(response, f"volume {volume_id}")
         with _answer_of_the_broker():
-            record, secret = volumes_api.decode_answer(jwe.decrypt(self._key, response.body))
-        if record.volume_id != volume_id:
-            raise Refused(f"the broker answered for volume {record.volume_id} instead of {volume_id}")
-        return record, secret
+            answer = volumes_api.decode_answer(jwe.decrypt(self._key, response.body))
+        if answer.record.volume_id != volume_id:
+            raise Refused(f"the broker answered for volume {answer.record.volume_id} instead of {volume_id}")
+        return answer
 
     def _attested(self, method: str, path: str, body: bytes | None) -> Response:
         """One exchange in an attested session. 401 means that the session ended; it is renewed, three tries in all."""

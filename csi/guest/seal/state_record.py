@@ -1,13 +1,14 @@
-"""The state record of a sealed volume: 4 KiB that say, under a MAC, what the volume is and which generation the disk shows.
+"""The state record of a sealed volume: 4 KiB that say, under a MAC, what the volume is and which open wrote it.
 
-Layout (big-endian): magic 8 · kind u16 · profile u16 · key version u32 · generation u64 · payload bytes u64 ·
-SHA-256 of the volume id 32 · SHA-256 of the header 32 · header MAC 32 · zeroes · record MAC 32 at 4064.
+Layout (big-endian): magic 8 · kind u16 · profile u16 · key version u32 · sequence u64 · payload bytes u64 · SHA-256 of
+the volume id 32 · SHA-256 of the header 32 · header MAC 32 · generation u64 · nonce of the announcement 32 · nonce of the
+record that it follows 32 · 40 zeroes · register epoch 16 · zeroes · record MAC 32 at 4064.
 """
 
 import hashlib
 import hmac
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 from typing import Final, assert_never
 
@@ -15,12 +16,17 @@ from csi.core.errors import Tampered
 from csi.core.sealed import STATE_RECORD_BYTES, Profile
 from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.profiles import unsealed
+from csi.kbs.disk_state import DiskState
+from csi.kbs.register import Announcement
 
 _MAGIC: Final = b"SLSTATE1"
-_FIELDS: Final = struct.Struct(">8sHHIQQ32s32s32s")
+_FIELDS: Final = struct.Struct(">8sHHIQQ32s32s32sQ32s32s40s16s")
 _MAC_OFFSET: Final = STATE_RECORD_BYTES - 32
 _HEADER_CONTEXT: Final = b"sealed-local/v1 header"
 _NO_HASH: Final = bytes(32)
+_NO_NONCE: Final = bytes(32)
+_NO_EPOCH: Final = bytes(16)
+_FIRST_SEQUENCE: Final = 1
 
 
 class RecordKind(IntEnum):
@@ -28,21 +34,66 @@ class RecordKind(IntEnum):
 
     INTENT = 1
     """A format has begun by a guest that the register allowed to; nothing on the device is anybody's data yet."""
-    ACTIVE = 2
-    """The volume is formatted; header and generation as given."""
+    OPEN = 2
+    """The volume is formatted, and was opened for writing under the announcement given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateRecord:
-    """One verified record."""
+    """One verified record. An intent has sequence 0 and nothing from `header_sha256` on, so that each one is the same
+    bytes: tearing the write of a second one over a first changes nothing.
+    """
 
     kind: RecordKind
     profile: Profile
     key_version: int
-    generation: int
+    sequence: int
+    """Counts the records of one disk; a record lies in slot `sequence % 2`, never over the one that it follows."""
     payload_bytes: int
     header_sha256: bytes = _NO_HASH
     header_mac: bytes = _NO_HASH
+    generation: int = 0
+    nonce: bytes = _NO_NONCE
+    follows: bytes = _NO_NONCE
+    """The nonce of the record that this one follows; zero in the first."""
+    epoch: bytes = _NO_EPOCH
+
+    @property
+    def announcement(self) -> Announcement:
+        """Under what it was written, to be compared with what the register knows. Of an open record only."""
+        return Announcement(generation=self.generation, nonce=self.nonce.hex(), epoch=self.epoch.hex())
+
+    @property
+    def state(self) -> DiskState:
+        """What a person may be asked to accept. Of an open record only."""
+        return DiskState(
+            announcement=self.announcement,
+            header_sha256=self.header_sha256.hex(),
+            payload_bytes=self.payload_bytes,
+        )
+
+
+def intent(profile: Profile, key_version: int, payload_bytes: int) -> StateRecord:
+    """The record of a format that begins."""
+    return StateRecord(
+        kind=RecordKind.INTENT, profile=profile, key_version=key_version, sequence=0, payload_bytes=payload_bytes
+    )
+
+
+def opened(begun: StateRecord, header_sha256: bytes, header_mac: bytes, announced: Announcement) -> StateRecord:
+    """The first record of a formatted volume."""
+    named = replace(begun, header_sha256=header_sha256, header_mac=header_mac)
+    return _under(replace(named, kind=RecordKind.OPEN, sequence=_FIRST_SEQUENCE), announced)
+
+
+def following(found: StateRecord, announced: Announcement) -> StateRecord:
+    """The record of the next open for writing."""
+    return _under(replace(found, sequence=found.sequence + 1, follows=found.nonce), announced)
+
+
+def _under(record: StateRecord, announced: Announcement) -> StateRecord:
+    nonce, epoch = bytes.fromhex(announced.nonce), bytes.fromhex(announced.epoch)
+    return replace(record, generation=announced.generation, nonce=nonce, epoch=epoch)
 
 
 class SlotState(Enum):
@@ -64,11 +115,16 @@ def encode(record: StateRecord, keys: VolumeKeys, volume_id: str) -> bytes:
         record.kind,
         _number(record.profile),
         record.key_version,
-        record.generation,
+        record.sequence,
         record.payload_bytes,
         hashlib.sha256(volume_id.encode()).digest(),
         record.header_sha256,
         record.header_mac,
+        record.generation,
+        record.nonce,
+        record.follows,
+        bytes(40),
+        record.epoch,
     )
     body = fields.ljust(_MAC_OFFSET, b"\0")
     return body + _mac(body, keys)
@@ -82,20 +138,40 @@ def decode(raw: bytes, keys: VolumeKeys, volume_id: str) -> Slot:
         return SlotState.ABSENT
     if not hmac.compare_digest(_mac(raw[:_MAC_OFFSET], keys), raw[_MAC_OFFSET:]):
         return SlotState.INVALID
-    magic, kind, profile, key_version, generation, payload, volume, header, mac = _FIELDS.unpack_from(raw)
+    record = _parse(raw, volume_id)
+    # Whatever else the bytes say is a meaning that this version doesn't know.
+    if record is None or encode(record, keys, volume_id) != raw or not _is_sensible(record):
+        raise Tampered("a state record verifies, yet is of another format version or volume; use a newer guest")
+    return record
+
+
+def _parse(raw: bytes, volume_id: str) -> StateRecord | None:
+    """The named fields; None for a magic, kind, profile or volume that is not known here."""
+    magic, kind, profile, key_version, sequence, payload, volume, digest, mac, *identity = _FIELDS.unpack_from(raw)
+    generation, nonce, follows, _, epoch = identity
     known = {_number(sealed): sealed for sealed in Profile if sealed.is_sealed}
     of_this_volume = volume == hashlib.sha256(volume_id.encode()).digest()
     if magic != _MAGIC or kind not in set(RecordKind) or profile not in known or not of_this_volume:
-        raise Tampered("a state record verifies, yet is of another format version or volume; use a newer guest")
+        return None
     return StateRecord(
         kind=RecordKind(kind),
         profile=known[profile],
         key_version=key_version,
-        generation=generation,
+        sequence=sequence,
         payload_bytes=payload,
-        header_sha256=header,
+        header_sha256=digest,
         header_mac=mac,
+        generation=generation,
+        nonce=nonce,
+        follows=follows,
+        epoch=epoch,
     )
+
+
+def _is_sensible(record: StateRecord) -> bool:
+    if record.kind is RecordKind.INTENT:
+        return record == intent(record.profile, record.key_version, record.payload_bytes)
+    return record.generation >= 1 and record.sequence >= _FIRST_SEQUENCE and record.nonce != _NO_NONCE
 
 
 def header_mac(header_sha256: bytes, header_bytes: int, keys: VolumeKeys) -> bytes:

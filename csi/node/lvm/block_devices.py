@@ -5,6 +5,7 @@ or multipath device, which show the label of the whole.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,13 @@ class BlockDevice:
     sectors: int
     sequence: str
     """Differs for every device that was ever under this name and number, where the kernel counts them (Linux 5.15)."""
+    links: tuple[str, ...] = field(default=(), compare=False)
+    """Its further names in /dev. udev makes and removes them a moment later, so they are no part of what the device is."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names by which LVM may know it."""
+        return self.path, *self.links
 
 
 @dataclass(slots=True)
@@ -47,10 +55,11 @@ class BlockDevices:
 
     def _list(self) -> tuple[BlockDevice, ...]:
         entries = sorted((self.sysfs / "class/block").iterdir())
-        found = (self._device(entry) for entry in entries if not entry.name.startswith(_NO_DISKS))
+        links = self._links()
+        found = (self._device(entry, links) for entry in entries if not entry.name.startswith(_NO_DISKS))
         return tuple(device for device in found if device is not None)
 
-    def _device(self, entry: Path) -> BlockDevice | None:
+    def _device(self, entry: Path, links: Mapping[str, list[str]]) -> BlockDevice | None:
         number, sectors = _text(entry / "dev"), _text(entry / "size")
         if not number or sectors in ("", "0") or _is_left_out(entry):
             return None
@@ -62,10 +71,20 @@ class BlockDevices:
                 number=DeviceNumber.parse(number),
                 sectors=int(sectors),
                 sequence=_text(entry / "diskseq"),
+                links=tuple(links.get(path, ())),
             )
             if path is not None
             else None
         )
+
+    def _links(self) -> dict[str, list[str]]:
+        """Links of udev's folders by the node that they lead to."""
+        found: dict[str, list[str]] = {}
+        for folder in (self.dev / "mapper", self.dev / "block", *_entries(self.dev / "disk")):
+            for link in sorted(_entries(folder)):
+                if link.is_symlink():
+                    found.setdefault(os.path.realpath(link), []).append(str(link))
+        return found
 
     def _node(self, name: str, number: DeviceNumber) -> str | None:
         """The node with the kernel's name (which has `!` for `/`), else any that leads there."""

@@ -5,8 +5,10 @@ A command that writes is never ended because a caller lost patience: half-made v
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -34,12 +36,18 @@ _NO_ORIGIN = 'lv_attr!~"^[oO]"'
 _WRITE_SECONDS = 600.0
 _NO_FILTER: Final = DeviceFilter()
 
+# The host must not activate a tenant's volume when it boots, and look for its own filesystems there.
+_NO_AUTOACTIVATION: Final = ("--setautoactivation", "n")
+_AUTOACTIVATION_SINCE: Final = (2, 3, 12)
+_SKIP_ACTIVATION: Final = ("--setactivationskip", "y")
+"""What older ones know: then `vgchange -ay` by hand passes the volume over, too."""
+
 _REPORT = (
     "fullreport", "--reportformat", "json", "--units", "b", "--nosuffix",
     "--configreport", "vg", "-o", lvm_report.VG_FIELDS,
     "--configreport", "pv", "-o", lvm_report.PV_FIELDS,
     "--configreport", "lv", "-o", lvm_report.LV_FIELDS,
-    "--configreport", "pvseg", "-o", "pvseg_start",
+    "--configreport", "pvseg", "-o", lvm_report.PV_SEGMENT_FIELDS,
     "--configreport", "seg", "-o", "seg_start",
 )  # fmt: skip
 
@@ -58,6 +66,7 @@ class Lvm:
         devices: Callable[[], Sequence[BlockDevice]] | None = None,
     ) -> None:
         self.turns = Turns(lock_file)
+        self._inactive_at_boot: tuple[str, str] = _SKIP_ACTIVATION
         self._process = LvmProcess(runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent)
         self._devices = devices or BlockDevices().now
         self._proved = ProvedReport(self._visible, DiskViews(DiskReader()), allows, self._ask)
@@ -77,16 +86,36 @@ class Lvm:
 
     def _visible(self) -> list[BlockDevice]:
         patterns = self._process.patterns()
-        return [device for device in self._devices() if filters.takes(patterns, (device.path,))]
+        return [device for device in self._devices() if filters.takes(patterns, device.names)]
 
     def _ask(self, vg: str, groups: int) -> tuple[VolumeGroup, ...]:
         """LVM's own word on the groups of this name. A single one is asked for by name, so that no other one is locked."""
         argv = (*_REPORT, vg) if groups == 1 else _REPORT
-        said = lvm_report.parse(self._process.said(argv, _READ_SECONDS, without=self._frozen()))
-        return tuple(found for found in said.vgs if found.name == vg)
+        said = lvm_report.parse(*self._process.said(argv, _READ_SECONDS, without=self._frozen()))
+        known = tuple(found for found in said.vgs if found.name == vg)
+        self._require_not_hidden(vg, {pv.uuid for found in known for pv in found.pvs if pv.missing})
+        return known
+
+    def _require_not_hidden(self, vg: str, missing: AbstractSet[str]) -> None:
+        """Raises `Refused` when a disk that LVM misses is there, and the filter hides it.
+
+        With the next change of the group LVM would record that disk as gone, and whoever sees it again would not get the
+        volumes on it back by himself.
+        """
+        if not missing:
+            return
+        visible = {device.number for device in self._visible()}
+        hidden = [device for device in self._devices() if device.number not in visible]
+        labels = [(view.device.path, view.label) for view in DiskViews(DiskReader()).look(hidden)]
+        found = [path for path, label in labels if label is not None and label.pv_uuid in missing]
+        if found:
+            raise Refused(
+                f"{', '.join(found)} belongs to volume group {vg}, and the configuration keeps LVM away from it. Name it "
+                "in the pool's `devices`, or take it out of the group (pvmove, then vgreduce)"
+            )
 
     def _frozen(self) -> list[str]:
-        return [device.path for device in self._proved.frozen]
+        return [name for device in self._proved.frozen for name in device.names]
 
     def create(
         self,
@@ -105,14 +134,14 @@ class Lvm:
         there after all; only when that can't be told either, a volume may be there that the caller doesn't know.
         """
         argv = ["lvcreate", "--yes", "--name", name, "--extents", str(extents)]
-        argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n"]
+        argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n", *self._inactive_at_boot]
         for tag in tags:
             argv += ["--addtag", tag]
         if stripes > 1:
             argv += ["--stripes", str(stripes)]
             argv += ["--stripesize", f"{stripe_kib}k"] if stripe_kib is not None else []
         try:
-            self._change(vg, [*argv, vg, *pvs])
+            self._commit(vg, [*argv, vg, *pvs])
         except CommandEnded as error:
             if not self._was_made(vg, name, tags, error):
                 raise
@@ -156,7 +185,8 @@ class Lvm:
         LVM removes the snapshots of an inactive origin with it, and asks nobody. Its own selection, made under the group's
         lock, leaves an origin out, whenever somebody has made a snapshot. Raises `InUse` then.
         """
-        self._change_lv(vg, ["lvremove", "--yes", "--select", _NO_ORIGIN, f"{vg}/{name}"])
+        with self._told_by_its_kind():
+            self._commit(vg, ["lvremove", "--yes", "--select", _NO_ORIGIN, f"{vg}/{name}"])
         left = self._find(vg, name)
         if left is not None and left.is_origin:
             raise InUse(
@@ -171,7 +201,8 @@ class Lvm:
             argv += ["--deltag", tag]
         for tag in add:
             argv += ["--addtag", tag]
-        self._change_lv(vg, [*argv, f"{vg}/{name}"])
+        with self._told_by_its_kind():
+            self._commit(vg, [*argv, f"{vg}/{name}"])
         gone, there = frozenset(remove), frozenset(add)
         self._require(
             vg, name, "changed", lambda lv: lv is not None and lv.tags >= there and not lv.tags & (gone - there)
@@ -183,7 +214,8 @@ class Lvm:
         `vgmknodes` brings back an entry that a restart of udev or of the pod lost, and mends one that is left over from
         another time. Raises `Refused` when it doesn't: writing through a wrong path would destroy another volume.
         """
-        self._change_lv(vg, ["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
+        with self._told_by_its_kind():
+            self._change(vg, ["lvchange", "--yes", "--activate", "y", "--ignoreactivationskip", f"{vg}/{name}"])
         device = disks.mapped(dm_name.encode(vg, name))
         if device is None:
             raise ToolFailed(f"LVM says that {vg}/{name} is active, and the kernel has no such device")
@@ -201,32 +233,49 @@ class Lvm:
 
         Raises `InUse` when it stays open.
         """
-        self._change_lv(vg, ["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
+        with self._told_by_its_kind():
+            self._change(vg, ["lvchange", "--yes", "--activate", "n", f"{vg}/{name}"])
 
     def create_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Make a volume group of blank devices; LVM itself refuses one with a signature, as it is never told to force."""
-        self._change(vg, ["vgcreate", *_metadata_size(devices), vg, *devices], hints=True)
+        self._commit(vg, ["vgcreate", *_metadata_size(devices), vg, *devices], hints=True)
 
     def extend_vg(self, vg: str, devices: Sequence[str]) -> None:
         """Add blank devices to a volume group."""
-        self._change(vg, ["vgextend", *_metadata_size(devices), vg, *devices], hints=True)
+        self._commit(vg, ["vgextend", *_metadata_size(devices), vg, *devices], hints=True)
 
     def version(self) -> str:
         """LVM's own version line. Raises `ToolFailed` when lvm is not installed, or doesn't read the settings of ours."""
         self._process.require_settings(_READ_SECONDS)
         first = self._process.run(["version"], _READ_SECONDS).text.partition("\n")[0]
-        return first.split(":", 1)[-1].strip() or "unknown"
+        version = first.split(":", 1)[-1].strip() or "unknown"
+        numbers = tuple(int(part) for part in re.findall("[0-9]+", version)[:3])
+        self._inactive_at_boot = _NO_AUTOACTIVATION if numbers >= _AUTOACTIVATION_SINCE else _SKIP_ACTIVATION
+        return version
 
-    def _change_lv(self, vg: str, argv: Sequence[str]) -> None:
+    @contextmanager
+    def _told_by_its_kind(self) -> Iterator[None]:
         try:
-            self._change(vg, argv)
+            yield
         except CommandError as error:
             raise failures.of_change(error) from error
 
-    def _change(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> None:
-        """One command that changes a group, in the group's turn. Disks that don't answer are kept out of its sight."""
+    def _commit(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> None:
+        """One command that changes a group's metadata.
+
+        Raises as `Report.vg` does when nobody can look into the group: LVM would record disks as gone that it doesn't see.
+        """
         with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
+            try:
+                self.report().vg(vg)
+            except Unavailable as error:
+                raise Unavailable(f"{argv[0]} of {argv[-1]} was not begun: {error}") from error
             self._proved.changes(vg)
+            self._change(vg, argv, hints=hints)
+
+    def _change(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> None:
+        """One command in the group's turn. Disks that don't answer are kept out of its sight."""
+        with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
             self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._frozen())
 
 

@@ -37,6 +37,7 @@ _NO_CHANGE: Final = re.compile(
     ),
     re.IGNORECASE,
 )
+_UNSEEN: Final = re.compile(r"Volume group \"[^\"]*\" not found|Cannot process volume group|PVs are missing")
 _BUSY: Final = re.compile(r"in use|is used by another device|Device or resource busy")
 _LOCKED: Final = re.compile(
     r"Can't get lock|Couldn't get lock|lock failed|Resource temporarily unavailable", re.IGNORECASE
@@ -60,6 +61,8 @@ def of_change(error: CommandError) -> SealedLocalError:
         return Unavailable(
             f"the group's metadata area is full: {_said(error)}; delete a volume that nobody needs, then repeat"
         )
+    if _UNSEEN.search(error.stderr):
+        return Unavailable(f"LVM does not see the whole group: {_said(error)}; look at its disks, then repeat")
     if _BUSY.search(error.stderr):
         return InUse(f"{_said(error)}; end the process or virtual machine that holds it, then repeat")
     return error

@@ -18,6 +18,8 @@ class Linear:
 
 
 LINEAR: Final = Linear()
+MOST_STRIPES: Final = 128
+"""LVM's own limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ Only what this driver itself makes is understood: linear and striped volumes on 
 pool, a mirror, a key or a flag that isn't listed here (another version of LVM) is for LVM to explain.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Final
@@ -12,8 +12,13 @@ from typing import Final
 from csi.core.size import SECTOR_BYTES
 from csi.node.lvm.metadata_area import NotUnderstood
 from csi.node.lvm.metadata_text import Section
-from csi.node.lvm.model import LogicalVolume, PhysicalVolume, VolumeGroup
+from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume, VolumeGroup
 
+Used = dict[str, list[tuple[int, int]]]
+"""Runs of extents in use by the label of their disk: the first one and how many."""
+
+_POLICY: Final = AllocationPolicy.NORMAL
+"""What LVM leaves out of the text."""
 _CONTENTS: Final = {"contents": "Text Format Volume Group", "version": 1}
 _AROUND: Final = frozenset({"contents", "version", "description", "creation_host", "creation_time"})
 _VG_KEYS: Final = frozenset(
@@ -63,7 +68,7 @@ def volume_group(text: Section, known: VolumeGroup) -> VolumeGroup:
     if group.get("id") != known.uuid or group.get("format") != "lvm2":
         raise NotUnderstood(f"the metadata text belongs to another group than {known.name}")
     lvs = {name: _as_section(raw) for name, raw in _section(group, "logical_volumes", missing_is_empty=True).items()}
-    used: Counter[str] = Counter()
+    used: Used = defaultdict(list)
     volumes = tuple(_lv(name, lvs[name], known, _number(group, "extent_size"), used) for name in sorted(lvs))
     pvs = _pvs(_section(group, "physical_volumes"), known, used)
     return replace(
@@ -72,6 +77,8 @@ def volume_group(text: Section, known: VolumeGroup) -> VolumeGroup:
         extents=sum(pv.extents for pv in pvs),
         free_extents=sum(pv.free_extents for pv in pvs),
         writable="WRITE" in _words(group, "status"),
+        policy=AllocationPolicy.read(_word(group, "allocation_policy")) if "allocation_policy" in group else _POLICY,
+        max_lv=_number(group, "max_lv") if "max_lv" in group else 0,
         exported=False,
         partial=False,
         pvs=pvs,
@@ -84,23 +91,36 @@ def with_room(vg: VolumeGroup, metadata_free_bytes: int | None) -> VolumeGroup:
     return replace(vg, metadata_free_bytes=metadata_free_bytes)
 
 
-def _pvs(raw: Section, known: VolumeGroup, used: Counter[str]) -> tuple[PhysicalVolume, ...]:
+def _pvs(raw: Section, known: VolumeGroup, used: Used) -> tuple[PhysicalVolume, ...]:
     by_uuid = {str(_as_section(pv).get("id")): (label, _as_section(pv)) for label, pv in raw.items()}
     if by_uuid.keys() != {pv.uuid for pv in known.pvs} or len(by_uuid) != len(raw) or used.keys() - raw.keys():
         raise NotUnderstood(f"group {known.name} has other disks than before")
     return tuple(_pv(*by_uuid[pv.uuid], pv, used) for pv in known.pvs)
 
 
-def _pv(label: str, raw: Section, known: PhysicalVolume, used: Counter[str]) -> PhysicalVolume:
+def _pv(label: str, raw: Section, known: PhysicalVolume, used: Used) -> PhysicalVolume:
     _require_plain(raw, _PV_KEYS, _PV_STATUS)
     extents = _number(raw, "pe_count")
-    if known.missing or used[label] > extents:
+    runs = _free_runs(used[label], extents)
+    if known.missing or runs is None:
         raise NotUnderstood(f"the extents of disk {known.name} don't fit together")
     allocatable = "ALLOCATABLE" in _words(raw, "status")
-    return replace(known, extents=extents, free_extents=extents - used[label], allocatable=allocatable)
+    longest = max(runs, default=0)
+    return replace(known, extents=extents, free_extents=sum(runs), allocatable=allocatable, longest_run=longest)
 
 
-def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int, used: Counter[str]) -> LogicalVolume:
+def _free_runs(used: list[tuple[int, int]], extents: int) -> list[int] | None:
+    """The lengths of what lies free between the used runs; None when these overlap or don't lie on the disk."""
+    found, end = [], 0
+    for start, length in (*sorted(used), (extents, 0)):
+        if start < end:
+            return None
+        found.append(start - end)
+        end = start + length
+    return [length for length in found if length]
+
+
+def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int, used: Used) -> LogicalVolume:
     segments = [f"segment{number}" for number in range(1, _number(raw, "segment_count") + 1)]
     _require_plain(raw, _LV_KEYS.union(segments), _LV_STATUS, flags=_LV_FLAGS)
     if "VISIBLE" not in _words(raw, "status"):
@@ -119,7 +139,7 @@ def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int, used: 
     )
 
 
-def _segment(lv: str, raw: Section, start: int, used: Counter[str]) -> int:
+def _segment(lv: str, raw: Section, start: int, used: Used) -> int:
     """Counts what the segment takes from each disk. Returns its extents."""
     extents, stripes = _number(raw, "extent_count"), raw.get("stripes")
     count = _number(raw, "stripe_count")
@@ -127,8 +147,10 @@ def _segment(lv: str, raw: Section, start: int, used: Counter[str]) -> int:
         raise NotUnderstood(f"volume {lv} has a segment that is not plain")
     if not isinstance(stripes, list) or count < 1 or len(stripes) != 2 * count or extents % count:
         raise NotUnderstood(f"volume {lv} has a segment whose stripes don't fit together")
-    for disk in stripes[::2]:
-        used[str(disk)] += extents // count
+    for disk, first in zip(stripes[::2], stripes[1::2], strict=True):
+        if not isinstance(first, int):
+            raise NotUnderstood(f"volume {lv} has a stripe that begins nowhere")
+        used[str(disk)].append((first, extents // count))
     return extents
 
 

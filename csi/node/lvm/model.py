@@ -5,6 +5,7 @@ A record changes only when somebody commits a change of its group. What the kern
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from csi.core.device_number import DeviceNumber
@@ -14,6 +15,27 @@ from csi.node.lvm import dm_name
 METADATA_MARGIN_BYTES: Final = 32 * 1024
 """What stays free in a metadata area: at its first stage and at its deletion a volume's tags grow by some 40 bytes, and
 both must work in a group that is full."""
+
+
+class AllocationPolicy(StrEnum):
+    """How LVM chooses extents in a group; the words of `vgchange --alloc` and of the metadata."""
+
+    CONTIGUOUS = "contiguous"
+    """A volume, or each stripe of it, is one run of extents."""
+    CLING = "cling"
+    """A volume, or each stripe of it, stays on the disk that it begins on."""
+    CLING_BY_TAGS = "cling_by_tags"
+    """The same, as no tags are set by which a disk could be another's neighbour."""
+    NORMAL = "normal"
+    ANYWHERE = "anywhere"
+
+    @classmethod
+    def read(cls, word: str) -> "AllocationPolicy":
+        """The strictest for a word of a later LVM: what fits under it fits under any."""
+        try:
+            return cls(word)
+        except ValueError:
+            return cls.CONTIGUOUS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +50,10 @@ class PhysicalVolume:
     device: DeviceNumber | None = None
     """None when it is missing."""
     uuid: str = ""
+    longest_run: int = 0
+    """The most free extents that lie in a row."""
+    copy: str = ""
+    """Another device that shows the same label: a clone of this disk. LVM then changes nothing in the group."""
 
     @property
     def usable_free_extents(self) -> int:
@@ -90,6 +116,9 @@ class VolumeGroup:
     uuid: str = ""
     metadata_free_bytes: int | None = None
     """By how much the group's text may still grow: each commit needs room for a whole new one. None when nobody told."""
+    policy: AllocationPolicy = AllocationPolicy.NORMAL
+    max_lv: int = 0
+    """The most volumes that it may hold; 0 for no limit."""
 
     @property
     def size_bytes(self) -> int:
@@ -175,7 +204,9 @@ class Report:
             raise Refused(self.why_ambiguous(name))
         for group in self.unreadable:
             if group.name == name:
-                raise Unavailable(f"volume group {name} can't be looked into: {group.why}")
+                raise Unavailable(
+                    f"volume group {name} can't be looked into: {group.why}. Mend that; the call is repeated"
+                )
         return next((vg for vg in self.vgs if vg.name == name), None)
 
     @property

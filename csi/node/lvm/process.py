@@ -40,17 +40,18 @@ class LvmProcess:
         # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
         return self._runner.run(["lvm", *argv], timeout=timeout, env=own, pass_fds=pass_fds)
 
-    def said(self, argv: Sequence[str], timeout: float, *, without: Iterable[str] = ()) -> bytes:
-        """A report alone: standard output also carries what LVM says of damaged disks, in the middle of the JSON.
+    def said(self, argv: Sequence[str], timeout: float, *, without: Iterable[str] = ()) -> tuple[bytes, bytes]:
+        """A report alone, and what LVM wrote to standard error meanwhile. Standard output also carries what LVM says of
+        damaged disks, in the middle of the JSON.
 
         A file in memory, not a pipe: nobody has to read it while LVM writes.
         """
         descriptor = os.memfd_create("lvm-report")
         with os.fdopen(descriptor, "rb") as written:
             own = {"LVM_REPORT_FD": str(descriptor)}
-            self.run(argv, timeout, without=without, environment=own, pass_fds=(descriptor,))
+            done = self.run(argv, timeout, without=without, environment=own, pass_fds=(descriptor,))
             written.seek(0)
-            return written.read()
+            return written.read(), done.stderr
 
     def patterns(self, without: Iterable[str] = ()) -> list[str]:
         """The filter of devices as it is now: links that the configuration names may lead elsewhere tomorrow."""

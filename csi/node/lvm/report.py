@@ -4,17 +4,24 @@ Every value of that report is a string; tags are joined by commas. Letters of th
 attribute strings: lvs(8) and vgs(8).
 """
 
+import re
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import ToolFailed
-from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 
-VG_FIELDS: Final = "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr,vg_mda_free"
+VG_FIELDS: Final = (
+    "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr,vg_mda_free,vg_allocation_policy,max_lv"
+)
 PV_FIELDS: Final = "pv_name,pv_uuid,pv_pe_count,pv_pe_alloc_count,pv_attr,pv_missing,pv_major,pv_minor"
 LV_FIELDS: Final = "lv_name,lv_uuid,lv_size,lv_tags,lv_attr,origin,pool_lv"
+PV_SEGMENT_FIELDS: Final = "pv_name,pvseg_start,pvseg_size,segtype"
+_COPIED: Final = re.compile(r"Not using device (\S+) for PV (\w+(?:-\w+)+)")
+_FREE: Final = "free"
 
 
 class _Vg(msgspec.Struct):
@@ -25,6 +32,8 @@ class _Vg(msgspec.Struct):
     vg_free_count: str
     vg_attr: str
     vg_mda_free: str
+    vg_allocation_policy: str
+    max_lv: str
 
 
 class _Pv(msgspec.Struct):
@@ -48,10 +57,17 @@ class _Lv(msgspec.Struct):
     pool_lv: str
 
 
+class _PvSegment(msgspec.Struct):
+    pv_name: str
+    pvseg_size: str
+    segtype: str
+
+
 class _Section(msgspec.Struct):
     vg: list[_Vg] = []
     pv: list[_Pv] = []
     lv: list[_Lv] = []
+    pvseg: list[_PvSegment] = []
 
 
 class _Full(msgspec.Struct):
@@ -61,39 +77,49 @@ class _Full(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Full)
 
 
-def parse(text: bytes) -> Report:
-    """The report as model objects. Raises `ToolFailed` when it has another shape than the one asked for."""
+def parse(text: bytes, said: bytes = b"") -> Report:
+    """The report as model objects. `said` is what LVM wrote to standard error meanwhile, the only place where it tells of a
+    copied disk. Raises `ToolFailed` when the report has another shape than the one asked for.
+    """
+    copies = {match[2]: match[1] for match in _COPIED.finditer(said.decode(errors="backslashreplace"))}
     try:
         sections = _decoder.decode(text).report
         groups = [section for section in sections if section.vg and section.vg[0].vg_name]
         return Report(
-            vgs=tuple(_vg(section) for section in groups),
+            vgs=tuple(_vg(section, copies) for section in groups),
             unused=tuple(
-                _pv(pv) for section in sections if section not in groups for pv in section.pv if _is_unused(pv)
+                _pv(pv, section, copies)
+                for section in sections
+                if section not in groups
+                for pv in section.pv
+                if _is_unused(pv)
             ),
         )
     except (msgspec.DecodeError, ValueError, IndexError) as error:
         raise ToolFailed(f"LVM's report can't be read ({error}); is another lvm than lvm2 2.03 installed?") from error
 
 
-def _vg(section: _Section) -> VolumeGroup:
+def _vg(section: _Section, copies: Mapping[str, str]) -> VolumeGroup:
     raw = section.vg[0]
     return VolumeGroup(
         name=raw.vg_name,
         uuid=raw.vg_uuid,
         metadata_free_bytes=int(raw.vg_mda_free),
+        policy=AllocationPolicy.read(raw.vg_allocation_policy),
+        max_lv=int(raw.max_lv),
         extent_bytes=int(raw.vg_extent_size),
         extents=int(raw.vg_extent_count),
         free_extents=int(raw.vg_free_count),
         writable=raw.vg_attr[0] == "w",
         exported=raw.vg_attr[2] == "x",
         partial=raw.vg_attr[3] == "p",
-        pvs=tuple(_pv(pv) for pv in section.pv),
+        pvs=tuple(_pv(pv, section, copies) for pv in section.pv),
         lvs=tuple(_lv(lv, raw) for lv in section.lv if lv.lv_name),
     )
 
 
-def _pv(raw: _Pv) -> PhysicalVolume:
+def _pv(raw: _Pv, section: _Section, copies: Mapping[str, str]) -> PhysicalVolume:
+    runs = [int(one.pvseg_size) for one in section.pvseg if one.pv_name == raw.pv_name and one.segtype == _FREE]
     return PhysicalVolume(
         name=raw.pv_name,
         uuid=raw.pv_uuid,
@@ -102,6 +128,8 @@ def _pv(raw: _Pv) -> PhysicalVolume:
         allocatable=raw.pv_attr[0] == "a",
         missing=raw.pv_missing != "",
         device=DeviceNumber(int(raw.pv_major), int(raw.pv_minor)) if int(raw.pv_major) > 0 else None,
+        longest_run=max(runs, default=0),
+        copy=copies.get(raw.pv_uuid, ""),
     )
 
 

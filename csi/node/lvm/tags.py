@@ -16,7 +16,7 @@ from csi.core.sealed import Profile
 from csi.node import content
 from csi.node.content import Content
 from csi.node.lvm.model import LogicalVolume, Report
-from csi.node.volume import Kind, State, Volume, Wanted, Wipe
+from csi.node.volume import Kind, Purpose, State, Volume, Wanted, Wipe
 
 OURS: Final = "sl:v1"
 ABANDON_WIPE: Final = "sl:abandon-wipe"
@@ -54,6 +54,7 @@ def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str,
         f"{_PREFIX}size={wanted.size_bytes}",
         f"{_PREFIX}params={parameters.digest}",
         f"{_PREFIX}kind={Kind.VOLUME}",
+        f"{_PREFIX}cap={wanted.purpose.word}",
         f"{_PREFIX}sealed={parameters.profile}",
         f"{_PREFIX}wipe={parameters.wipe}",
         f"{_PREFIX}created={int(clock())}",
@@ -96,6 +97,7 @@ def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
             holds=content.read(values["formatted"], profile) if "formatted" in values else None,
             fstype=Filesystem(values["fs"]) if "fs" in values else None,
             mkfs_options=_unpack(values.get("mkfs", "")),
+            purpose=Purpose.read(values["cap"]) if "cap" in values else None,
         )
     except KeyError as error:
         return Unreadable(lv=lv, why=f"the tag {_PREFIX}{error.args[0]} is missing")

@@ -20,9 +20,9 @@ def delete(
 ) -> steps.Plan:
     """Steps that wipe and remove the volume. Killed anywhere and repeated, they end the same.
 
-    `published` are paths that still show the volume, `staged_at` is where it is staged for guests, and `node_is_right` is
-    what it is to `stage`. Raises `InUse` when there are any, something holds the device, or LVM has other things that
-    depend on the volume; and `Refused` when what is to be wiped can't be reached.
+    `published` are paths that still show the volume, `staged_at` is where it is staged for guests; `node_is_right` says
+    whether its path in /dev leads to its own device now. Raises `InUse` when there are any, something holds the device, or
+    LVM has other things that depend on the volume; and `Refused` when what is to be wiped can't be reached.
     """
     _require_let_go(volume, published, staged_at)
     _require_independent(volume.lv, report)

@@ -8,10 +8,11 @@ from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
+from csi.node.plan.target import AS_RECORDED, Conditions
 from csi.node.volume import State, Volume, Wanted
 
 
-def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
+def create(config: NodeConfig, report: Report, wanted: Wanted, now: Conditions = AS_RECORDED) -> steps.Plan:
     """Steps that make the volume exist; none when it does.
 
     Raises `AlreadyExists` when it exists otherwise, `Refused` while it is being deleted, `NoSpace` when nothing fits.
@@ -21,7 +22,7 @@ def create(config: NodeConfig, report: Report, wanted: Wanted) -> steps.Plan:
         _require_same(existing, wanted)
         return ()
     _require_free_name(report, wanted)
-    place = placement.place(config, report, wanted.parameters, wanted.size_bytes)
+    place = placement.place(config, report, wanted.parameters, wanted.size_bytes, now)
     return (
         steps.CreateLV(
             vg=place.vg.name,
@@ -115,6 +116,11 @@ def _require_same(existing: Volume, wanted: Wanted) -> None:
         raise AlreadyExists(
             f"a volume named {wanted.name!r} exists with {existing.size_bytes} bytes, which is not what is asked for "
             f"({wanted.size_bytes} bytes, at most {wanted.limit_bytes or 'any'}); use another name or the same size"
+        )
+    if existing.purpose is not None and existing.purpose != wanted.purpose:
+        raise AlreadyExists(
+            f"a volume named {wanted.name!r} exists as {existing.purpose.word}, and {wanted.purpose.word} is asked for; "
+            "use another name"
         )
     if existing.params_digest != wanted.parameters.digest:
         raise AlreadyExists(

@@ -158,7 +158,11 @@ def _prepare(volume: Volume, wanted: Content) -> steps.Plan:
         remove=(volume_tags.state_tag(State.CREATING),),
         add=(volume_tags.state_tag(State.READY), volume_tags.formatted_tag(wanted)),
     )
-    return (*erase.before_first_use(volume, wanted), *_make(volume, wanted), done)
+    unused: steps.Plan = ()
+    if (uuid := volume.filesystem_uuid) is not None:
+        # An old backup of the group's metadata, restored, brings `creating` back over living data.
+        unused = (steps.RequireUnused(device=volume.lv.path, volume_id=volume.volume_id, uuid=uuid),)
+    return (*unused, *erase.before_first_use(volume, wanted), *_make(volume, wanted), done)
 
 
 def _make(volume: Volume, wanted: Content) -> steps.Plan:
@@ -166,7 +170,9 @@ def _make(volume: Volume, wanted: Content) -> steps.Plan:
     match wanted:
         case HoldsFilesystem(filesystem):
             return (
-                steps.MakeFilesystem(device=device, fstype=filesystem, options=volume.mkfs_options),
+                steps.MakeFilesystem(
+                    device=device, fstype=filesystem, options=volume.mkfs_options, uuid=volume.filesystem_uuid
+                ),
                 # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
                 steps.RequireFilesystem(device=device, fstype=filesystem),
             )

@@ -4,6 +4,7 @@ Each step can be repeated: carried out twice it leaves what it leaves once, so a
 """
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from csi.core.filesystem import Filesystem
 from csi.node.kata.record import Record
@@ -144,12 +145,27 @@ class DiscardRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequireUnused:
+    """Refuse to go on where the filesystem of that UUID, which was made for this very volume, was ever mounted."""
+
+    device: str
+    volume_id: str
+    uuid: UUID
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"see that {self.device} holds nothing that was used"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeFilesystem:
     """Format a device that was never given to anybody."""
 
     device: str
     fstype: Filesystem
     options: tuple[str, ...]
+    uuid: UUID | None = None
+    """Of the filesystem; its tool chooses where there is none."""
 
     def describe(self) -> str:
         """One line for the log."""
@@ -316,7 +332,7 @@ class ExtendVG:
 Step = (
     CreateLV | RemoveLV | ChangeTags | Activate | ReleaseDevice | MarkStaged | ForgetStaged
     | ZeroRange | ClearRange | DiscardRange
-    | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice | SetReadOnly
-    | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
+    | RequireUnused | MakeFilesystem | RequireFilesystem | CheckFilesystem | MountFilesystem | BindDirectory | BindDevice
+    | SetReadOnly | MountTombstone | WriteRecord | RemoveRecord | Unmount | RemoveTarget | CreateVG | ExtendVG
 )  # fmt: skip
 Plan = tuple[Step, ...]

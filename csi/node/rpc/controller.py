@@ -1,5 +1,9 @@
 """CSI Controller, served on each node for that node's own disks: create, delete, validate, capacity."""
 
+import logging
+from collections.abc import Mapping
+from typing import Final
+
 import grpc
 
 from csi.core.errors import AlreadyExists, InvalidInput, NoSpace, NotFound
@@ -13,6 +17,9 @@ from csi.node.rpc.not_offered import ControllerRest
 from csi.node.rpc.proto import csi_pb2
 from csi.node.volume import Volume, Wanted
 
+_log = logging.getLogger(__name__)
+
+_MOST_MISTAKES: Final = 100
 _Rpc = csi_pb2.ControllerServiceCapability.RPC
 _CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME, _Rpc.GET_CAPACITY, _Rpc.SINGLE_NODE_MULTI_WRITER)
 
@@ -25,6 +32,7 @@ class Controller(ControllerRest):
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._mistaken: set[frozenset[tuple[str, str]]] = set()
 
     def ControllerGetCapabilities(  # noqa: N802
         self, request: csi_pb2.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
@@ -41,7 +49,7 @@ class Controller(ControllerRest):
         wanted = csi_requests.create(request, self._desk.topology)
         config = self._desk.settings.config
         report = self._desk.allocate(
-            wanted.volume_id, "CreateVolume", lambda report: provision.create(config, report, wanted)
+            wanted.volume_id, "CreateVolume", lambda report, now: provision.create(config, report, wanted, now)
         )
         existing = provision.by_name(report, wanted.name_digest)
         return csi_pb2.CreateVolumeResponse(volume=self._encode(request, wanted, existing))
@@ -71,7 +79,7 @@ class Controller(ControllerRest):
                 csi_requests.capability(item, f"volume_capabilities[{number}]")
                 for number, item in enumerate(request.volume_capabilities)
             ]
-            csi_requests.require_confirmed(volume, wanted, request.parameters)
+            csi_requests.require_confirmed(volume, wanted, request.parameters, request.volume_context)
         except (InvalidInput, AlreadyExists) as error:
             return csi_pb2.ValidateVolumeCapabilitiesResponse(message=str(error))
         return csi_pb2.ValidateVolumeCapabilitiesResponse(
@@ -95,17 +103,27 @@ class Controller(ControllerRest):
             return csi_pb2.GetCapacityResponse(available_capacity=0)
         config = self._desk.settings.config
         report = self._desk.lvm.report()
+        now = self._desk.conditions(report)
         try:
             parameters = class_parameters.parse(request.parameters)
-        except InvalidInput:
-            return csi_pb2.GetCapacityResponse(available_capacity=placement.all_room(config, report))
+        except InvalidInput as error:
+            self._note_mistake(request.parameters, error)
+            rooms = sum(target.room for target in placement.all_targets(config, report, now))
+            return csi_pb2.GetCapacityResponse(available_capacity=rooms)
         try:
-            groups = placement.candidates(config, report, parameters)
+            targets = placement.targets(config, report, parameters, now)
         except NoSpace:
             return csi_pb2.GetCapacityResponse(available_capacity=0)
-        answer = csi_pb2.GetCapacityResponse(available_capacity=sum(placement.available(config, vg) for vg in groups))
-        answer.maximum_volume_size.value = max(placement.largest(config, vg, parameters) for vg in groups)
+        answer = csi_pb2.GetCapacityResponse(available_capacity=sum(target.room for target in targets))
+        answer.maximum_volume_size.value = max(target.largest(parameters) for target in targets)
         return answer
+
+    def _note_mistake(self, given: Mapping[str, str], error: InvalidInput) -> None:
+        """Once a class: the provisioner asks for each one every minute."""
+        which = frozenset(given.items())
+        if which not in self._mistaken and len(self._mistaken) < _MOST_MISTAKES:
+            self._mistaken.add(which)
+            _log.warning("a StorageClass has a mistake", extra={"error": str(error)})
 
     def _encode(self, request: csi_pb2.CreateVolumeRequest, wanted: Wanted, existing: Volume | None) -> csi_pb2.Volume:
         key, value = self._desk.topology

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, assert_never
 
-from csi.core.errors import AlreadyExists, InvalidInput, OutOfRange
+from csi.core.errors import AlreadyExists, InvalidInput, NoSpace, OutOfRange
 from csi.core.filesystem import DEFAULT, Filesystem, make_options, traits
 from csi.core.size import GIB, human
 from csi.node import content
@@ -17,7 +17,7 @@ from csi.node import parameters as class_parameters
 from csi.node.lvm import names as volume_names
 from csi.node.lvm.names import VolumeId
 from csi.node.rpc.proto import csi_pb2
-from csi.node.volume import Access, Capability, Parameters, Volume, Wanted
+from csi.node.volume import Access, Capability, Parameters, Purpose, Volume, Wanted
 
 _DEFAULT_BYTES: Final = 1 * GIB
 _LARGEST_BYTES: Final = 1 << 60
@@ -65,7 +65,7 @@ def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str])
     )
     if not capabilities:
         raise InvalidInput("volume_capabilities", "are required and missing")
-    _require_one_mode(capabilities)
+    purpose = _purpose(capabilities, parameters)
     size_bytes, limit_bytes = capacity(request.capacity_range)
     _check_smallest(capabilities, parameters, size_bytes)
     _check_mkfs_options(capabilities, parameters)
@@ -77,6 +77,7 @@ def create(request: csi_pb2.CreateVolumeRequest, node_topology: tuple[str, str])
         size_bytes=size_bytes,
         limit_bytes=limit_bytes,
         parameters=parameters,
+        purpose=purpose,
     )
 
 
@@ -176,25 +177,39 @@ def require_same_context(volume: Volume, context_digest: str | None) -> None:
         )
 
 
-def require_confirmed(volume: Volume, capabilities: Iterable[Capability], parameters: Mapping[str, str]) -> None:
-    """Raises `AlreadyExists` when the volume can't serve these capabilities or has other parameters."""
+def require_confirmed(
+    volume: Volume, capabilities: Iterable[Capability], parameters: Mapping[str, str], context: Mapping[str, str]
+) -> None:
+    """Raises `AlreadyExists` when the volume can't serve these capabilities or has other parameters, `InvalidInput` when
+    the context is not its own.
+    """
     if parameters and class_parameters.digest(parameters) != volume.params_digest:
         raise AlreadyExists("the volume has other parameters")
+    require_same_context(volume, _context_digest(context))
     for item in capabilities:
         if volume.holds is not None and not _serves(volume.holds, item):
             raise AlreadyExists(f"the volume holds {content.word(volume.holds)}")
+        if volume.purpose is not None and not _means(volume.purpose, item):
+            raise AlreadyExists(f"the volume was made as {volume.purpose.word}")
 
 
 def _serves(held: content.Content, capability: Capability) -> bool:
     match held:
-        case content.HoldsFilesystem():
-            return not capability.block
+        case content.HoldsFilesystem(filesystem):
+            return not capability.block and capability.fstype in (None, filesystem)
         case content.Raw():
             return capability.block
         case content.Sealed():
             return True
         case _:
             assert_never(held)
+
+
+def _means(purpose: Purpose, capability: Capability) -> bool:
+    """A capability that names no filesystem leaves it to the volume."""
+    if capability.block or purpose.filesystem is None:
+        return capability.block and purpose.filesystem is None
+    return capability.fstype in (None, purpose.filesystem)
 
 
 def _required_capability(request: csi_pb2.NodeStageVolumeRequest | csi_pb2.NodePublishVolumeRequest) -> Capability:
@@ -204,15 +219,19 @@ def _required_capability(request: csi_pb2.NodeStageVolumeRequest | csi_pb2.NodeP
 
 
 def _context_digest(context: Mapping[str, str]) -> str | None:
-    """Digest to compare with the volume's. The keys themselves aren't read: what they say stands in the volume's tags, and
-    a later or laxer version may have taken some that this one doesn't know.
+    """Digest to compare with the volume's; None where no key says anything to this version. The values themselves aren't
+    read: what they say stands in the volume's tags.
     """
-    return class_parameters.digest(context) if class_parameters.own_keys(context) else None
+    return class_parameters.digest(context) if class_parameters.known_keys(context) else None
 
 
-def _require_one_mode(capabilities: tuple[Capability, ...]) -> None:
-    if len({item.block for item in capabilities}) > 1:
-        raise InvalidInput("volume_capabilities", "ask for block and mount at once; a volume is one or the other")
+def _purpose(capabilities: tuple[Capability, ...], parameters: Parameters) -> Purpose:
+    """What all of the capabilities ask for; the class names the filesystem where the request doesn't."""
+    asked = {Purpose(None if item.block else item.fstype or parameters.fstype or DEFAULT) for item in capabilities}
+    if len(asked) > 1:
+        words = " and ".join(sorted(purpose.word for purpose in asked))
+        raise InvalidInput("volume_capabilities", f"ask for {words} at once; a volume is one of them")
+    return asked.pop()
 
 
 def _check_smallest(capabilities: tuple[Capability, ...], parameters: Parameters, size_bytes: int) -> None:
@@ -242,13 +261,14 @@ def _check_map(given: Mapping[str, str], field: str) -> None:
 
 
 def _check_topology(requirement: csi_pb2.TopologyRequirement, node_topology: tuple[str, str]) -> None:
-    """With distributed provisioning each node gets only requests for itself; anything else is a wrong set-up."""
+    """Raises `NoSpace` when no term that is asked for is this node: the scheduler may try another one, and with distributed
+    provisioning each node gets only requests for itself.
+    """
     key, value = node_topology
-    wanted = [term.segments for term in requirement.requisite] or [term.segments for term in requirement.preferred]
-    relevant = [segments[key] for segments in wanted if key in segments]
-    if relevant and value not in relevant:
-        raise InvalidInput(
-            "accessibility_requirements",
-            f"ask for {', '.join(sorted(set(relevant)))}, and this driver serves {value} only; run the provisioner with "
-            "--node-deployment on each node",
+    wanted = [term.segments for term in requirement.requisite or requirement.preferred]
+    if wanted and not any(segments.get(key) == value or not segments for segments in wanted):
+        shown = "; ".join(", ".join(f"{name}={word}" for name, word in sorted(term.items())) for term in wanted)
+        raise NoSpace(
+            f"accessibility_requirements ask for {shown}, and this driver serves {key}={value} only; run the provisioner "
+            "with --node-deployment and --strict-topology on each node"
         )

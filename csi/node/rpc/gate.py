@@ -1,4 +1,4 @@
-"""Before stage and publish: nothing is mounted where kubelet or Kata would not see it."""
+"""Before stage and publish: nothing is mounted where kubelet or Kata would not see it, nor shown to the host's udev."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -9,9 +9,9 @@ _MOUNTING: Final = frozenset({"/csi.v1.Node/NodeStageVolume", "/csi.v1.Node/Node
 
 
 class Gate(grpc.ServerInterceptor):
-    """`require` raises when such a call must not begin. Teardown is never held up."""
+    """`require` is told the volume id, and raises when such a call must not begin. Teardown is never held up."""
 
-    def __init__(self, require: Callable[[], None]) -> None:
+    def __init__(self, require: Callable[[str], None]) -> None:
         self._require = require
 
     def intercept_service(
@@ -26,7 +26,7 @@ class Gate(grpc.ServerInterceptor):
         behavior = handler.unary_unary
 
         def guarded(request: Any, context: grpc.ServicerContext) -> Any:
-            self._require()
+            self._require(request.volume_id)
             return behavior(request, context)
 
         return grpc.unary_unary_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)

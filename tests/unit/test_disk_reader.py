@@ -1,0 +1,201 @@
+"""Reads of disks are direct, of the very device that was meant, and none that hangs stops another one or the caller."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from csi.core.device_number import DeviceNumber
+from csi.node.lvm import disk_reader
+from csi.node.lvm.block_devices import BlockDevices, suspended
+from csi.node.lvm.disk_reader import DiskReader, Place, Trouble
+
+PATIENCE = 20.0
+ONE, OTHER = DeviceNumber(8, 0), DeviceNumber(8, 16)
+
+
+def place(number: DeviceNumber = ONE, path: str = "/dev/a", offset: int = 0, length: int = 4096) -> Place:
+    return Place(path=path, number=number, offset=offset, length=length)
+
+
+@pytest.fixture
+def frozen(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The first disk answers only when this is set; every disk answers with its path."""
+    answers = threading.Event()
+
+    def read(where: Place) -> bytes:
+        if where.number == ONE:
+            assert answers.wait(PATIENCE)
+        return where.path.encode()
+
+    monkeypatch.setattr(disk_reader, "_read", read)
+    return answers
+
+
+def test_a_disk_that_does_not_answer_is_told_and_the_other_one_is_read(frozen: threading.Event) -> None:
+    reader = DiskReader(patience_seconds=0.1)
+    first, second = reader.read([place(), place(OTHER, "/dev/b")])
+    assert first == Trouble("/dev/a does not answer", frozen=True)
+    assert second == b"/dev/b"
+    frozen.set()
+
+
+def test_it_costs_one_wait_and_one_thread_however_often_it_is_asked(frozen: threading.Event) -> None:
+    reader = DiskReader(patience_seconds=0.2)
+    reader.read([place()])
+    threads = threading.active_count()
+    began = time.monotonic()
+    for _ in range(100):
+        (found,) = reader.read([place()])
+        assert isinstance(found, Trouble)
+    assert time.monotonic() - began < 100 * 0.2 / 2
+    assert threading.active_count() <= threads
+    frozen.set()
+
+
+def test_when_it_answers_again_it_is_read_again(frozen: threading.Event) -> None:
+    reader = DiskReader(patience_seconds=0.1)
+    reader.read([place()])
+    frozen.set()
+    until(lambda: reader.read([place()]) == [b"/dev/a"])
+
+
+def until(true: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def test_an_error_is_told_with_its_path_and_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Place) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(disk_reader, "_read", fail)
+    assert DiskReader().read([place()]) == [Trouble("/dev/a can't be read: Input/output error")]
+
+
+def test_a_path_that_is_no_device_or_another_one_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 8192)
+    (found,) = DiskReader().read([place(path=str(tmp_path / "file"))])
+    (absent,) = DiskReader().read([place(path=str(tmp_path / "none"))])
+    assert isinstance(found, Trouble)
+    assert isinstance(absent, Trouble)
+    assert "No such file" in absent.why
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 8192), (4096, 512), (512, 512), (4000, 200), (100, 9000)])
+def test_what_is_not_aligned_is_read_all_the_same(
+    offset: int, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytes(range(256)) * 64
+    (tmp_path / "disk").write_bytes(content)
+    monkeypatch.setattr(disk_reader.DeviceNumber, "of_block_device", lambda _: ONE)
+    flags: list[int] = []
+    opened = os.open
+    monkeypatch.setattr(disk_reader.os, "open", lambda path, how: flags.append(how) or opened(path, how & ~os.O_DIRECT))
+    assert DiskReader().read([place(path=str(tmp_path / "disk"), offset=offset, length=length)]) == [
+        content[offset : offset + length]
+    ]
+    assert flags[0] & os.O_DIRECT
+    assert flags[0] & os.O_ACCMODE == os.O_RDONLY
+
+
+# The list of devices
+
+
+class Machine:
+    """Folders as sysfs and /dev have them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sysfs, self.dev = folder / "sys", folder / "dev"
+        (self.sysfs / "kernel").mkdir(parents=True)
+        self.dev.mkdir()
+        self.announce(1)
+        self.devices = BlockDevices(sysfs=self.sysfs, dev=self.dev)
+
+    def announce(self, number: int) -> None:
+        (self.sysfs / "kernel/uevent_seqnum").write_text(f"{number}\n")
+
+    def add(self, name: str, minor: int, sectors: int = 1000, **more: str) -> None:
+        entry = self.sysfs / "class/block" / name
+        for file, text in ({"dev": f"7:{minor}", "size": str(sectors), "diskseq": str(minor + 100)} | more).items():
+            (entry / file).parent.mkdir(parents=True, exist_ok=True)
+            (entry / file).write_text(text + "\n")
+
+    def names(self) -> list[str]:
+        return [device.name for device in self.devices.now()]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(tmp_path)
+    # Any file in this /dev is the node that is asked for, if it has the device's name.
+    monkeypatch.setattr("csi.node.lvm.block_devices._is", lambda path, number: path.exists())
+    for name in ("sda", "sdb", "dm-0", "dm-1", "loop0", "ram0", "sr0", "md0"):
+        (made.dev / name).touch()
+    return made
+
+
+def test_devices_are_listed_with_number_size_and_sequence(machine: Machine) -> None:
+    machine.add("sda", 3, 77)
+    (found,) = machine.devices.now()
+    assert (found.name, found.path, found.number, found.sectors, found.sequence) == (
+        "sda",
+        str(machine.dev / "sda"),
+        DeviceNumber(7, 3),
+        77,
+        "103",
+    )
+
+
+def test_lvms_own_volumes_and_what_is_no_disk_are_left_out(machine: Machine) -> None:
+    machine.add("dm-0", 1, **{"dm/uuid": "LVM-abc"})
+    machine.add("dm-1", 2, **{"dm/uuid": "CRYPT-abc"})
+    machine.add("ram0", 3)
+    machine.add("sr0", 4)
+    machine.add("loop0", 5, sectors=0)
+    assert machine.names() == ["dm-1"]
+
+
+@pytest.mark.parametrize(("holder", "uuid"), [("md0", ""), ("dm-1", "mpath-abc")])
+def test_a_part_of_a_raid_or_multipath_device_is_left_out(machine: Machine, holder: str, uuid: str) -> None:
+    machine.add("sda", 1, **{f"holders/{holder}/dm/uuid": uuid})
+    machine.add("sdb", 2, **{"holders/dm-0/dm/uuid": "LVM-abc"})
+    assert machine.names() == ["sdb"]
+
+
+def test_a_change_that_the_kernel_announced_is_seen(machine: Machine) -> None:
+    machine.add("sda", 1)
+    assert machine.names() == ["sda"]
+    machine.add("sdb", 2)
+    machine.announce(2)
+    assert machine.names() == ["sda", "sdb"]
+    machine.add("sdb", 2, sectors=2000)
+    machine.announce(3)
+    assert [device.sectors for device in machine.devices.now()] == [1000, 2000]
+
+
+def test_where_the_kernel_counts_nothing_every_look_is_a_new_one(machine: Machine) -> None:
+    (machine.sysfs / "kernel/uevent_seqnum").unlink()
+    machine.add("sda", 1)
+    assert machine.names() == ["sda"]
+    machine.add("sdb", 2)
+    assert machine.names() == ["sda", "sdb"]
+
+
+def test_a_device_without_a_node_is_none_that_anybody_can_read(machine: Machine) -> None:
+    machine.add("sdz", 1)
+    for node in machine.dev.iterdir():
+        node.unlink()
+    assert machine.names() == []
+
+
+@pytest.mark.parametrize(("text", "held"), [("1", True), ("0", False)])
+def test_a_suspended_device_is_known_before_it_is_read(machine: Machine, text: str, held: bool) -> None:
+    machine.add("dm-0", 1, **{"dm/suspended": text})
+    assert suspended("dm-0", machine.sysfs) is held
+    assert not suspended("sda", machine.sysfs)
