@@ -66,6 +66,10 @@ class FaultyDisk:
         """Nothing is answered, as of a network disk whose peer is gone. The kernel does not show it as suspended."""
         self._fault(part, lambda start: f"delay {self.below} {start + _BELOW} {_FOREVER_MS}")
 
+    def forget_zeroing(self) -> None:
+        """No fault: a disk without a command of its own that zeroes. dm-flakey passes none on."""
+        self._put(f"0 {self._sectors} flakey {self.below} {_BELOW} 3600 0\n")
+
     def suspend(self) -> None:
         """Nothing is answered, and the kernel says that the device is suspended."""
         self.node.run(["dmsetup", "suspend", "--nolockfs", "--noflush", self.name], env=_NO_UDEV)

@@ -22,7 +22,7 @@ from csi.broker import deadline
 from csi.broker.health import Health
 from csi.broker.metrics import PAGE_TYPE, Metrics
 from csi.broker.service import Broker
-from csi.broker.sessions import NotAttested, Session
+from csi.broker.sessions import Guest, NotAttested, Session
 from csi.core import errors, log
 from csi.core.errors import SealedLocalError
 from csi.core.secret import Secret
@@ -155,11 +155,16 @@ class BrokerApp:
             raise
 
     def _volume(self, request: Request, body: bytes) -> Response:
-        # Never by a bearer token: see `Broker.attested_guest`.
-        guest = self._broker.attested_guest(request.cookies.get(kbs.SESSION_COOKIE))
+        # Never by a bearer token: see `Broker.caller`.
+        caller = self._broker.caller(request.cookies.get(kbs.SESSION_COOKIE))
         volume_id, action = request.path_params["volume_id"], request.path_params["action"]
-        with log.context(volume_id=volume_id, guest=guest.name):
-            answer = self._broker.volume(guest, volume_id, action, body)
+        with log.context(volume_id=volume_id, guest=caller.guest.name):
+            try:
+                answer = self._broker.volume(caller, volume_id, action, body)
+            except errors.Unavailable:
+                raise
+            except SealedLocalError as error:
+                return _sealed_refusal(caller.guest, action, error)
             _log.info("register", extra={"action": action})
             return _json(answer)
 
@@ -177,6 +182,20 @@ async def _limited_body(request: Request) -> bytes | None:
     return bytes(body)
 
 
+def _sealed_refusal(guest: Guest, action: str, error: SealedLocalError) -> Response:
+    """An error about a volume, for the guest alone. Whoever holds the session and not the guest's key must not learn the
+    volume's state by it, so `open`, which needs no ticket, has one status for all.
+    """
+    status = 403 if action == "open" else _status_of(error)
+    body = volumes_api.seal_error(guest.key, error)
+    _log.info("refused", extra={"status": status, "why": str(error)})
+    return _error(status, body.type, body.detail)
+
+
+def _status_of(error: SealedLocalError) -> int:
+    return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
+
+
 def _refusal(name: str, error: SealedLocalError) -> Response:
     """An error as the protocol of its endpoint shows it."""
     if name in ("auth", "attest"):
@@ -185,7 +204,7 @@ def _refusal(name: str, error: SealedLocalError) -> Response:
         return _error(status, kbs.error_type(kind), str(error))
     if isinstance(error, NotAttested):
         return _error(401, kbs.error_type("TokenNotFound"), str(error))
-    status = next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
+    status = _status_of(error)
     if name == "volumes":
         body = volumes_api.encode_error(error)
         return _error(status, body.type, body.detail)

@@ -13,8 +13,9 @@ from csi.broker import appraise
 from csi.broker.audit import Event, Ration
 from csi.broker.claims import Claims
 from csi.broker.release import ReleasePolicy
-from csi.broker.sessions import Guest, NotAttested, Session, Sessions
+from csi.broker.sessions import Caller, Guest, NotAttested, Session, Sessions
 from csi.broker.store import Store
+from csi.broker.tickets import Tickets
 from csi.broker.tokens import Attested, TokenIssuer
 from csi.broker.vault import Vault
 from csi.broker.verifiers import Expected, Verifier, verifier_for
@@ -39,6 +40,7 @@ class Broker:
     policy: ReleasePolicy
     verifiers: Mapping[str, Verifier]
     sessions: Sessions = field(default_factory=Sessions)
+    tickets: Tickets = field(default_factory=Tickets)
     clock: Callable[[], float] = time.time
     _failures: Ration = field(init=False)
     _refusals: Ration = field(init=False)
@@ -84,16 +86,16 @@ class Broker:
         self._note_attested(attested.guest, workloads)
         return self.sessions.attested(session, attested.guest, token, known=bool(workloads)), token
 
-    def attested_guest(self, session_id: str | None) -> Guest:
+    def caller(self, session_id: str | None) -> Caller:
         """Who asks, by an attested session only; raises `NotAttested`.
 
         A guest shows its token to other services, so the token must not change what this broker remembers: whoever was
         shown one could announce and commit generations, and the guest's own disk would count as an old one.
         """
-        guest = self.sessions.find(session_id).guest
-        if guest is None:
+        session = self.sessions.find(session_id)
+        if session.guest is None:
             raise NotAttested("this session has not attested; the register takes no bearer token instead")
-        return guest
+        return Caller(session_id=session.id, guest=session.guest)
 
     def guest(self, session_id: str | None, bearer: str | None) -> Guest:
         """Who asks for a resource: by an attested session first, else by a token; raises `NotAttested`.
@@ -132,15 +134,24 @@ class Broker:
         """Destroy a resource."""
         self.store.delete_resource(str(path), Event(actor=actor, action="resource-deleted", subject=str(path)))
 
-    def volume(self, guest: Guest, volume_id: str, action: str, body: bytes) -> bytes:
+    def volume(self, caller: Caller, volume_id: str, action: str, body: bytes) -> bytes:
         """One request to the register, answered as JWE."""
+        guest = caller.guest
         volumes_api.check_volume_id(volume_id)
         if action not in ACTIONS:
             raise NotFound(f"the register has no action {action!r}; there are: {', '.join(ACTIONS)}")
         policy = self.policy
         with self._refusals_noted(guest, policy, action, volume_id):
             workloads = appraise.workloads_for_volume(policy, guest.claims, volume_id)
-            call = Call(guest=guest, workloads=workloads, volume_id=volume_id, body=body, policy=policy)
+            call = Call(
+                guest=guest,
+                workloads=workloads,
+                volume_id=volume_id,
+                body=body,
+                policy=policy,
+                tickets=self.tickets,
+                session_id=caller.session_id,
+            )
             answer = ACTIONS[action](self.volumes, call)
         return jwe.encrypt(guest.key, answer)
 

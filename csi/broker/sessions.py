@@ -76,6 +76,14 @@ def thumbprint(key: Jwk) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks in an attested session."""
+
+    session_id: str
+    guest: Guest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """State between `/auth` and the end of the session. `guest` and `token` are there once it has attested."""
 

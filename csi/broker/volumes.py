@@ -13,6 +13,7 @@ from csi.broker.audit import Event
 from csi.broker.release import Allocate, ReleasePolicy
 from csi.broker.sessions import Guest
 from csi.broker.store import Store, StoredVolume
+from csi.broker.tickets import Tickets
 from csi.broker.vault import Vault
 from csi.core.errors import NotFound, NotReleased
 from csi.core.sealed import Profile
@@ -30,10 +31,21 @@ class Call:
     volume_id: str
     body: bytes
     policy: ReleasePolicy
+    tickets: Tickets
+    session_id: str
 
     def event(self, action: str, detail: str = "") -> Event:
         """The entry of the audit log."""
         return Event(actor=self.guest.acting_for(self.workloads), action=action, subject=self.volume_id, detail=detail)
+
+    @property
+    def ticket(self) -> str:
+        """What a change of this volume in this session has to present."""
+        return self.tickets.of(self.session_id, self.volume_id)
+
+    def check_ticket(self, ticket: str) -> None:
+        """Raise `NotReleased` unless the guest itself has read the answer to `open` in this session."""
+        self.tickets.check(ticket, self.session_id, self.volume_id)
 
     def check_owner(self, stored: StoredVolume) -> None:
         """Raise `NotReleased` for a volume of another workload, whatever its patterns say."""
@@ -70,11 +82,12 @@ class Volumes:
         if stored is None or stored.wrapped_secret is None:
             raise NotFound(f"there is no secret of volume {call.volume_id}")
         secret = self.vault.unwrap(stored.wrapped_secret, *secret_purpose(stored.record))
-        return volumes_api.encode_answer(stored.record, self.store.epoch(), secret)
+        return volumes_api.encode_answer(stored.record, self.store.epoch(), secret, call.ticket)
 
     def begin_format(self, call: Call) -> Secret:
         """Ask for the permission to format."""
         request = strict_json.decode(call.body, volumes_api.BeginFormatRequest, "begin-format")
+        call.check_ticket(request.ticket)
         epoch = self.store.epoch()
 
         def rule(record: VolumeRecord) -> VolumeRecord:
@@ -94,6 +107,7 @@ class Volumes:
     def commit_format(self, call: Call) -> Secret:
         """Say that the volume is formatted."""
         request = strict_json.decode(call.body, volumes_api.CommitFormatRequest, "commit-format")
+        call.check_ticket(request.ticket)
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.commit_format(
@@ -110,6 +124,7 @@ class Volumes:
     def begin_open(self, call: Call) -> Secret:
         """Announce a generation."""
         request = strict_json.decode(call.body, volumes_api.BeginOpenRequest, "begin-open")
+        call.check_ticket(request.ticket)
         epoch = self.store.epoch()
 
         def rule(record: VolumeRecord) -> VolumeRecord:
@@ -122,6 +137,7 @@ class Volumes:
     def commit_open(self, call: Call) -> Secret:
         """Say that the announced generation is on the disk."""
         request = strict_json.decode(call.body, volumes_api.CommitOpenRequest, "commit-open")
+        call.check_ticket(request.ticket)
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.commit_open(

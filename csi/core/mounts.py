@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from csi.core import kernel_mounts
+from csi.core import kernel_mounts, process
 from csi.core.command import Runner
 from csi.core.errors import InUse, Refused
 from csi.core.mount import Mount
@@ -34,6 +34,15 @@ def mount(runner: Runner, source: str, target: str, *, fstype: str | None = None
     if joined:
         argv += ["-o", joined]
     runner.run([*argv, "--", source, target], timeout=_TIMEOUT_SECONDS)
+
+
+def sync(target: str) -> None:
+    """Write back everything of the filesystem that is mounted there. Raises `OSError`, see `process.write_back`."""
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        process.write_back(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def unmount(runner: Runner, target: str) -> None:

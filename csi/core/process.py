@@ -39,3 +39,14 @@ def lower_io_priority() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if number is None or libc.syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_BEST_EFFORT_LAST) != 0:
         _log.info("I/O priority is not lowered", extra={"machine": os.uname().machine})
+
+
+def write_back(descriptor: int) -> None:
+    """Write back everything of the filesystem of an open file: syncfs(2).
+
+    Raises `OSError` when that fails, or, from Linux 5.8 on, when an earlier write-back failed and nobody was told.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(ctypes.c_int(descriptor)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

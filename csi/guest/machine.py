@@ -100,6 +100,10 @@ class Machine(Protocol):
         """What was written to the device is on its disk when this returns."""
         ...
 
+    def sync(self, target: str) -> None:
+        """Write back a mounted filesystem. Raises `OSError` for an error of any write-back that nobody was told yet."""
+        ...
+
     # Mounts
 
     def real_path(self, path: str) -> str:

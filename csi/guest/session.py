@@ -16,7 +16,7 @@ from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.mapping import Mapping, mapping_name
 from csi.guest.seal.profiles import freshness
-from csi.guest.seal.state_record import StateRecord
+from csi.guest.seal.state_record import RecordKind, StateRecord
 from csi.kbs.register import Announcement, Register, VolumeRecord
 
 _NONCE_BYTES = 32
@@ -77,8 +77,8 @@ class Session:
             raise Refused(f"the broker gave no permission to format volume {self.volume_id}")
         return Announcement(generation=_FORMATTED, nonce=nonce, epoch=record.grant.epoch)
 
-    def raise_generation(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
-        """Announce the next generation, write it to the disk, commit it. Raises `Busy` when another guest does so, too."""
+    def announce(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
+        """Announce the next generation and write it to the disk. Raises `Busy` when another guest does so, too."""
         generation, nonce = record.announced + 1, new_nonce()
         record = self.register.begin_open(record, nonce=nonce, generation=generation)
         announced = record.candidates[-1] if record.candidates else None
@@ -86,9 +86,23 @@ class Session:
             raise Refused(f"the broker did not announce generation {generation} of volume {self.volume_id}")
         self._require_no_other_guest(head, found)
         self.write_record(head, state_record.following(found, announced))
-        record = self.register.commit_open(record, nonce=nonce, generation=generation)
-        self.progress(f"generation {generation} is committed to the register")
         return record
+
+    def commit(self, record: VolumeRecord) -> VolumeRecord:
+        """Commit the newest announcement, which is on the disk: the filesystem is whole and mounted, older disks are not
+        needed any more.
+        """
+        announced = record.candidates[-1]
+        record = self.register.commit_open(record, nonce=announced.nonce, generation=announced.generation)
+        self.progress(f"generation {announced.generation} is committed to the register")
+        return record
+
+    def newest_on_disk(self) -> StateRecord | None:
+        """The newest open record that the device shows at this moment."""
+        raw = self.machine.read_slots(self.device, self.machine.number_of(self.device))
+        slots = [state_record.decode(slot, self.keys, self.volume_id) for slot in raw]
+        opened = [slot for slot in slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
+        return max(opened, key=lambda slot: slot.sequence, default=None)
 
     def _require_no_other_guest(self, head: Head, found: StateRecord) -> None:
         """Raises `Busy` when the disk shows a newer record than before: another guest has the device, too, and a record
@@ -123,7 +137,7 @@ class Session:
             raise LiveMismatch("the kernel's mapping is writable, and the policy says read-only; it is not used")
         return mapping
 
-    def mount(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool) -> Opened:
+    def mount(self, mapping: Mapping, *, formatted_now: bool) -> None:
         """Mount by the policy's options, checked before unless it was made now or nothing may be written."""
         if not formatted_now and not self.read_only:
             self.machine.check_filesystem(mapping.path, self.rule.fstype)
@@ -139,7 +153,6 @@ class Session:
                 "Then open it once by a policy that says rw, which replays its journal"
             ) from error
         self.progress(f"mounted at {self.rule.mount}")
-        return self.opened(record, mapping, formatted_now=formatted_now, mounted_now=True)
 
     def opened(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool, mounted_now: bool) -> Opened:
         """The result."""

@@ -123,6 +123,10 @@ class ThisMachine:
             os.close(descriptor)
         _log.debug("flushed", extra={"device": device, "ms": round((time.monotonic() - started) * 1000)})
 
+    def sync(self, target: str) -> None:
+        """See `Machine`."""
+        mounts.sync(target)
+
     def real_path(self, path: str) -> str:
         """See `Machine`."""
         return os.path.realpath(path)

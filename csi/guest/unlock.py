@@ -1,18 +1,18 @@
 """The core: (released key, device, policy rule) to a mounted filesystem, or one clear error. Never repairs by formatting.
 
 Order of a format: permission (register) → intent record → header made in memory → mapped → live check → filesystem →
-flushed → copy B, copy A, state record → committed (register) → generation raised → mounted. Order of a read-write open:
-header checked → mapped → live check → next generation announced (register) → written → committed → checked and mounted.
-Killed anywhere and repeated, both end the same; only what the register has committed counts.
+flushed → copy B, copy A, state record → committed (register) → then as in an open. Order of a read-write open: header
+checked → mapped → live check → next generation announced (register) → written → checked and mounted → committed. Killed
+anywhere and repeated, both end the same; only what the register has committed counts.
 """
 
 import hashlib
 from typing import assert_never
 
-from csi.core.errors import InUse, SealedLocalError
+from csi.core.errors import InUse, RolledBack, SealedLocalError
 from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET
 from csi.guest import decide as plan
-from csi.guest.close import close_unmounted
+from csi.guest.close import close
 from csi.guest.decide import DiskView, Format, HeaderCopy, Open
 from csi.guest.opened import Opened
 from csi.guest.seal import dm_table, luks_header, state_record
@@ -75,7 +75,24 @@ def _mounted_already(session: Session, record: VolumeRecord) -> Opened | None:
     if here.read_only is not session.read_only:
         now = "writable" if session.read_only else "read-only"
         raise InUse(f"volume {session.volume_id} is mounted {now}, and the policy says otherwise; close it first")
+    if not session.read_only:
+        record = _still_ours(session, record)
     return session.opened(record, mapping, formatted_now=False, mounted_now=False)
+
+
+def _still_ours(session: Session, record: VolumeRecord) -> VolumeRecord:
+    """What is mounted for writing must be what the register has as the newest. A guest that died between its mount and its
+    commit left an announcement that is committed now.
+    """
+    found = session.newest_on_disk()
+    if found is not None and found.announcement == record.head and not record.candidates:
+        return record
+    if found is not None and record.candidates[-1:] == (found.announcement,):
+        return session.commit(record)
+    raise RolledBack(
+        f"volume {session.volume_id} is mounted, and another guest has opened it since: what is written here is lost. Save "
+        "what is needed elsewhere, close the volume, then open it again"
+    )
 
 
 def _require_free_mount_point(session: Session) -> None:
@@ -116,8 +133,10 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     session.progress("formatted and committed to the register")
     # Mounted is generation 2 at the earliest, so a disk that shows generation 1 never held anybody's data: where the
     # register, restored from a backup, permits the format once more, the disk still forbids it.
-    record = session.raise_generation(head, record, first)
-    return session.mount(record, mapping, formatted_now=True)
+    record = session.announce(head, record, first)
+    session.mount(mapping, formatted_now=True)
+    record = session.commit(record)
+    return session.opened(record, mapping, formatted_now=True, mounted_now=True)
 
 
 def _open(session: Session, record: VolumeRecord, head: Head, decision: Open) -> Opened:
@@ -132,8 +151,11 @@ def _open(session: Session, record: VolumeRecord, head: Head, decision: Open) ->
         if decision.mend is not None:
             session.write(head, _offset(decision.mend), header)
             session.progress(f"header copy {decision.mend.value} was damaged and is written anew")
-        record = session.raise_generation(head, record, found)
-    return session.mount(record, mapping, formatted_now=False)
+        record = session.announce(head, record, found)
+    session.mount(mapping, formatted_now=False)
+    if not session.read_only:
+        record = session.commit(record)
+    return session.opened(record, mapping, formatted_now=False, mounted_now=True)
 
 
 def _view(head: Head, keys: VolumeKeys, volume_id: str) -> DiskView:
@@ -169,8 +191,8 @@ def _offset(copy: HeaderCopy) -> int:
 
 
 def _close_quietly(session: Session) -> None:
-    """After a failure nothing stays mapped; the failure itself is what is told."""
+    """After a failure nothing stays mounted or mapped; the failure itself is what is told."""
     try:
-        close_unmounted(session.machine, session.volume_id)
+        close(session.machine, session.volume_id)
     except SealedLocalError as error:
         session.progress(f"the mapping {session.name} could not be closed: {error}")

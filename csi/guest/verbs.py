@@ -4,7 +4,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi.core.errors import InvalidInput
+from csi.core.errors import InvalidInput, ToolFailed
 from csi.guest.machine import Machine
 from csi.guest.opened import Opened, Progress
 from csi.guest.status import Notes
@@ -59,11 +59,17 @@ def open_volume(guest: Guest, wanted: Wanted, progress: Progress) -> Opened:
 
 
 def close_volume(guest: Guest, volume_id: str) -> bool:
-    """Unmount and close; returns whether the volume was open."""
+    """Write back, unmount and close; returns whether the volume was open. Raises what `close` raises."""
     from csi.guest.close import close
+    from csi.guest.seal.mapping import mapping_name
 
     with guest.notes.only_one(volume_id):
-        was_open = close(guest.machine, volume_id)
+        try:
+            was_open = close(guest.machine, volume_id)
+        except ToolFailed:
+            if guest.machine.mapping(mapping_name(volume_id)) is None:
+                guest.notes.forget(volume_id)
+            raise
         guest.notes.forget(volume_id)
     return was_open
 

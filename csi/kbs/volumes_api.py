@@ -6,20 +6,27 @@ guest doesn't know: a measured guest image is replaced more slowly than a broker
 
 import base64
 import re
+from typing import Annotated
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from csi.core import errors
 from csi.core.errors import InvalidInput, SealedLocalError
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
+from csi.kbs import jwe, strict_json
 from csi.kbs import messages as kbs
-from csi.kbs import strict_json
+from csi.kbs.jwk import Jwk
 from csi.kbs.register import Epoch, Generation, Nonce, PayloadBytes, Revision, Sha256, VolumeRecord
 
 SECRET_BYTES = 32
 _VOLUME_ID = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}", re.ASCII)
 _ERROR_TYPE_PREFIX = "urn:sealed-local:error:"
+_SEALED = "urn:sealed-local:sealed-error"
+
+Ticket = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""From the answer to `open`, in hex; every change of the volume in that session presents it."""
 
 
 class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +38,7 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class BeginFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `begin-format`."""
 
+    ticket: Ticket
     revision: Revision
     nonce: Nonce
     payload_bytes: PayloadBytes
@@ -39,6 +47,7 @@ class BeginFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 class CommitFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `commit-format`."""
 
+    ticket: Ticket
     revision: Revision
     nonce: Nonce
     header_sha256: Sha256
@@ -48,6 +57,7 @@ class CommitFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 class BeginOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `begin-open`."""
 
+    ticket: Ticket
     revision: Revision
     nonce: Nonce
     generation: Generation
@@ -56,17 +66,19 @@ class BeginOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class CommitOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `commit-open`."""
 
+    ticket: Ticket
     revision: Revision
     nonce: Nonce
     generation: Generation
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The record after the change, and the register's epoch; the secret only in the answer to `open`."""
+    """The record after the change, and the register's epoch; secret and ticket only in the answer to `open`."""
 
     record: VolumeRecord
     epoch: Epoch
     secret: str | None = None
+    ticket: Ticket | None = None
 
 
 def check_volume_id(volume_id: str) -> None:
@@ -81,10 +93,10 @@ def volume_path(volume_id: str, action: str) -> str:
     return f"{kbs.PREFIX}/volumes/{volume_id}/{action}"
 
 
-def encode_answer(record: VolumeRecord, epoch: str, secret: Secret | None = None) -> Secret:
+def encode_answer(record: VolumeRecord, epoch: str, secret: Secret | None = None, ticket: str | None = None) -> Secret:
     """The text of an answer, itself a secret until it is encrypted."""
     text = None if secret is None else base64.b64encode(secret.reveal()).decode("ascii")
-    return Secret(strict_json.encode(Answer(record=record, epoch=epoch, secret=text)))
+    return Secret(strict_json.encode(Answer(record=record, epoch=epoch, secret=text, ticket=ticket)))
 
 
 def decode_answer(text: Secret) -> Answer:
@@ -111,6 +123,20 @@ _CARRIED: dict[str, type[SealedLocalError]] = {
 def encode_error(error: SealedLocalError) -> kbs.ErrorBody:
     """An error of the register with its class, so that the other side can raise the same one."""
     return kbs.ErrorBody(type=_ERROR_TYPE_PREFIX + type(error).__name__, detail=str(error))
+
+
+def seal_error(key: Jwk, error: SealedLocalError) -> kbs.ErrorBody:
+    """The same, readable with the guest's key only: what it says of a volume is for the guest and for nobody between."""
+    content = Secret(strict_json.encode(encode_error(error)))
+    return kbs.ErrorBody(type=_SEALED, detail=jwe.encrypt(key, content).decode("ascii"))
+
+
+def unseal_error(key: ec.EllipticCurvePrivateKey, body: kbs.ErrorBody) -> kbs.ErrorBody:
+    """The error inside; a body that is not sealed comes back as it is. Raises `InvalidInput` for another key."""
+    if body.type != _SEALED:
+        return body
+    content = jwe.decrypt(key, body.detail.encode())
+    return strict_json.decode(content.reveal(), kbs.ErrorBody, "error")
 
 
 def decode_error(body: kbs.ErrorBody) -> SealedLocalError | None:

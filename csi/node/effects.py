@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import assert_never
 
-from csi.core import disks, filesystem_use, filesystems, mounts
+from csi.core import disks, filesystems, mounts
 from csi.core.command import Runner
 from csi.core.errors import ForeignContent, Refused
-from csi.node import mount_api, releasing
+from csi.node import filesystem_use, mount_api, releasing
 from csi.node.apply import Handlers
 from csi.node.kata.registry import KataRegistry
 from csi.node.lvm.command import Lvm

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from csi.core import held_mount
-from csi.core.held_mount import HeldMount
+from csi.node import held_mount
+from csi.node.held_mount import HeldMount
 from csi.node.settings import Settings
 
 # Numbers of linux/proc_ns.h: the kernel's first namespaces.

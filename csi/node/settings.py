@@ -126,7 +126,7 @@ STATE_DIR: Final = Option(
     name="state-dir",
     check=_folder,
     default="/run/sealed-local",
-    help="where the two lock files lie. Made if it is missing; nothing in it is needed after a reboot",
+    help="where two lock files and the settings of LVM lie. Made if it is missing; nothing in it is needed after a reboot",
 )
 METRICS_ADDRESS: Final = Option(
     name="metrics-address",

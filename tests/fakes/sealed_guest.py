@@ -8,6 +8,7 @@ leaves of the writes that were not flushed.
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -127,6 +128,8 @@ class Machine:
     disk: Disk = field(default_factory=Disk.blank)
     record: VolumeRecord | None = None
     epoch: str = "0e" * 16
+    lost_writes: int = 0
+    """Write-backs that failed and that nobody was told of yet."""
     live: dict[str, Live] = field(default_factory=dict)
     mounted: list[Mount] = field(default_factory=list)
     fuse: int | None = None
@@ -325,7 +328,12 @@ class Machine:
 
     def flush(self, device: str) -> None:
         live = self._live_at(device)
-        self.effect(lambda: self._write_back(live), self.disk.flush)
+        self.effect(lambda: self._write_back(live), self.disk.flush, self._tell_lost_write)
+
+    def sync(self, target: str) -> None:
+        (mount,) = [mount for mount in self.mounted if mount.target == target]
+        live = next(live for live in self.live.values() if DeviceNumber(253, live.number) == mount.device)
+        self.effect(lambda: self._write_back(live), self._tell_lost_write)
 
     def real_path(self, path: str) -> str:
         return os.path.realpath(path)
@@ -358,6 +366,12 @@ class Machine:
         self.effect(unmount)
 
     # Its inside
+
+    def _tell_lost_write(self) -> None:
+        """The kernel tells an error once, to whoever asks first."""
+        lost, self.lost_writes = self.lost_writes, 0
+        if lost:
+            raise OSError(errno.EIO, "Input/output error")
 
     def _write_back(self, live: Live) -> None:
         for offset, data in live.cached:

@@ -25,6 +25,7 @@ from csi.core.errors import (
     Refused,
     RolledBack,
     Tampered,
+    ToolFailed,
     Untrusted,
 )
 from csi.core.sealed import Profile
@@ -473,3 +474,103 @@ def test_a_header_that_the_allow_list_refuses_is_never_committed(
     assert machine.record is not None
     assert machine.record.state is VolumeState.FORMATTING
     assert not any(machine.disk.content[: RECORD_OFFSETS[0]])
+
+
+def test_a_filesystem_that_does_not_check_or_mount_costs_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit comes last: the state of before stays the committed one, and still opens."""
+    formatted(machine, b"one")
+    before, record = bytes(machine.disk.content), machine.record
+    assert record is not None
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise CommandError(["e2fsck", "-p"], 4, "", "UNEXPECTED INCONSISTENCY")
+
+    for step in ("check_filesystem", "mount"):
+        with monkeypatch.context() as patched:
+            patched.setattr(machine, step, fails)
+            with pytest.raises(CommandError):
+                machine.open()
+        assert machine.record is not None
+        assert (machine.record.head, machine.live, machine.mounted) == (record.head, {}, [])
+    machine.disk.show(before)
+    machine.open()
+    assert machine.read_file() == b"one"
+
+
+def test_a_commit_that_fails_leaves_nothing_mounted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    formatted(machine, b"one")
+
+    def busy(*_: Any, **__: Any) -> VolumeRecord:
+        raise Busy("another guest")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ModelRegister, "commit_open", busy)
+        with pytest.raises(Busy):
+            machine.open()
+    assert (machine.live, machine.mounted) == ({}, [])
+    machine.open()
+    assert machine.read_file() == b"one"
+
+
+def test_a_guest_whose_volume_another_one_opened_since_is_told(machine: Machine) -> None:
+    formatted(machine, b"one")
+    machine.open()
+    assert machine.record is not None
+    other = register.begin_open(
+        machine.record,
+        revision=machine.record.revision,
+        nonce="0f" * 32,
+        generation=machine.record.announced + 1,
+        epoch=machine.epoch,
+    )
+    for record in (
+        other,
+        register.commit_open(other, revision=other.revision, nonce="0f" * 32, generation=other.announced),
+    ):
+        machine.record = record
+        with pytest.raises(RolledBack, match="another guest has opened it since"):
+            machine.open()
+        assert machine.mounted, "what is to be saved is still there"
+
+
+def test_a_write_that_did_not_reach_the_disk_is_told_at_the_close(machine: Machine) -> None:
+    formatted(machine, b"one")
+    machine.open()
+    machine.lost_writes = 1
+    with pytest.raises(ToolFailed, match=r"not all that was written is on the disk.*Input/output error.*It is closed"):
+        machine.close()
+    assert (machine.live, machine.mounted) == ({}, [])
+    assert machine.close() is False
+
+
+@pytest.mark.parametrize("word", ["ro", "shutdown", "emergency_ro"])
+def test_a_filesystem_that_stopped_writing_is_told_at_the_close(machine: Machine, word: str) -> None:
+    formatted(machine, b"one")
+    machine.open()
+    machine.mounted[:] = [replace(mount, super_options=frozenset({word})) for mount in machine.mounted]
+    with pytest.raises(ToolFailed, match="stopped writing after an error"):
+        machine.close()
+
+
+def test_a_loss_is_told_though_the_volume_can_not_be_closed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    formatted(machine, b"one")
+    machine.open()
+    machine.lost_writes = 1
+
+    def in_use(_: str) -> None:
+        raise InUse("a process uses it")
+
+    monkeypatch.setattr(machine, "unmount", in_use)
+    with pytest.raises(ToolFailed, match=r"Input/output error.*it is not closed: a process uses it"):
+        machine.close()
+    with pytest.raises(InUse):
+        machine.close()
+
+
+def test_closing_what_was_opened_to_be_read_writes_nothing_back(machine: Machine) -> None:
+    formatted(machine, b"one")
+    machine.open(access=GuestAccess.READ_ONLY)
+    machine.lost_writes = 1
+    assert machine.close() is True

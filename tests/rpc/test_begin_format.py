@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from csi.core.errors import Refused
+from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.kbs.register import FormatGrant, VolumeState
@@ -22,6 +23,8 @@ GRANTED = dataclasses.replace(
 
 
 def asked_with(server: Script, guest: BrokerRegister, answer: object) -> object:
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    guest.open("pvc-1", Profile.XTS)
     server.answers["begin-format"] = server.sealed(answer, Secret(b"s" * 32))  # type: ignore[arg-type,assignment]
     return guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
 

@@ -192,8 +192,9 @@ class KillingTransport(HttpsTransport):
 
 def test_killed_inside_requests_a_guest_that_repeats_them_ends_well(broker: BrokerProcess) -> None:
     dice = random.Random(7)
-    # A killed broker has forgotten its sessions: a repeated request takes up to four (refused, auth, attest, itself).
-    numbers = itertools.accumulate(dice.randint(5, 8) for _ in range(KILLS))
+    # A killed broker has forgotten its sessions: a repeated change takes up to five (refused, auth, attest, open,
+    # itself), and three tries are made.
+    numbers = itertools.accumulate(dice.randint(7, 10) for _ in range(KILLS))
     moments = dict(zip(numbers, itertools.cycle(Moment), strict=False))
     transport = KillingTransport(broker, moments)
     guest = BrokerRegister(broker.settings())

@@ -114,7 +114,7 @@ def test_errors_arrive_with_their_class(broker: RunningBroker) -> None:
         guest.open("other", Profile.XTS)
     with pytest.raises(InvalidInput, match="profile"):
         guest.open("pvc-2", Profile.NONE)
-    with pytest.raises(NotFound, match="register"):
+    with pytest.raises(Refused, match="pvc-9 was not opened with the broker"):
         guest.begin_open(replace(active, volume_id="pvc-9"), nonce=NONCE, generation=2)
 
 

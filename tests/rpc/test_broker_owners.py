@@ -1,6 +1,7 @@
 """A volume belongs to the workload that made it, or for which it was made; a pattern that fits is not enough."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,20 @@ CALLS: dict[str, Callable[[BrokerRegister, VolumeRecord], object]] = {
 }
 
 
+def give_ticket(broker: RunningBroker, guest: BrokerRegister) -> None:
+    """As if the answer to `open` had reached this guest: the owner is asked for besides."""
+    guest.open("pvc-of-its-own", Profile.XTS)
+    held = guest._held["pvc-of-its-own"]
+    ticket = broker.broker.tickets.of(str(held.session).partition("=")[2], "pvc-1")
+    guest._held["pvc-1"] = replace(held, ticket=ticket)
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_no_call_of_another_workload_reaches_a_volume(
     broker: RunningBroker, spark: BrokerRegister, web: BrokerRegister, call: str
 ) -> None:
     record = active(spark)
+    give_ticket(broker, web)
     with pytest.raises(NotReleased, match=r"belongs to another workload.*hand-over pvc-1 --to web"):
         CALLS[call](web, record)
     assert broker.broker.store.volume("pvc-1") == record

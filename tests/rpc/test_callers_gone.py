@@ -16,7 +16,7 @@ CALLS = 140
 
 
 def test_probe_answers_though_every_thread_had_waited_for_lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(tmp_path, monkeypatch) as csi, csi.lvm.exclusive("a wedged lvcreate"):
+    with serving(tmp_path, monkeypatch) as csi, csi.lvm.turns.group("vg0", "a wedged lvcreate"):
         request = Requests(csi).of("CreateVolume")
         waiting = [csi.method("CreateVolume").future(request, timeout=1.0) for _ in range(CALLS)]
         assert {future.code() for future in waiting} == {grpc.StatusCode.DEADLINE_EXCEEDED}
@@ -28,7 +28,7 @@ def test_a_call_whose_client_left_says_so_in_the_log_and_does_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(tmp_path, monkeypatch) as csi:
-        with csi.lvm.exclusive("a wedged lvcreate"):
+        with csi.lvm.turns.group("vg0", "a wedged lvcreate"):
             future = csi.method("CreateVolume").future(Requests(csi).of("CreateVolume"), timeout=PATIENCE)
             _until(csi, lambda events: "request" in events)
             future.cancel()
@@ -38,7 +38,7 @@ def test_a_call_whose_client_left_says_so_in_the_log_and_does_nothing(
 
 
 def test_who_only_looks_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(tmp_path, monkeypatch) as csi, csi.lvm.exclusive("a wedged lvcreate"):
+    with serving(tmp_path, monkeypatch) as csi, csi.lvm.turns.group("vg0", "a wedged lvcreate"):
         csi.call("GetCapacity", csi_pb2.GetCapacityRequest())
 
 

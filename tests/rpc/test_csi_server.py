@@ -720,7 +720,7 @@ def test_a_long_wipe_or_format_holds_no_other_volume_up(csi: CsiServer) -> None:
 
 def test_probe_answers_while_a_hundred_other_calls_wait_for_lvm(csi: CsiServer) -> None:
     names = [f"pvc-{number}" for number in range(100)]
-    with csi.lvm.exclusive("a test"):
+    with csi.lvm.turns.group("vg0", "a test"):
         waiting = [
             csi.method("CreateVolume").future(
                 Requests(csi, name=name).of("CreateVolume", capacity_range=size(8 * MIB)), timeout=PATIENCE

@@ -24,6 +24,7 @@ Answer = tuple[int, dict[str, str], bytes]
 COOKIE = {"Set-Cookie": f"{kbs.SESSION_COOKIE}=abc; Expires=Thu, 01 Jan 2099 00:00:00 GMT"}
 CHALLENGE = b'{"nonce":"bm9uY2U=","extra-params":""}'
 NONCE = "1e" * 32
+TICKET = "7c" * 32
 SHA512 = b'{"selected-hash-algorithm":"sha512"}'
 
 
@@ -40,7 +41,7 @@ class Script:
     def sealed(self, record: VolumeRecord, secret: Secret | None = None) -> Callable[[], Answer]:
         def answer() -> Answer:
             assert self.tee_key is not None
-            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, "0e" * 16, secret))
+            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, "0e" * 16, secret, TICKET))
 
         return answer
 
@@ -168,7 +169,7 @@ def test_answers_for_something_else_are_refused(server: Script, guest: BrokerReg
     for record, secret, said in [
         (replace(ALLOCATED, volume_id="pvc-2"), Secret(b"s" * 32), "pvc-2 instead of pvc-1"),
         (replace(ALLOCATED, profile=Profile.NONE), Secret(b"s" * 32), "profile none"),
-        (ALLOCATED, None, "without the secret"),
+        (ALLOCATED, None, "without the secret or the ticket"),
     ]:
         server.answers["open"] = server.sealed(record, secret)  # type: ignore[assignment]
         with pytest.raises(Refused, match=said):
@@ -176,6 +177,8 @@ def test_answers_for_something_else_are_refused(server: Script, guest: BrokerReg
     server.answers["open"] = server.sealed(ALLOCATED, Secret(b"short"))  # type: ignore[assignment]
     with pytest.raises(Unavailable, match="5 bytes instead of 32"):
         guest.open("pvc-1", Profile.XTS)
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    guest.open("pvc-1", Profile.XTS)
     server.answers["begin-format"] = server.sealed(ALLOCATED)  # type: ignore[assignment]
     with pytest.raises(Refused, match="no permission to format"):
         guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)

@@ -11,7 +11,7 @@ import pytest
 from csi.core import filesystems
 from csi.core.command import LocalRunner
 from csi.core.filesystem import Filesystem
-from csi.core.filesystem_use import was_used
+from csi.node.filesystem_use import was_used
 
 OURS, OTHER = UUID(int=1), UUID(int=2)
 SIZE = 400 << 20

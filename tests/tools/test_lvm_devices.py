@@ -202,7 +202,7 @@ def test_where_only_named_disks_count_no_other_is_seen_and_one_that_joined_the_g
     found = inside(only_named_disks, minors)
     assert (found["seen"], found["made"]) == (["vg0"], "done")
     assert found["why"].startswith("/dev/sd2 belongs to volume group vg0, and the configuration keeps LVM away from it")
-    assert found["refused"].startswith("Unavailable: volume group vg0 can't be looked into")
+    assert found["refused"].startswith("Unavailable: lvremove of vg0/a was not begun: volume group vg0 ")
     assert (found["missing"], found["kept"]) == (0, ["a"])
 
 

@@ -306,6 +306,11 @@ def test_a_volume_that_is_staged_for_guests_is_not_deleted() -> None:
 def test_the_note_of_a_stage_that_ended_by_itself_holds_nothing_up() -> None:
     plan = deletion.delete(volume(wipe=Wipe.NONE), NOTHING_ELSE, (), staged_at="/k/staging")
     assert plan == (steps.ForgetStaged(volume_id=volume().volume_id), REMOVE)
-    assert deletion.delete(
-        volume(state=State.DELETING, active=True, wipe=Wipe.NONE), NOTHING_ELSE, (), staged_at="/k/staging"
-    )
+    given_up = volume(state=State.DELETING, active=True, wipe=Wipe.NONE)
+    assert deletion.delete(given_up, NOTHING_ELSE, (), staged_at="/k/staging")
+
+
+def test_a_first_stage_that_failed_or_was_called_off_does_not_stop_the_deletion() -> None:
+    begun = volume(state=State.CREATING, holds=None, active=True)
+    plan = deletion.delete(begun, NOTHING_ELSE, (), staged_at="/k/staging")
+    assert plan == (steps.ForgetStaged(volume_id=begun.volume_id), RELEASE, REMOVE)

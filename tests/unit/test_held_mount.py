@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.core import held_mount
+from csi.node import held_mount
 
 TEXT = """22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 31 22 0:25 / /run rw shared:5 - tmpfs tmpfs rw

@@ -1,8 +1,5 @@
 """Two driver processes, as an update may leave them for a while, take turns at LVM."""
 
-import fcntl
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +17,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from csi.node.lvm.command import Lvm
-with Lvm(None, udev=False, lock_file=Path(sys.argv[1])).exclusive("elsewhere"):
+with Lvm(None, udev=False, lock_file=Path(sys.argv[1])).turns.group("vg0", "elsewhere"):
     print("mine", flush=True)
     sys.stdin.readline()
 print("done", flush=True)
@@ -56,7 +53,7 @@ def test_while_another_process_has_its_turn_nobody_here_gets_one(lvm: Lvm, tmp_p
     with (
         another_process(tmp_path / "lock"),
         pytest.raises(Unavailable, match="another driver process holds"),
-        lvm.exclusive("b", 0.1),
+        lvm.turns.group("vg0", "b", 0.1),
     ):
         pytest.fail("two processes have their turn")
 
@@ -75,7 +72,7 @@ def test_when_the_other_gives_its_turn_up_it_comes_here(lvm: Lvm, tmp_path: Path
                 other.stdin.flush()
             return True
 
-        with lvm.exclusive("b", still_wanted=still_wanted):
+        with lvm.turns.group("vg0", "b", still_wanted=still_wanted):
             assert asked >= 2
 
 
@@ -83,15 +80,10 @@ def test_the_turn_of_a_killed_process_is_over(lvm: Lvm, tmp_path: Path) -> None:
     with another_process(tmp_path / "lock") as other:
         other.kill()
         other.wait()
-        with lvm.exclusive("b", 0.1):
+        with lvm.turns.group("vg0", "b", 0.1):
             pass
 
 
-def test_the_lock_file_names_who_has_the_turn(lvm: Lvm, tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text("a longer text that an earlier process has left behind here")
-    with lvm.exclusive("b"):
-        assert json.loads((tmp_path / "lock").read_text()) == {"pid": os.getpid()}
-        descriptor = os.open(tmp_path / "lock", os.O_RDWR)
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        os.close(descriptor)
+def test_another_group_is_free_meanwhile(lvm: Lvm, tmp_path: Path) -> None:
+    with another_process(tmp_path / "lock"), lvm.turns.group("vg1", "b", 0.1):
+        pass

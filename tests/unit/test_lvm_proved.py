@@ -28,7 +28,6 @@ TEXT = HEAD[_PLACE.parts[0].offset :][: _PLACE.size - 1]
 LABEL = metadata_area.label(HEAD)
 assert LABEL is not None
 VG_UUID = TEXT.split(b'"')[1].decode()
-PLAIN = metadata_text.parse(TEXT)
 
 
 def another(uuid: str) -> str:
@@ -111,10 +110,10 @@ class ByLvm:
         place = metadata_area.text_place(AREA, bytes(disk.content[4096:4608]))
         assert place is not None
         (part,) = place.parts
-        text = metadata_text.parse(bytes(disk.content[part.offset : part.offset + part.size - 1]))
-        group = text["vg0"]
+        text = bytes(disk.content[part.offset : part.offset + part.size - 1])
+        group = metadata_text.parse(text.decode())["vg0"]
         assert isinstance(group, dict)
-        found = metadata_model.volume_group(text, known(*(self._pv(uuid) for uuid in uuids(group))))
+        found, _ = metadata_model.volume_group(text, known(*(self._pv(uuid) for uuid in uuids(group))))
         pvs = tuple(replace(pv, missing=pv.device is None) for pv in found.pvs)
         return (replace(found, pvs=pvs, extents=found.extents + self.differs),)
 
@@ -406,6 +405,32 @@ def test_many_looks_at_once_ask_lvm_once() -> None:
     for thread in threads:
         thread.join()
     assert here.lvm.asked <= 2, "one for all that came before it began, one for those that came later"
+
+
+def test_what_was_asked_before_a_change_does_not_answer_who_came_after_it() -> None:
+    here = machine()
+    asked, go_on = threading.Event(), threading.Event()
+    answered = here.lvm.__call__
+
+    def slow(name: str, groups: int) -> tuple[VolumeGroup, ...]:
+        answer = answered(name, groups)
+        asked.set()
+        assert go_on.wait(20)
+        return answer
+
+    here.proved._ask = slow
+    names: dict[str, list[str]] = {}
+    before = threading.Thread(target=lambda: names.update(before=here.names()))
+    before.start()
+    assert asked.wait(20)
+    here.commit(with_lv("b"))
+    after = threading.Thread(target=lambda: names.update(after=here.names()))
+    after.start()
+    time.sleep(0.05)
+    go_on.set()
+    for thread in (before, after):
+        thread.join()
+    assert names == {"before": ["a"], "after": ["a", "b"]}
 
 
 # Groups that the configuration can't mean

@@ -1,6 +1,5 @@
 """Who waits for LVM gets a turn, or an error that says why not; who is gone stops waiting; who hangs does not multiply."""
 
-import fcntl
 import functools
 import os
 import signal
@@ -8,13 +7,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from csi.core import command
+from csi.core import command, files
 from csi.core.command import LocalRunner
 from csi.core.errors import CommandTimeout, Unavailable
 from csi.node import caller
@@ -40,7 +38,7 @@ def busy(lvm: Lvm) -> Iterator[None]:
     began, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lvm.exclusive("a long lvcreate"):
+        with lvm.turns.group("vg0", "a long lvcreate"):
             began.set()
             done.wait(PATIENCE)
 
@@ -54,7 +52,10 @@ def busy(lvm: Lvm) -> Iterator[None]:
 
 @pytest.mark.usefixtures("busy")
 def test_a_turn_that_does_not_come_names_who_has_it(lvm: Lvm) -> None:
-    with pytest.raises(Unavailable, match=r"busy with 'a long lvcreate' for more than 0\.1 s"), lvm.exclusive("b", 0.1):
+    with (
+        pytest.raises(Unavailable, match=r"busy with 'a long lvcreate' for more than 0\.1 s"),
+        lvm.turns.group("vg0", "b", 0.1),
+    ):
         pytest.fail("it has no turn")
 
 
@@ -64,7 +65,7 @@ def test_who_is_not_wanted_any_more_stops_waiting(lvm: Lvm) -> None:
     began = time.monotonic()
     with (
         pytest.raises(Unavailable, match="caller went away while LVM was busy with 'a long lvcreate'"),
-        lvm.exclusive("b", still_wanted=lambda: next(answers)),
+        lvm.turns.group("vg0", "b", still_wanted=lambda: next(answers)),
     ):
         pytest.fail("it has no turn")
     assert time.monotonic() - began < PATIENCE
@@ -72,25 +73,28 @@ def test_who_is_not_wanted_any_more_stops_waiting(lvm: Lvm) -> None:
 
 @pytest.mark.usefixtures("busy")
 def test_whether_the_caller_waits_need_not_be_passed_on(lvm: Lvm) -> None:
-    with caller.waiting(lambda: False), pytest.raises(Unavailable, match="went away"), lvm.exclusive("b"):
+    with caller.waiting(lambda: False), pytest.raises(Unavailable, match="went away"), lvm.turns.group("vg0", "b"):
         pytest.fail("it has no turn")
 
 
 def test_who_is_gone_does_not_wait_for_another_process_either(lvm: Lvm, tmp_path: Path) -> None:
-    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    descriptor = files.take_named_lock(tmp_path / "lock", "vg0")
+    assert descriptor is not None
     try:
-        with pytest.raises(Unavailable, match="another driver process"), lvm.exclusive("b", still_wanted=lambda: False):
+        with (
+            pytest.raises(Unavailable, match="another driver process"),
+            lvm.turns.group("vg0", "b", still_wanted=lambda: False),
+        ):
             pytest.fail("it has no turn")
     finally:
         os.close(descriptor)
-    with lvm.exclusive("c"):
+    with lvm.turns.group("vg0", "c"):
         pass
 
 
 def test_work_without_a_caller_is_always_wanted(lvm: Lvm) -> None:
     assert caller.still_waits()
-    with lvm.exclusive("start-up"):
+    with lvm.turns.group("vg0", "start-up"):
         pass
 
 
@@ -176,26 +180,6 @@ def test_who_has_a_group_may_take_it_again_and_still_has_it_then(tmp_path: Path)
         with turns.group("vg0", "b", wait_seconds=0.0):
             pass
         assert turns.queues()["vg0"].holder == "a"
-    with turns.all("a"), turns.group("vg0", "b", wait_seconds=0.0):
-        pass
-
-
-def test_all_groups_wait_for_every_group_and_every_group_for_them(tmp_path: Path) -> None:
-    turns = Turns(tmp_path / "lock")
-    refused: list[str] = []
-
-    def ask(what: Callable[[], AbstractContextManager[None]]) -> None:
-        try:
-            with what():
-                refused.append("nobody")
-        except Unavailable as error:
-            refused.append(str(error))
-
-    with turns.group("vg0", "a change"):
-        in_a_thread(lambda: ask(lambda: turns.all("b", 0.05))).join()
-    with turns.all("everything"):
-        in_a_thread(lambda: ask(lambda: turns.group("vg0", "b", 0.05))).join()
-    assert ["'a change'" in refused[0], "'everything'" in refused[1]] == [True, True]
 
 
 def test_two_processes_exclude_each_other_group_by_group(tmp_path: Path) -> None:
@@ -205,8 +189,6 @@ def test_two_processes_exclude_each_other_group_by_group(tmp_path: Path) -> None
             pass
         with pytest.raises(Unavailable, match="another driver process"), other.group("vg0", "b", 0.05):
             pytest.fail("two processes have one group")
-        with pytest.raises(Unavailable, match="another driver process"), other.all("b", 0.05):
-            pytest.fail("a process has all groups while another has one")
 
 
 @pytest.fixture

@@ -118,34 +118,34 @@ def test_a_header_that_leads_out_of_its_area_is_not_understood(location: tuple[i
 
 # The text
 
-WRITTEN: list[tuple[bytes, dict[str, object]]] = [
-    (b"", {}),
-    (b"a = 1\n", {"a": 1}),
-    (b"a = -1 # why\n", {"a": -1}),
-    (b'a = "x"\tb = []\n', {"a": "x", "b": []}),
-    (b'a = ["x", 0, "y", 7]', {"a": ["x", 0, "y", 7]}),
-    (b'a = ["x"\n,\n"y"]', {"a": ["x", "y"]}),
-    (rb'a = "say \"no\" \\ # { }"', {"a": 'say "no" \\ # { }'}),
-    (b"vg-1.x_+ {\nb { c = 2 }\n}\n", {"vg-1.x_+": {"b": {"c": 2}}}),
-    (b"0 {}", {"0": {}}),
+WRITTEN: list[tuple[str, dict[str, object]]] = [
+    ("", {}),
+    ("a = 1\n", {"a": 1}),
+    ("a = -1 # why\n", {"a": -1}),
+    ('a = "x"\tb = []\n', {"a": "x", "b": []}),
+    ('a = ["x", 0, "y", 7]', {"a": ["x", 0, "y", 7]}),
+    ('a = ["x"\n,\n"y"]', {"a": ["x", "y"]}),
+    (r'a = "say \"no\" \\ # { }"', {"a": 'say "no" \\ # { }'}),
+    ("vg-1.x_+ {\nb { c = 2 }\n}\n", {"vg-1.x_+": {"b": {"c": 2}}}),
+    ("0 {}", {"0": {}}),
 ]
 """What LVM's writer makes, and what it means."""
 
 
 @pytest.mark.parametrize(("text", "meaning"), WRITTEN)
-def test_what_lvm_writes_is_read(text: bytes, meaning: dict[str, object]) -> None:
+def test_what_lvm_writes_is_read(text: str, meaning: dict[str, object]) -> None:
     assert metadata_text.parse(text) == meaning
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        b'a = "', b"a = [1", b"a {", b"}", b"a = 1 a = 2", b"a {} a {}", b"a = $", b"$ = 1", b"a = [1 2]", b'"a" = 1',
-        b"a = b", b"a", b"a = [,]", b"a = 1 }", "ä = 1".encode(), b"a = \xff", b"a = 1.5", b"a = " + b"9" * 5000,
-        b"a {" * 10_000, b"a = [[1]]", b"= 1", b"a =", b'a = "x\\"',
+        'a = "', "a = [1", "a {", "}", "a = 1 a = 2", "a {} a {}", "a = $", "$ = 1", "a = [1 2]", '"a" = 1',
+        "a = ", "a", "a = [,]", "a = 1 }", "ä = 1", "a = \x00", "a = 1.5", "a = " + "9" * 5000,
+        "a {" * 10_000, "a = [[1]]", "= 1", "a =", 'a = "x\\"',
     ],
 )  # fmt: skip
-def test_what_lvm_would_not_write_is_not_understood(text: bytes) -> None:
+def test_what_lvm_would_not_write_is_not_understood(text: str) -> None:
     with pytest.raises(NotUnderstood):
         metadata_text.parse(text)
 
@@ -153,8 +153,68 @@ def test_what_lvm_would_not_write_is_not_understood(text: bytes) -> None:
 def test_every_cut_of_a_real_text_is_read_whole_or_not_at_all() -> None:
     place = metadata_area.text_place(AREA, HEADER)
     assert place is not None
-    text = metadata_area.require_whole(place, text_of(place))
-    inside = text.index(b"{"), text.rindex(b"}")
+    text = metadata_area.require_whole(place, text_of(place)).decode()
+    inside = text.index("{"), text.rindex("}")
     for end in range(*inside, 7):
         with pytest.raises(NotUnderstood):
             metadata_text.parse(text[:end])
+
+
+GROUP = """vg0 {
+id = "x"
+
+volumes {
+
+a {
+tags = ["one"]
+
+segment1 {
+n = 1
+}
+
+segment2 {
+n = 2
+}
+}
+
+b-2 {
+m = 3
+}
+}
+
+}
+# end
+contents = "x }"
+"""
+
+
+def test_a_text_that_was_cut_means_what_the_whole_does() -> None:
+    frame, parts = metadata_text.cut(GROUP.encode(), "volumes")
+    whole, left = metadata_text.parse(GROUP), metadata_text.parse(frame)
+    assert len(parts) == 2
+    group, rest = whole["vg0"], left["vg0"]
+    assert isinstance(group, dict)
+    assert isinstance(rest, dict)
+    assert rest["volumes"] == {}
+    joined: dict[str, object] = {}
+    for part in parts:
+        joined |= metadata_text.parse(part)
+    assert joined == group["volumes"]
+    assert group | {"volumes": {}} == rest
+    assert left.keys() == whole.keys()
+
+
+@pytest.mark.parametrize("text", ["", "vg0 {\nid = 1\n}\n", "vg0 {\nvolumes {\n}\n}\n"])
+def test_where_there_is_nothing_to_cut_nothing_is_lost(text: str) -> None:
+    assert metadata_text.cut(text.encode(), "volumes") == (text, [])
+
+
+def test_a_text_that_is_no_text_is_not_understood() -> None:
+    with pytest.raises(NotUnderstood):
+        metadata_text.cut(b'a = "\xff"', "volumes")
+
+
+def test_nothing_that_means_anything_goes_over_the_end_of_a_line() -> None:
+    for text in ('a = "one\n}\n"', 'a = "one\\\n}"'):
+        with pytest.raises(NotUnderstood):
+            metadata_text.parse(text)

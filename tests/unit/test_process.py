@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from csi.core import process
+
 ROOT = Path(__file__).resolve().parents[2]
 PR_GET_DUMPABLE = 3
 
@@ -60,3 +62,11 @@ def test_a_refusal_of_the_lock_is_told_and_no_error() -> None:
     before = f"{LOGGED}\n{bounded_by('1 << 30', 0)}\n{refusing}\nprocess.ctypes.CDLL = fake"
     told = hardened("'alive'", before).splitlines()
     assert told[-2:] == ["memory is not locked, so it may be swapped out False", "alive"]
+
+
+def test_writing_back_tells_what_the_kernel_says(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        process.write_back(file.fileno())
+        closed = file.fileno()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        process.write_back(closed)

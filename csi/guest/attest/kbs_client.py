@@ -7,6 +7,7 @@ encrypted to a key that lives in this process only.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn, Self
 
@@ -25,12 +26,23 @@ from csi.kbs.register import VolumeRecord, VolumeState
 
 _ATTEMPTS = 3
 _JSON = {"Content-Type": "application/json"}
+_Request = Callable[[str], msgspec.Struct]
+"""A request about a volume, made with the ticket that it presents."""
 
 
 @cache
 def _process_key() -> ec.EllipticCurvePrivateKey:
     """One key for the life of the process: evidence binds it, so a new one for each call would only cost time."""
     return ec.generate_private_key(ec.SECP256R1())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """What the answer to `open` left here: the ticket, the session that it is of, and the register's epoch at that time."""
+
+    ticket: str
+    session: str | None
+    epoch: str
 
 
 class BrokerRegister:
@@ -51,7 +63,7 @@ class BrokerRegister:
         self._key = key or _process_key()
         self._init_data = settings.init_data
         self._cookie: str | None = None
-        self._epochs: dict[str, str] = {}
+        self._held: dict[str, _Held] = {}
         self._transport = HttpsTransport(
             url=settings.url,
             ca_pem=settings.ca_pem,
@@ -63,28 +75,33 @@ class BrokerRegister:
     def get_resource(self, uri: str) -> Secret:
         """The bytes of `kbs:///repository/type/tag`, exactly as they were stored (a trailing newline stays)."""
         path = kbs.ResourcePath.parse_uri(uri)
-        response = self._attested("GET", f"{kbs.PREFIX}/resource/{path}", None)
+        response = self._attested("GET", f"{kbs.PREFIX}/resource/{path}", lambda: None)
         if response.status != 200:
-            _raise_error(response, f"resource {path}")
+            _raise_error(response, f"resource {path}", self._key)
         with _answer_of_the_broker():
             return jwe.decrypt(self._key, response.body)
 
     def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
         """See `Register.open`."""
-        answer = self._exchange(volume_id, "open", volumes_api.OpenRequest(profile=profile))
+        answer = self._asked(volume_id, "open", lambda _: volumes_api.OpenRequest(profile=profile))
         with _answer_of_the_broker():
             record, secret = answer.record, volumes_api.secret_of(answer)
-        self._epochs[volume_id] = answer.epoch
-        if secret is None:
-            raise Refused(f"the broker answered without the secret of volume {volume_id}")
+        if secret is None or answer.ticket is None:
+            raise Refused(f"the broker answered without the secret or the ticket of volume {volume_id}")
         if record.profile is not profile:
             raise Refused(f"the broker answered with profile {record.profile} for volume {volume_id}, not {profile}")
+        self._held[volume_id] = _Held(ticket=answer.ticket, session=self._cookie, epoch=answer.epoch)
         return record, secret
 
     def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
         """See `Register.begin_format`."""
-        request = volumes_api.BeginFormatRequest(revision=record.revision, nonce=nonce, payload_bytes=payload_bytes)
-        answer = self._change(record.volume_id, "begin-format", request)
+        answer = self._change(
+            record,
+            "begin-format",
+            lambda ticket: volumes_api.BeginFormatRequest(
+                ticket=ticket, revision=record.revision, nonce=nonce, payload_bytes=payload_bytes
+            ),
+        )
         # The one answer that lets data be overwritten is read twice, even from a broker that is trusted.
         if answer.state is not VolumeState.FORMATTING or answer.grant is None or answer.grant.nonce != nonce:
             raise Refused(f"the broker gave no permission to format volume {record.volume_id}")
@@ -94,20 +111,37 @@ class BrokerRegister:
         self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
     ) -> VolumeRecord:
         """See `Register.commit_format`."""
-        request = volumes_api.CommitFormatRequest(
-            revision=record.revision, nonce=nonce, header_sha256=header_sha256, payload_bytes=payload_bytes
+        return self._change(
+            record,
+            "commit-format",
+            lambda ticket: volumes_api.CommitFormatRequest(
+                ticket=ticket,
+                revision=record.revision,
+                nonce=nonce,
+                header_sha256=header_sha256,
+                payload_bytes=payload_bytes,
+            ),
         )
-        return self._change(record.volume_id, "commit-format", request)
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         """See `Register.begin_open`."""
-        request = volumes_api.BeginOpenRequest(revision=record.revision, nonce=nonce, generation=generation)
-        return self._change(record.volume_id, "begin-open", request)
+        return self._change(
+            record,
+            "begin-open",
+            lambda ticket: volumes_api.BeginOpenRequest(
+                ticket=ticket, revision=record.revision, nonce=nonce, generation=generation
+            ),
+        )
 
     def commit_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         """See `Register.commit_open`."""
-        request = volumes_api.CommitOpenRequest(revision=record.revision, nonce=nonce, generation=generation)
-        return self._change(record.volume_id, "commit-open", request)
+        return self._change(
+            record,
+            "commit-open",
+            lambda ticket: volumes_api.CommitOpenRequest(
+                ticket=ticket, revision=record.revision, nonce=nonce, generation=generation
+            ),
+        )
 
     def close(self) -> None:
         """Drop the connection."""
@@ -119,29 +153,47 @@ class BrokerRegister:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _change(self, volume_id: str, action: str, request: msgspec.Struct) -> VolumeRecord:
-        answer = self._exchange(volume_id, action, request)
-        if answer.epoch != self._epochs.get(volume_id, answer.epoch):
-            raise Busy(f"the broker's register was restored while volume {volume_id} was being opened; start over")
+    def _change(self, record: VolumeRecord, action: str, request: _Request) -> VolumeRecord:
+        held = self._held.get(record.volume_id)
+        if held is None:
+            raise Refused(
+                f"volume {record.volume_id} was not opened with the broker; a change needs the ticket of that"
+            )
+        answer = self._asked(record.volume_id, action, request, record.profile)
+        if answer.epoch != held.epoch:
+            raise Busy(f"the broker's register was restored while volume {record.volume_id} was at work; start over")
+        _check_same_volume(answer.record, record)
         return answer.record
 
-    def _exchange(self, volume_id: str, action: str, request: msgspec.Struct) -> volumes_api.Answer:
+    def _asked(
+        self, volume_id: str, action: str, request: _Request, reopen: Profile | None = None
+    ) -> volumes_api.Answer:
+        """One request about a volume. A ticket ends with its session: with `reopen`, the volume is opened again for one."""
         path = volumes_api.volume_path(volume_id, action)
-        response = self._attested("POST", path, strict_json.encode(request))
+
+        def body() -> bytes:
+            held = self._held.get(volume_id)
+            if reopen is not None and (held is None or held.session != self._cookie):
+                self.open(volume_id, reopen)
+                held = self._held[volume_id]
+            return strict_json.encode(request("" if held is None else held.ticket))
+
+        response = self._attested("POST", path, body)
         if response.status != 200:
-            _raise_error(response, f"volume {volume_id}")
+            _raise_error(response, f"volume {volume_id}", self._key)
         with _answer_of_the_broker():
             answer = volumes_api.decode_answer(jwe.decrypt(self._key, response.body))
         if answer.record.volume_id != volume_id:
             raise Refused(f"the broker answered for volume {answer.record.volume_id} instead of {volume_id}")
         return answer
 
-    def _attested(self, method: str, path: str, body: bytes | None) -> Response:
+    def _attested(self, method: str, path: str, body: Callable[[], bytes | None]) -> Response:
         """One exchange in an attested session. 401 means that the session ended; it is renewed, three tries in all."""
         for _ in range(_ATTEMPTS):
             refusal = self._handshake() if self._cookie is None else None
             if refusal is None and self._cookie is not None:
-                response = self._transport.exchange(method, path, body, {**_JSON, "Cookie": self._cookie})
+                content = body()
+                response = self._transport.exchange(method, path, content, {**_JSON, "Cookie": self._cookie})
                 if response.status != 401:
                     return response
                 refusal = f"the broker refuses {path}: {_detail(response)}"
@@ -213,10 +265,16 @@ def _detail(response: Response) -> str:
         return f"HTTP status {response.status}"
 
 
-def _raise_error(response: Response, what: str) -> NoReturn:
+def _check_same_volume(answer: VolumeRecord, asked: VolumeRecord) -> None:
+    """What no change of a guest ever changes must be as it was."""
+    if (answer.key_version, answer.profile) != (asked.key_version, asked.profile):
+        raise Refused(f"the broker answered with another key version or profile for volume {asked.volume_id}")
+
+
+def _raise_error(response: Response, what: str, key: ec.EllipticCurvePrivateKey) -> NoReturn:
     """Raise the broker's error with its own class; other servers' errors by their status."""
     try:
-        body = strict_json.decode(response.body, kbs.ErrorBody, "error")
+        body = volumes_api.unseal_error(key, strict_json.decode(response.body, kbs.ErrorBody, "error"))
     except InvalidInput:
         body = kbs.ErrorBody(type="", detail=f"HTTP status {response.status}")
     known = volumes_api.decode_error(body)

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,6 @@ from csi.core import disks
 from csi.core.command import Runner
 from csi.core.errors import CommandEnded, CommandError, InUse, Refused, SealedLocalError, ToolFailed, Unavailable
 from csi.core.size import KIB, MIB
-from csi.node import caller
 from csi.node.lvm import dm_name, failures, filters
 from csi.node.lvm import report as lvm_report
 from csi.node.lvm.block_devices import BlockDevice, BlockDevices
@@ -70,12 +69,6 @@ class Lvm:
         self._process = LvmProcess(runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent)
         self._devices = devices or BlockDevices().now
         self._proved = ProvedReport(self._visible, DiskViews(DiskReader()), allows, self._ask)
-
-    def exclusive(
-        self, holder: str, wait_seconds: float = 300.0, still_wanted: Callable[[], bool] = caller.still_waits
-    ) -> AbstractContextManager[None]:
-        """Hold every group of this node; see `Turns.all`."""
-        return self.turns.all(holder, wait_seconds, still_wanted)
 
     def report(self) -> Report:
         """Every group that the configuration can mean, as it is now. Takes no turn, and no process while nothing changed.

@@ -5,11 +5,14 @@ pool, a mirror, a key or a flag that isn't listed here (another version of LVM) 
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from csi.core.size import SECTOR_BYTES
+from csi.node.lvm import metadata_text
 from csi.node.lvm.metadata_area import NotUnderstood
 from csi.node.lvm.metadata_text import Section
 from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume, VolumeGroup
@@ -19,6 +22,8 @@ Used = dict[str, list[tuple[int, int]]]
 
 _POLICY: Final = AllocationPolicy.NORMAL
 """What LVM leaves out of the text."""
+_VOLUMES: Final = "logical_volumes"
+_NOTHING: Final[Mapping[tuple[int, str], "ReadVolume"]] = MappingProxyType({})
 _CONTENTS: Final = {"contents": "Text Format Volume Group", "version": 1}
 _AROUND: Final = frozenset({"contents", "version", "description", "creation_host", "creation_time"})
 _VG_KEYS: Final = frozenset(
@@ -56,24 +61,39 @@ _VG_FLAGS: Final = frozenset({"NOAUTOACTIVATE"})
 _LV_FLAGS: Final = frozenset({"NOAUTOACTIVATE", "ACTIVATION_SKIP"})
 
 
-def volume_group(text: Section, known: VolumeGroup) -> VolumeGroup:
-    """The group that the text describes. `known` is what LVM said of it before: its disks by name and number.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadVolume:
+    """A volume as its part of the text has it, and what it takes of each disk."""
 
-    Raises `NotUnderstood` when it has other disks now, another name or UUID, or anything that isn't plain.
+    lv: LogicalVolume
+    used: Used
+
+
+Remembered = Mapping[tuple[int, str], ReadVolume]
+"""Volumes by extent size and text. Of a group with many volumes a commit changes one."""
+
+
+def volume_group(text: bytes, known: VolumeGroup, remembered: Remembered = _NOTHING) -> tuple[VolumeGroup, Remembered]:
+    """The group that the text describes, and its volumes to be remembered until the next text.
+
+    `known` is what LVM said of it before: its disks by name and number. Raises `NotUnderstood` when it has other disks now,
+    another name or UUID, or anything that isn't plain.
     """
-    group = _section(text, known.name)
-    if text.keys() - _AROUND != {known.name} or any(text.get(key) != value for key, value in _CONTENTS.items()):
-        raise NotUnderstood("the metadata text has another form than this driver knows")
-    _require_plain(group, _VG_KEYS, _VG_STATUS, flags=_VG_FLAGS)
-    if group.get("id") != known.uuid or group.get("format") != "lvm2":
-        raise NotUnderstood(f"the metadata text belongs to another group than {known.name}")
-    lvs = {name: _as_section(raw) for name, raw in _section(group, "logical_volumes", missing_is_empty=True).items()}
+    frame, parts = metadata_text.cut(text, _VOLUMES)
+    group = _frame(metadata_text.parse(frame), known)
+    size = _number(group, "extent_size")
+    read = {(size, part): remembered.get((size, part)) or _volume(part, known, size) for part in parts}
+    volumes = sorted((volume.lv for volume in read.values()), key=lambda lv: lv.name)
+    if len({lv.name for lv in volumes}) != len(parts):
+        raise NotUnderstood(f"group {known.name} has two volumes of one name")
     used: Used = defaultdict(list)
-    volumes = tuple(_lv(name, lvs[name], known, _number(group, "extent_size"), used) for name in sorted(lvs))
+    for volume in read.values():
+        for disk, runs in volume.used.items():
+            used[disk] += runs
     pvs = _pvs(_section(group, "physical_volumes"), known, used)
-    return replace(
+    found = replace(
         known,
-        extent_bytes=_number(group, "extent_size") * SECTOR_BYTES,
+        extent_bytes=size * SECTOR_BYTES,
         extents=sum(pv.extents for pv in pvs),
         free_extents=sum(pv.free_extents for pv in pvs),
         writable="WRITE" in _words(group, "status"),
@@ -82,8 +102,20 @@ def volume_group(text: Section, known: VolumeGroup) -> VolumeGroup:
         exported=False,
         partial=False,
         pvs=pvs,
-        lvs=volumes,
+        lvs=tuple(volumes),
     )
+    return found, read
+
+
+def _frame(whole: Section, known: VolumeGroup) -> Section:
+    """The group's section, of which the volumes were cut out."""
+    group = _section(whole, known.name)
+    if whole.keys() - _AROUND != {known.name} or any(whole.get(key) != value for key, value in _CONTENTS.items()):
+        raise NotUnderstood("the metadata text has another form than this driver knows")
+    _require_plain(group, _VG_KEYS, _VG_STATUS, flags=_VG_FLAGS)
+    if group.get("id") != known.uuid or group.get("format") != "lvm2" or group.get(_VOLUMES, {}):
+        raise NotUnderstood(f"the metadata text belongs to another group than {known.name}")
+    return group
 
 
 def with_room(vg: VolumeGroup, metadata_free_bytes: int | None) -> VolumeGroup:
@@ -118,6 +150,15 @@ def _free_runs(used: list[tuple[int, int]], extents: int) -> list[int] | None:
         found.append(start - end)
         end = start + length
     return [length for length in found if length]
+
+
+def _volume(part: str, known: VolumeGroup, extent_sectors: int) -> ReadVolume:
+    found = metadata_text.parse(part)
+    if len(found) != 1:
+        raise NotUnderstood("the metadata text is cut in another place than between two volumes")
+    ((name, raw),) = found.items()
+    used: Used = defaultdict(list)
+    return ReadVolume(lv=_lv(name, _as_section(raw), known, extent_sectors, used), used=used)
 
 
 def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int, used: Used) -> LogicalVolume:
@@ -162,8 +203,8 @@ def _require_plain(
         raise NotUnderstood(f"the metadata text holds {', '.join(sorted(odd))}, which is not plain")
 
 
-def _section(raw: Section, name: str, *, missing_is_empty: bool = False) -> Section:
-    return {} if missing_is_empty and name not in raw else _as_section(raw.get(name))
+def _section(raw: Section, name: str) -> Section:
+    return _as_section(raw.get(name))
 
 
 def _as_section(found: object) -> Section:

@@ -18,8 +18,13 @@ Scalar = int | str
 Value = Scalar | list[Scalar]
 Section = dict[str, "Value | Section"]
 
-_TOKEN: Final = re.compile(r'(?:\s+|#[^\n]*)*("(?:[^"\\]|\\.)*"|[A-Za-z0-9_+./@-]+|.|\Z)', re.DOTALL)
-"""A text, a word or a single character, and what may stand before it. A character that has no meaning is refused later."""
+_TOKEN: Final = re.compile(r'(?:\s+|#[^\n]*)*("(?:[^"\\\n]|\\[^\n])*"|[A-Za-z0-9_+./@-]+|.|\Z)', re.DOTALL)
+"""A text, a word or a single character, and what may stand before it; none goes over the end of a line. A character that
+has no meaning is refused later.
+"""
+
+_EDGE: Final = re.compile(r"^(?:[^\s\"#]+ (\{)|\})\n", re.MULTILINE)
+"""A line that opens a section, or closes one."""
 
 _NUMBER: Final = re.compile(r"-?[0-9]{1,19}")
 _ESCAPED: Final = re.compile(r'\\(["\\])')
@@ -27,13 +32,34 @@ _END: Final = ""
 _DEPTH_LIMIT: Final = 8
 
 
-def parse(text: bytes) -> Section:
+def parse(text: str) -> Section:
     """The top level of the text. Raises `NotUnderstood` for anything that LVM would not have written."""
+    return _Reader(_TOKEN.findall(text)).whole()
+
+
+def cut(text: bytes, section: str) -> tuple[str, list[str]]:
+    """The text without the sections that lie in the one of this name, and these, each as a text of its own.
+
+    They begin and end with a line, and nothing that means anything goes over the end of one: where each part can be parsed
+    alone, the parts together mean what the whole does. Raises `NotUnderstood` as `parse` does.
+    """
     try:
         decoded = text.decode("ascii")
     except UnicodeDecodeError as error:
         raise NotUnderstood("the metadata text holds other bytes than ASCII") from error
-    return _Reader(_TOKEN.findall(decoded)).whole()
+    opened = decoded.find(f"\n{section} {{\n")
+    if opened < 0:
+        return decoded, []
+    begin = at = opened + len(f"\n{section} {{\n")
+    parts, depth = [], 0
+    for edge in _EDGE.finditer(decoded, begin):
+        depth += 1 if edge[1] else -1
+        if depth < 0:
+            break
+        if depth == 0:
+            parts.append(decoded[at : edge.end()])
+            at = edge.end()
+    return decoded[:begin] + decoded[at:], parts
 
 
 class _Reader:
@@ -85,7 +111,7 @@ class _Reader:
 
 
 def _is_name(part: str) -> bool:
-    return part[:1].isalnum() or part[:1] in {"_", "+", ".", "-"}
+    return (part[:1].isascii() and part[:1].isalnum()) or part[:1] in {"_", "+", ".", "-"}
 
 
 def _scalar(part: str) -> Scalar:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from csi.core.errors import SealedLocalError
-from csi.node.lvm import metadata_model, metadata_text
+from csi.node.lvm import metadata_model
 from csi.node.lvm.block_devices import BlockDevice
 from csi.node.lvm.disk_view import DiskView, DiskViews
 from csi.node.lvm.metadata_area import NotUnderstood
+from csi.node.lvm.metadata_model import Remembered
 from csi.node.lvm.model import ForeignGroup, LogicalVolume, PhysicalVolume, Report, UnreadableGroup, VolumeGroup
 
 _PATIENCE_SECONDS: Final = 5.0
@@ -42,13 +43,26 @@ class _Entry:
         return frozenset(pv.uuid for vg in self.known for pv in vg.pvs)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asking:
+    """A question to LVM."""
+
+    views: tuple[DiskView, ...]
+    began: float
+    answer: "Future[Known | UnreadableGroup]"
+
+    def tells(self, views: tuple[DiskView, ...], arrived: float) -> bool:
+        """Whether the answer is right for somebody who came then and saw the disks like this."""
+        return self.began >= arrived or self.views == views
+
+
 @dataclass(slots=True)
 class _Group:
     name: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     entry: _Entry | None = None
-    asking: "Future[Known | UnreadableGroup] | None" = None
-    asked_at: float = 0.0
+    asking: _Asking | None = None
+    volumes: Remembered = field(default_factory=dict)
     changed_at: float = 0.0
     """When the last change of ours began."""
 
@@ -130,29 +144,31 @@ class ProvedReport:
             entry = group.entry
             if entry is not None and (entry.views == views or entry.began >= arrived):
                 return entry.known
-            read = self._read(entry, views) if entry is not None else None
+            read = self._read(group, entry, views) if entry is not None else None
             if read is not None:
                 group.entry = _Entry(views=views, began=arrived, known=(read,), plain=True)
                 return (read,)
-            if group.asking is None or (group.asking.done() and group.asked_at < arrived):
-                group.asking = self._start(group, views)
             asking = group.asking
+            if asking is None or (asking.answer.done() and asking.began < arrived):
+                asking = group.asking = self._start(group, views)
         try:
-            return asking.result(_PATIENCE_SECONDS)
+            answer = asking.answer.result(_PATIENCE_SECONDS)
         except TimeoutError:
             waited = f"LVM did not answer within {_PATIENCE_SECONDS:g} s when asked about it"
             return _unreadable(group, views, f"{waited}; does another LVM command hold its lock?")
+        # What was asked before the group changed says nothing of the change.
+        return answer if asking.tells(views, arrived) else self._current(group, views, arrived)
 
-    def _read(self, entry: _Entry, views: tuple[DiskView, ...]) -> VolumeGroup | None:
+    def _read(self, group: _Group, entry: _Entry, views: tuple[DiskView, ...]) -> VolumeGroup | None:
         """The group by its new text; None when LVM has to say more than the text does."""
         if not entry.plain or [view.frame for view in entry.views] != [view.frame for view in views]:
             return None
         try:
-            return self._understood(entry.known[0], views)
+            return self._understood(group, entry.known[0], views)
         except NotUnderstood:
             return None
 
-    def _understood(self, known: VolumeGroup, views: Sequence[DiskView]) -> VolumeGroup:
+    def _understood(self, group: _Group, known: VolumeGroup, views: Sequence[DiskView]) -> VolumeGroup:
         """Raises `NotUnderstood` unless all areas of all disks hold one text, and it is plain."""
         places = [(view, place) for view in views for place in view.texts]
         texts = {self._views.text(view, place) for view, place in places}
@@ -160,22 +176,21 @@ class ProvedReport:
             raise NotUnderstood(f"the disks of group {known.name} hold different texts")
         (text,) = texts
         room = min(place.room for _, place in places) - max(place.size for _, place in places)
-        found = metadata_model.volume_group(metadata_text.parse(text), known)
+        found, group.volumes = metadata_model.volume_group(text, known, group.volumes)
         return metadata_model.with_room(found, max(0, room))
 
-    def _start(self, group: _Group, views: tuple[DiskView, ...]) -> "Future[Known | UnreadableGroup]":
+    def _start(self, group: _Group, views: tuple[DiskView, ...]) -> _Asking:
         """Ask LVM in a thread of its own: it may hang at a lock or a disk, and whoever waits must not."""
-        future: Future[Known | UnreadableGroup] = Future()
-        group.asked_at = time.monotonic()
+        asking = _Asking(views=views, began=time.monotonic(), answer=Future())
 
         def work() -> None:
             try:
-                future.set_result(self._asked(group, views, group.asked_at))
+                asking.answer.set_result(self._asked(group, views, asking.began))
             except Exception as error:
-                future.set_exception(error)
+                asking.answer.set_exception(error)
 
         threading.Thread(target=work, name=f"look at {group.name}", daemon=True).start()
-        return future
+        return asking
 
     def _asked(self, group: _Group, views: tuple[DiskView, ...], began: float) -> Known | UnreadableGroup:
         try:
@@ -188,19 +203,19 @@ class ProvedReport:
             )
         after = tuple(self._views.look([view.device for view in views]))
         if after == views:
-            entry = _Entry(views=views, began=began, known=known, plain=self._is_plain(known, views))
+            entry = _Entry(views=views, began=began, known=known, plain=self._is_plain(group, known, views))
             with group.lock:
                 group.entry = entry
         return known
 
-    def _is_plain(self, known: Known, views: Sequence[DiskView]) -> bool:
+    def _is_plain(self, group: _Group, known: Known, views: Sequence[DiskView]) -> bool:
         disks = sorted((view.label.pv_uuid, view.device.number.combined) for view in views if view.label is not None)
         if len(known) != 1 or len(disks) != len(views):
             return False
         if disks != sorted((pv.uuid, pv.device.combined if pv.device is not None else -1) for pv in known[0].pvs):
             return False
         try:
-            understood = self._understood(known[0], views)
+            understood = self._understood(group, known[0], views)
             return metadata_model.with_room(understood, known[0].metadata_free_bytes) == known[0]
         except NotUnderstood:
             return False

@@ -1,11 +1,9 @@
 """Who may change which volume group now: one command a group at a time, others wait in the order in which they came.
 
 Groups don't wait for one another, so that a disk that doesn't answer stops its own group only. Two driver processes, as an
-update leaves them for a while, take turns by locks on files: each group by its name, and one for the whole of LVM.
+update leaves them for a while, take turns by locks on a file, one for each group's name.
 """
 
-import fcntl
-import json
 import os
 import threading
 import time
@@ -21,8 +19,6 @@ from csi.node import caller
 
 _POLL_SECONDS: Final = 0.25
 _FILE_POLL_SECONDS: Final = 0.05
-_ALL: Final = ""
-"""In the place of a group's name, which is never empty: every group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +36,10 @@ class _Turn:
     holder: str
     thread: int
 
-    def excludes(self, group: str) -> bool:
-        return _ALL in (self.group, group) or self.group == group
-
 
 @dataclass(slots=True)
 class Turns:
-    """The queues of this node's groups. `lock_file` is the lock of the whole of LVM; those of groups lie beside it."""
+    """The queues of this node's groups. `lock_file` is where the processes' locks lie."""
 
     lock_file: Path
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -70,35 +63,21 @@ class Turns:
         if self._is_mine(group):
             yield
             return
-        with (
-            self._turn(group, holder, wait_seconds, still_wanted),
-            self._whole(fcntl.LOCK_SH, wait_seconds, still_wanted),
-        ):
-            descriptor = self._await(lambda: files.take_named_lock(self._groups, group), wait_seconds, still_wanted)
+        with self._turn(group, holder, wait_seconds, still_wanted):
+            descriptor = self._lock(group, wait_seconds, still_wanted)
             try:
                 yield
             finally:
                 os.close(descriptor)
 
-    @contextmanager
-    def all(
-        self, holder: str, wait_seconds: float = 300.0, still_wanted: Callable[[], bool] = caller.still_waits
-    ) -> Iterator[None]:
-        """Hold every group, for what concerns more than one. Raises as `group` does."""
-        with (
-            self._turn(_ALL, holder, wait_seconds, still_wanted),
-            self._whole(fcntl.LOCK_EX, wait_seconds, still_wanted),
-        ):
-            yield
-
     def queues(self) -> dict[str, Queue]:
         """Every group that somebody holds or waits for."""
         with self._changed:
-            names = {turn.group for turn in (*self._held, *self._waiting)} - {_ALL}
+            names = {turn.group for turn in (*self._held, *self._waiting)}
             holders = {turn.group: turn.holder for turn in self._held}
             return {
                 name: Queue(
-                    holder=holders.get(name, holders.get(_ALL, "")),
+                    holder=holders.get(name, ""),
                     waiting=sum(turn.group == name for turn in self._waiting),
                 )
                 for name in names
@@ -106,7 +85,7 @@ class Turns:
 
     def _is_mine(self, group: str) -> bool:
         with self._changed:
-            return any(turn.thread == threading.get_ident() and turn.group in (group, _ALL) for turn in self._held)
+            return any(turn.thread == threading.get_ident() and turn.group == group for turn in self._held)
 
     @contextmanager
     def _turn(self, group: str, holder: str, wait_seconds: float, still_wanted: Callable[[], bool]) -> Iterator[None]:
@@ -138,40 +117,18 @@ class Turns:
     def _before(self, turn: _Turn) -> _Turn | None:
         """Whose end this turn has to wait for."""
         earlier = (other for other in self._waiting if other.number < turn.number)
-        return next((other for other in (*self._held, *earlier) if other.excludes(turn.group)), None)
+        return next((other for other in (*self._held, *earlier) if other.group == turn.group), None)
 
-    @property
-    def _groups(self) -> Path:
-        return self.lock_file.with_name(f"{self.lock_file.name}.groups")
-
-    @contextmanager
-    def _whole(self, how: int, wait_seconds: float, still_wanted: Callable[[], bool]) -> Iterator[None]:
-        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            self._await(lambda: _flocked(descriptor, how), wait_seconds, still_wanted)
-            if how == fcntl.LOCK_EX:
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps({"pid": os.getpid()}).encode())
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _await(self, take: Callable[[], int | None], wait_seconds: float, still_wanted: Callable[[], bool]) -> int:
+    def _lock(self, group: str, wait_seconds: float, still_wanted: Callable[[], bool]) -> int:
         give_up = time.monotonic() + wait_seconds
-        while (taken := take()) is None:
+        while (taken := files.take_named_lock(self.lock_file, group)) is None:
             if time.monotonic() > give_up:
-                raise Unavailable(f"another driver process holds {self.lock_file}; end it, or wait for it to end")
+                raise Unavailable(
+                    f"another driver process holds volume group {group} by {self.lock_file}; end it, or wait for its end"
+                )
             _require_wanted(still_wanted, "another driver process")
             time.sleep(_FILE_POLL_SECONDS)
         return taken
-
-
-def _flocked(descriptor: int, how: int) -> int | None:
-    try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    return descriptor
 
 
 def _require_wanted(still_wanted: Callable[[], bool], holder: str) -> None:

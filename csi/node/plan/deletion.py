@@ -24,7 +24,7 @@ def delete(
     whether its path in /dev leads to its own device now. Raises `InUse` when there are any, something holds the device, or
     LVM has other things that depend on the volume; and `Refused` when what is to be wiped can't be reached.
     """
-    _require_let_go(volume, published, staged_at)
+    _require_unused(volume, published, staged_at)
     _require_independent(volume.lv, report)
     vg, name = volume.lv.vg, volume.lv.name
     # A note of a stage that ended by itself, as a device does that an operator has taken away.
@@ -48,10 +48,11 @@ def delete(
     )
 
 
-def _require_let_go(volume: Volume, published: Sequence[str], staged_at: str | None) -> None:
+def _require_unused(volume: Volume, published: Sequence[str], staged_at: str | None) -> None:
     if published:
         raise InUse(f"volume {volume.volume_id} is still published at {', '.join(published)}; delete the pod first")
-    if staged_at is not None and volume.live is not None and volume.state is not State.DELETING:
+    # One that is still `creating` was given to nobody: a first stage that failed for good is never followed by an unstage.
+    if staged_at is not None and volume.live is not None and volume.state is State.READY:
         raise InUse(f"volume {volume.volume_id} is still staged at {staged_at}; unstage it first")
     if volume.live is not None and volume.live.is_open:
         raise InUse(f"volume {volume.volume_id} is held open by a process or virtual machine; end it, then repeat")
