@@ -300,7 +300,7 @@ def _tags(node: Node, step: steps.ChangeTags) -> None:
     node.lvs[step.name] = replace(lv, tags=lv.tags - set(step.remove) | set(step.add))
 
 
-def _deactivate(node: Node, step: steps.ReleaseDevice) -> None:
+def _release(node: Node, step: steps.ReleaseDevice) -> None:
     live = node.live(step.name)
     if live is not None and live.is_open:
         raise InUse(step.name)
@@ -406,7 +406,7 @@ _HANDLERS: dict[type, Callable[[Node, steps.Step], None]] = {  # type: ignore[as
     steps.RemoveLV: _remove,
     steps.ChangeTags: _tags,
     steps.Activate: lambda node, step: node.activate(step.name),
-    steps.ReleaseDevice: _deactivate,
+    steps.ReleaseDevice: _release,
     steps.MarkStaged: lambda node, step: node.staged.update({step.volume_id: step.path}),
     steps.ForgetStaged: lambda node, step: node.staged.pop(step.volume_id, None),
     steps.ZeroRange: _zero,

@@ -29,12 +29,12 @@ def delete(
     vg, name = volume.lv.vg, volume.lv.name
     # A note of a stage that ended by itself, as a device does that an operator has taken away.
     forget: steps.Plan = (steps.ForgetStaged(volume_id=volume.volume_id),) if staged_at is not None else ()
-    # The kernel gives up a device that nobody has open without LVM's help.
-    off = steps.ReleaseDevice(vg=vg, name=name)
+    release = steps.ReleaseDevice(vg=vg, name=name)
+    off: steps.Plan = (release,) if volume.live is not None else ()
     erased = erase.at_deletion(volume)
     if not erased:
         # Removing is one change of LVM's: there is no middle that a mark would have to tell of.
-        return (*forget, *((off,) if volume.live is not None else ()), steps.RemoveLV(vg=vg, name=name))
+        return (*forget, *off, steps.RemoveLV(vg=vg, name=name))
     _require_all_disks(volume)
     return (
         *_mark(volume),
@@ -43,7 +43,7 @@ def delete(
         # A read-only flag left by a publication would stop the wipe.
         steps.SetReadOnly(device=volume.lv.path, read_only=False),
         *erased,
-        off,
+        release,
         steps.RemoveLV(vg=vg, name=name),
     )
 
