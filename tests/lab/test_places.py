@@ -40,7 +40,7 @@ class World:
     def room(self, vg: str) -> int:
         """The largest volume that GetCapacity names for a group."""
         answer = self.driver.call("GetCapacity", parameters={"vgName": vg}).ok()
-        return int(answer.get("maximum_volume_size", {}).get("value", 0) if answer.get("available_capacity") else 0)
+        return int(answer.get("maximum_volume_size", 0))
 
     def lvm(self, *argv: str) -> None:
         """A command of the operator's."""
