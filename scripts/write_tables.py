@@ -17,7 +17,7 @@ from csi.guest import command_line as guest_line  # noqa: E402
 from csi.node import settings as node_settings  # noqa: E402
 
 PAGES = ("docs/node.md", "docs/guest.md")
-_MARKED = re.compile(r"(<!-- options: ([\w ]+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- options: ([\w -]+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def guest_verbs() -> dict[str, argparse.ArgumentParser]:

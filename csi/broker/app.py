@@ -27,7 +27,7 @@ from csi.core import errors, log
 from csi.core.errors import SealedLocalError
 from csi.core.secret import Secret
 from csi.kbs import messages as kbs
-from csi.kbs import strict_json, volumes_api
+from csi.kbs import signed_answers, strict_json, volumes_api
 
 _log = logging.getLogger(__name__)
 
@@ -160,13 +160,22 @@ class BrokerApp:
         volume_id, action = request.path_params["volume_id"], request.path_params["action"]
         with log.context(volume_id=volume_id, guest=caller.guest.name):
             try:
-                answer = self._broker.volume(caller, volume_id, action, body)
+                response = _json(self._broker.volume(caller, volume_id, action, body))
+                _log.info("register", extra={"action": action})
             except errors.Unavailable:
                 raise
             except SealedLocalError as error:
-                return _sealed_refusal(caller.guest, action, error)
-            _log.info("register", extra={"action": action})
-            return _json(answer)
+                response = _sealed_refusal(caller.guest, action, error)
+            return self._signed(request, response)
+
+    def _signed(self, request: Request, response: Response) -> Response:
+        """The same answer with the broker's signature, for a guest that sent a nonce."""
+        nonce = request.headers.get(signed_answers.NONCE_HEADER)
+        if nonce is not None:
+            response.headers[signed_answers.SIGNATURE_HEADER] = self._broker.issuer.sign_answer(
+                path=request.url.path, nonce=nonce, status=response.status_code, body=bytes(response.body)
+            )
+        return response
 
     async def _page(self, _: Request) -> Response:
         return Response(self._metrics.page(), headers={"Content-Type": PAGE_TYPE})

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from csi.core.errors import InvalidInput
+from csi.kbs.signed_answers import SIGNER_NAME
 
 _AUTHORITY_DAYS = 3650
 _SERVER_DAYS = 825
@@ -66,7 +67,7 @@ def server(issuer: Pair, hosts: Sequence[str], now: dt.datetime) -> Pair:
 def token_signer(issuer: Pair, now: dt.datetime) -> Pair:
     """The certificate of the key that signs attestation tokens."""
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _end(_name("sealed-local attestation tokens"), issuer, key, now, _SIGNER_DAYS)
+    builder = _end(_name(SIGNER_NAME), issuer, key, now, _SIGNER_DAYS)
     return Pair(certificate=builder.sign(issuer.key, hashes.SHA256()), key=key)
 
 

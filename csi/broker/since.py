@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import assert_never
 
+from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord, VolumeState
 
 CHANGES = frozenset(
@@ -66,8 +67,9 @@ class Finding:
                 return (
                     f"opened since the backup: the register is back at generation {_generation(self.was)}, its disk may "
                     f"show up to {self.now.announced}, and guests refuse that as another branch; held. Either restore a "
-                    f"newer backup, or accept what the disk shows (a guest that is refused prints it): "
-                    f"{_accept(self.volume_id)}, or put a disk of the time of the backup in its place; {back}"
+                    f"newer backup, or accept what the replaced register had committed: "
+                    f"{_accept(self.volume_id)}{_found(self.now)}, or put a disk of the time of the backup in its place; "
+                    f"{back}"
                 )
             case What.CHANGED:
                 return f"{_state(self.was)} at the backup, {self.now.state} since; held; {back}"
@@ -91,9 +93,9 @@ def advice_by_log(volume_id: str, action: str, *, known: bool) -> str:
             'id counts as unused: set allocate = "never" in the policy before guests are let in'
         )
     return (
-        f"last seen since the backup: {action}; held, because its disk may be newer than the register. Accept what the "
-        f"disk shows (a guest that is refused prints it): {_accept(volume_id)}, or put a disk of the time of the backup in "
-        f"its place; when it is right: sealed-local broker volume reinstate {volume_id}"
+        f"last seen since the backup: {action}; held, because its disk may be newer than the register. To look at it: "
+        f"sealed-local broker volume reinstate {volume_id}, then `sealed-local guest inspect`, which changes nothing. Then "
+        f"accept what the disk shows: {_accept(volume_id)}, or put a disk of the time of the backup in its place"
     )
 
 
@@ -111,6 +113,14 @@ def _what(was: VolumeRecord | None, now: VolumeRecord) -> What:
 
 def _accept(volume_id: str) -> str:
     return f"sealed-local broker volume accept {volume_id}"
+
+
+def _found(record: VolumeRecord) -> str:
+    """The option that names a record's head; empty for a record without one."""
+    if record.head is None or record.header_sha256 is None or record.payload_bytes is None:
+        return ""
+    state = DiskState(announcement=record.head, header_sha256=record.header_sha256, payload_bytes=record.payload_bytes)
+    return f" --found {state} --reason TEXT"
 
 
 def _generation(record: VolumeRecord | None) -> int:

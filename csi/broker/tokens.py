@@ -20,7 +20,7 @@ from csi import __version__
 from csi.broker.claims import Claims, SampleClaims, SnpClaims, StoredClaims, TdxClaims
 from csi.broker.sessions import Guest, NotAttested
 from csi.core.errors import InvalidInput
-from csi.kbs import base64url, jwk, strict_json
+from csi.kbs import base64url, jwk, signed_answers, strict_json
 from csi.kbs.messages import RuntimeData
 
 LIFETIME_SECONDS = 300
@@ -84,6 +84,10 @@ class TokenIssuer:
         certificates = [base64.b64encode(item.public_bytes(serialization.Encoding.DER)).decode() for item in chain]
         public = {"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y, "x5c": certificates}
         self._header = base64url.encode(strict_json.encode({"typ": "JWT", "alg": "ES256", "jwk": public}))
+
+    def sign_answer(self, *, path: str, nonce: str, status: int, body: bytes) -> str:
+        """The signature over an answer about a volume; the guest has this key's certificate from its token."""
+        return signed_answers.sign(self._key, path=path, nonce=nonce, status=status, body=body)
 
     def issue(self, attested: Attested) -> str:
         """A token for a guest whose evidence was verified."""

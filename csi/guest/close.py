@@ -41,6 +41,7 @@ def _take_away(machine: Machine, mapping: Mapping, lost: list[str]) -> None:
             machine.unmount(mount.target)
     if writable:
         # What the filesystem itself wrote last, and what waits in the disk's own memory.
+        machine.ensure_node(mapping)
         try:
             machine.flush(mapping.path)
         except OSError as error:

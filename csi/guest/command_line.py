@@ -78,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
     opened = verbs.add_parser("open", help="unlock and mount a volume; once more is fine", formatter_class=_Help)
     _what_to_open(opened)
     opened.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+    opened.add_argument(
+        "--no-mount",
+        action="store_true",
+        help="only map a formatted volume, after all checks, and print the mapping's path: for `e2fsck` or `xfs_repair`. "
+        "`close` takes it away",
+    )
     closed = verbs.add_parser(
         "close", help="unmount and close a volume; one that is not open is fine", formatter_class=_Help
     )
@@ -89,10 +95,40 @@ def parser() -> argparse.ArgumentParser:
     )
     _what_to_open(run)
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENTS]")
+    _for_repairs(verbs)
     return made
 
 
+def _for_repairs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    inspect = verbs.add_parser(
+        "inspect", help="say what the disk shows and what the register says; change nothing", formatter_class=_Help
+    )
+    _what_to_open(inspect)
+    recovered = verbs.add_parser(
+        "recover-key", help="write a volume's passphrase to a new file, for disaster recovery", formatter_class=_Help
+    )
+    _which_volume(recovered)
+    recovered.add_argument(
+        "--to",
+        required=True,
+        metavar="FILE",
+        help="a new file of mode 0600 for the 32 raw bytes; on a memory filesystem, of a machine that the tenant trusts",
+    )
+
+
 def _what_to_open(verb: argparse.ArgumentParser) -> None:
+    _which_volume(verb)
+    verb.add_argument(
+        "--device",
+        help="the block device; links such as `/dev/disk/by-id/…` are followed. Left out, a formatted volume is found by "
+        "its authenticated records. A new volume needs it",
+    )
+    verb.add_argument(
+        "--wait", type=_seconds, default=30.0, metavar="SECONDS", help="how long to wait for the device, in seconds"
+    )
+
+
+def _which_volume(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--policy",
         required=True,
@@ -108,14 +144,6 @@ def _what_to_open(verb: argparse.ArgumentParser) -> None:
         "--id",
         help="the volume id, when `--volume` is the name of a rule with `id_pattern`. The rule must allow it; it may be "
         "given for a fixed `id`, too",
-    )
-    verb.add_argument(
-        "--device",
-        help="the block device; links such as `/dev/disk/by-id/…` are followed. Left out, a formatted volume is found by "
-        "its authenticated records. A new volume needs it",
-    )
-    verb.add_argument(
-        "--wait", type=_seconds, default=30.0, metavar="SECONDS", help="how long to wait for the device, in seconds"
     )
 
 

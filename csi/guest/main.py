@@ -27,6 +27,8 @@ def main(arguments: Sequence[str], *, guest: "Guest | None" = None) -> int:
         "close": _close,
         "status": _status,
         "run": _run,
+        "inspect": _inspect,
+        "recover-key": _recover_key,
     }
     try:
         return verbs[given.verb](given, guest or _this_guest())
@@ -45,8 +47,11 @@ def _this_guest() -> "Guest":
 
 
 def _open(given: argparse.Namespace, guest: "Guest") -> int:
-    from csi.guest.verbs import open_volume
+    from csi.guest.verbs import map_volume, open_volume
 
+    if given.no_mount:
+        print(map_volume(guest, _wanted(given), _progress()))
+        return 0
     opened = open_volume(guest, _wanted(given), _progress())
     if given.json:
         print(json.dumps(asdict(opened)))
@@ -77,6 +82,21 @@ def _run(given: argparse.Namespace, guest: "Guest") -> int:
 
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     return run(guest, _wanted(given), command, _progress())
+
+
+def _inspect(given: argparse.Namespace, guest: "Guest") -> int:
+    from csi.guest.verbs import inspect_volume
+
+    print("\n".join(inspect_volume(guest, _wanted(given), _progress())))
+    return 0
+
+
+def _recover_key(given: argparse.Namespace, guest: "Guest") -> int:
+    from csi.guest.verbs import Wanted, recover_key
+
+    wanted = Wanted(policy=given.policy, volume=given.volume, volume_id=given.id, device=None, wait_seconds=0.0)
+    recover_key(guest, wanted, given.to, _progress())
+    return 0
 
 
 def _wanted(given: argparse.Namespace) -> "Wanted":

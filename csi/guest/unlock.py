@@ -9,7 +9,7 @@ anywhere and repeated, both end the same; only what the register has committed c
 import hashlib
 from typing import assert_never
 
-from csi.core.errors import InUse, RolledBack, SealedLocalError
+from csi.core.errors import InUse, Refused, RolledBack, SealedLocalError
 from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET
 from csi.guest import decide as plan
 from csi.guest.close import close
@@ -18,6 +18,7 @@ from csi.guest.opened import Opened
 from csi.guest.seal import dm_table, luks_header, state_record
 from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
+from csi.guest.seal.mapping import Mapping
 from csi.guest.session import Session, new_nonce
 from csi.kbs.register import VolumeRecord
 
@@ -44,6 +45,28 @@ def unlock(session: Session, record: VolumeRecord) -> Opened:
                 return _open(session, record, head, decision)
             case _:
                 assert_never(decision)
+    except BaseException:
+        _close_quietly(session)
+        raise
+
+
+def look(session: Session) -> DiskView:
+    """What the device shows, authenticated by this volume's keys. Raises `InUse` for a device that is mapped."""
+    return _view(session.machine.read_head(session.device), session.keys, session.volume_id)
+
+
+def map_only(session: Session, record: VolumeRecord) -> Mapping:
+    """Map a formatted volume after all checks of an open, for a tool that repairs its filesystem. Nothing is announced:
+    what the tool writes belongs to the head that is there. Raises `Refused` for a volume that would be formatted.
+    """
+    if session.machine.mapping(session.name) is not None:
+        raise InUse(f"volume {session.volume_id} is open already; close it first")
+    head = session.machine.read_head(session.device)
+    decision = plan.decide(record, _view(head, session.keys, session.volume_id), may_format=False)
+    if not isinstance(decision, Open):
+        raise Refused(f"volume {session.volume_id} was never formatted; there is nothing to repair")
+    try:
+        return _mapped(session, head, decision)
     except BaseException:
         _close_quietly(session)
         raise
@@ -140,22 +163,31 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
 
 
 def _open(session: Session, record: VolumeRecord, head: Head, decision: Open) -> Opened:
-    header = _copy(head, decision.copy)
-    found = decision.found
-    # The plan has found this copy's digest equal to the record's, so the MAC of that digest authenticates the copy.
-    state_record.require_header(found, found.header_sha256, len(header), session.keys)
-    luks_header.check(header, session.rule.profile, uuid=session.keys.luks_uuid)
-    mapping = session.map(head, header, found.payload_bytes)
-    session.progress("the header is authentic and the kernel's mapping is the expected one")
+    header, found = _copy(head, decision.copy), decision.found
+    mapping = _mapped(session, head, decision)
     if not session.read_only:
         if decision.mend is not None:
             session.write(head, _offset(decision.mend), header)
             session.progress(f"header copy {decision.mend.value} was damaged and is written anew")
+        # What was found may be the write of a guest that was killed before its flush: torn together with the next record
+        # it would leave none.
+        session.machine.flush(session.device)
         record = session.announce(head, record, found)
     session.mount(mapping, formatted_now=False)
     if not session.read_only:
         record = session.commit(record)
     return session.opened(record, mapping, formatted_now=False, mounted_now=True)
+
+
+def _mapped(session: Session, head: Head, decision: Open) -> Mapping:
+    """The volume behind dm-crypt, all of it authenticated before a parser or the kernel sees it."""
+    header, found = _copy(head, decision.copy), decision.found
+    # The plan has found this copy's digest equal to the record's, so the MAC of that digest authenticates the copy.
+    state_record.require_header(found, found.header_sha256, len(header), session.keys)
+    luks_header.check(header, session.rule.profile, uuid=session.keys.luks_uuid)
+    mapping = session.map(head, header, found.payload_bytes)
+    session.progress("the header is authentic and the kernel's mapping is the expected one")
+    return mapping
 
 
 def _view(head: Head, keys: VolumeKeys, volume_id: str) -> DiskView:

@@ -1,13 +1,20 @@
-"""`open` and `close`: what the guest program does with one volume, from a policy file to a mount and back."""
+"""What the guest program does with one volume, from a policy file to a mount and back, and what repairs need."""
 
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi.core.errors import InvalidInput, ToolFailed
 from csi.guest.machine import Machine
 from csi.guest.opened import Opened, Progress
 from csi.guest.status import Notes
+
+if TYPE_CHECKING:
+    from csi.guest.session import Session
+    from csi.kbs.register import VolumeRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +38,72 @@ class Wanted:
 
 def open_volume(guest: Guest, wanted: Wanted, progress: Progress) -> Opened:
     """Unlock and mount. The broker is asked once: its audit log says how often a secret went out."""
+    from csi.guest import unlock
+
+    with _released(guest, wanted, progress) as (session, record):
+        opened = unlock.unlock(session, record)
+    guest.notes.remember(opened, progress)
+    return opened
+
+
+def map_volume(guest: Guest, wanted: Wanted, progress: Progress) -> str:
+    """Map a formatted volume and don't mount it, for the filesystem's own repair tools; returns the mapping's path."""
+    from csi.guest import unlock
+
+    with _released(guest, wanted, progress) as (session, record):
+        return unlock.map_only(session, record).path
+
+
+def inspect_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str]:
+    """Say what the disk shows and what the register says. Changes neither; the broker notes that a secret went out."""
+    from csi.guest import inspect, unlock
+
+    with _released(guest, wanted, progress) as (session, record):
+        return list(inspect.described(record, unlock.look(session)))
+
+
+def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -> None:
+    """Write the passphrase of keyslot 0, 32 raw bytes, to a new file that its owner alone can read. Needs no device."""
     from csi.core import process
-    from csi.guest import find, released, unlock
+    from csi.guest import policy as guest_policy
+    from csi.guest import released
+    from csi.guest.attest import kbs_client
+
+    process.harden()
+    policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
+    rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
+    with closing(kbs_client.BrokerRegister(policy.broker)) as register:
+        got = released.ask(register, volume_id, rule.profile)
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidInput("--to", f"{target} can't be made: {error.strerror}") from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(got.keys.passphrase.reveal())
+    progress(f"the passphrase of {volume_id} (key version {got.record.key_version}) is in {target}")
+
+
+def close_volume(guest: Guest, volume_id: str) -> bool:
+    """Write back, unmount and close; returns whether the volume was open. Raises what `close` raises."""
+    from csi.guest.close import close
+    from csi.guest.seal.mapping import mapping_name
+
+    with guest.notes.only_one(volume_id):
+        try:
+            was_open = close(guest.machine, volume_id)
+        except ToolFailed:
+            if guest.machine.mapping(mapping_name(volume_id)) is None:
+                guest.notes.forget(volume_id)
+            raise
+        guest.notes.forget(volume_id)
+    return was_open
+
+
+@contextmanager
+def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tuple["Session", "VolumeRecord"]]:
+    """What a verb needs that works with the volume's key: alone in this guest, with the broker's answer and the device."""
+    from csi.core import process
+    from csi.guest import find, released
     from csi.guest import policy as guest_policy
     from csi.guest.attest import kbs_client
     from csi.guest.session import Session
@@ -53,25 +124,7 @@ def open_volume(guest: Guest, wanted: Wanted, progress: Progress) -> Opened:
             machine=guest.machine,
             progress=progress,
         )
-        opened = unlock.unlock(session, got.record)
-    guest.notes.remember(opened, progress)
-    return opened
-
-
-def close_volume(guest: Guest, volume_id: str) -> bool:
-    """Write back, unmount and close; returns whether the volume was open. Raises what `close` raises."""
-    from csi.guest.close import close
-    from csi.guest.seal.mapping import mapping_name
-
-    with guest.notes.only_one(volume_id):
-        try:
-            was_open = close(guest.machine, volume_id)
-        except ToolFailed:
-            if guest.machine.mapping(mapping_name(volume_id)) is None:
-                guest.notes.forget(volume_id)
-            raise
-        guest.notes.forget(volume_id)
-    return was_open
+        yield session, got.record
 
 
 def _known_device(machine: Machine, wanted: Wanted, volume_id: str) -> str | None:

@@ -327,6 +327,9 @@ class Machine:
         self.effect()
 
     def flush(self, device: str) -> None:
+        if device == DEVICE:
+            self.effect(self.disk.flush)
+            return
         live = self._live_at(device)
         self.effect(lambda: self._write_back(live), self.disk.flush, self._tell_lost_write)
 

@@ -149,7 +149,9 @@ def test_a_clearing_that_nobody_wants_any_more_is_called_off(csi: CsiServer, cal
 
 def test_a_bad_sector_in_a_wipe_is_named_with_the_way_out(csi: CsiServer) -> None:
     requests = used(csi)
-    csi.failures[steps.ZeroRange] = DiskFailed("/dev/vg0/pvc-1", 4096, 512, OSError(5, "Input/output error"))
+    csi.failures[steps.ZeroRange] = DiskFailed(
+        "/dev/vg0/pvc-1", "takes no write at byte 4096", OSError(5, "Input/output error")
+    )
     for _ in range(2):
         code, message = csi.refused("DeleteVolume", requests.of("DeleteVolume"))
         assert code is Code.FAILED_PRECONDITION
@@ -163,7 +165,9 @@ def test_a_bad_sector_in_a_wipe_is_named_with_the_way_out(csi: CsiServer) -> Non
 
 def test_a_bad_sector_in_a_first_clearing_is_named(csi: CsiServer) -> None:
     requests = live(csi, "NodeStageVolume", "block")
-    csi.failures[steps.ClearRange] = DiskFailed("/dev/vg0/pvc-1", 4096, 512, OSError(5, "Input/output error"))
+    csi.failures[steps.ClearRange] = DiskFailed(
+        "/dev/vg0/pvc-1", "takes no write at byte 4096", OSError(5, "Input/output error")
+    )
     code, message = csi.refused("NodeStageVolume", requests.of("NodeStageVolume"))
     assert code is Code.UNAVAILABLE
     assert "/dev/vg0/pvc-1 takes no write" in message

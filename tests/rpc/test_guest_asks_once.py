@@ -1,10 +1,14 @@
 """`sealed-local guest open`, whole, on a machine in memory and against a real broker: how often it asks for the secret."""
 
+import hashlib
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from csi.broker.main import main as broker_main
 from csi.core import process
 from csi.guest import main
 from csi.guest.status import Notes
@@ -33,6 +37,44 @@ def broker(tmp_path: Path) -> Iterator[RunningBroker]:
         yield running
 
 
+@dataclass
+class World:
+    """A guest with a blank disk, and what its verbs print."""
+
+    broker: RunningBroker
+    machine: Machine
+    policy: Path
+    guest: Guest
+    printed: pytest.CaptureFixture[str]
+
+    def run(self, *arguments: str, status: int = 0) -> str:
+        self.printed.readouterr()
+        words = [*arguments, "--volume", VOLUME]
+        if arguments[0] != "close":
+            words += ["--policy", str(self.policy)]
+        found = main.main(words, guest=self.guest)
+        said = self.printed.readouterr()
+        assert found == status, said.err
+        return said.out if status == 0 else said.err
+
+    def actions(self) -> list[str]:
+        return [entry.event.action for entry in self.broker.broker.store.audit_entries()]
+
+
+@pytest.fixture
+def world(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[World]:
+    monkeypatch.setattr(process, "harden", lambda: None)
+    mount, policy = tmp_path / "data", tmp_path / "policy.toml"
+    mount.mkdir()
+    settings = broker.settings()
+    policy.write_text(GUEST_POLICY.format(url=settings.url, ca=settings.ca_pem, volume=VOLUME, mount=mount))
+    machine = Machine(str(mount))
+    with small_format():
+        yield World(broker, machine, policy, Guest(machine=machine, notes=Notes(folder=tmp_path / "run")), capsys)
+
+
 def test_an_open_without_a_device_releases_the_secret_once(
     broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,3 +95,58 @@ def test_an_open_without_a_device_releases_the_secret_once(
         assert run("open", "--policy", str(policy)) == 0
     told = [entry.event.action for entry in broker.broker.store.audit_entries()[before:]]
     assert told == ["attested", "secret-released", "open-begun", "opened"]
+
+
+def test_a_volume_is_mapped_for_a_repair_and_nothing_is_announced(world: World) -> None:
+    assert "never formatted" in world.run("open", "--no-mount", "--device", DEVICE, status=10)
+    world.run("open", "--device", DEVICE)
+    assert "is open already" in world.run("open", "--no-mount", status=10)
+    world.run("close")
+    record, disk = world.broker.broker.store.volume(VOLUME), bytes(world.machine.disk.content)
+    path = world.run("open", "--no-mount").strip()
+    assert path.removeprefix("/dev/mapper/") in world.machine.live
+    assert world.machine.mounted == []
+    world.run("close")
+    assert (world.machine.live, bytes(world.machine.disk.content)) == ({}, disk)
+    assert world.broker.broker.store.volume(VOLUME) == record
+    world.run("open")
+
+
+def test_inspect_says_what_is_there_and_changes_nothing(world: World) -> None:
+    assert "would format it, if the policy allows that" in world.run("inspect", "--device", DEVICE)
+    world.run("open", "--device", DEVICE)
+    world.run("close")
+    older = bytes(world.machine.disk.content)
+    world.run("open")
+    world.run("close")
+    record, newest = world.broker.broker.store.volume(VOLUME), bytes(world.machine.disk.content)
+    said = world.run("inspect")
+    assert "register: head generation 3 (" in said
+    assert "an open for writing: would open it by header copy A" in said
+    assert said.count("the register knows it") == said.count("the register does NOT know it") == 1
+    assert said.count("is the one that the register holds") == 2
+    world.machine.disk.show(older)
+    said = world.run("inspect")
+    assert "an open for writing: refused: the device shows generation 2" in said
+    assert (world.broker.broker.store.volume(VOLUME), bytes(world.machine.disk.content)) == (record, older)
+    assert world.actions()[-1] == "secret-released"
+    (found,) = re.findall(r"--found (\S+)", said)
+    words = ["volume", "accept", VOLUME, "--found", found, "--reason", "lost flush", "--yes"]
+    assert broker_main([*words, "--dir", str(world.broker.directory.root)]) == 0
+    world.run("open")
+    world.run("close")
+    assert world.broker.broker.store.volume(VOLUME).generation == 4
+    world.machine.disk.show(newest)
+    assert "generation 3" in world.run("open", status=5), "what was given up stays so"
+
+
+def test_the_passphrase_goes_to_a_new_private_file_only(world: World, tmp_path: Path) -> None:
+    world.run("open", "--device", DEVICE)
+    world.run("close")
+    target = tmp_path / "passphrase"
+    assert world.run("recover-key", "--to", str(target)) == ""
+    assert target.stat().st_mode & 0o777 == 0o600
+    opened = hashlib.sha256(target.read_bytes()).digest()
+    assert bytes(world.machine.disk.content[2 * 16384 :][:32]) == opened, "it opens the header on the disk"
+    assert "File exists" in world.run("recover-key", "--to", str(target), status=2)
+    assert world.actions().count("secret-released") == 3

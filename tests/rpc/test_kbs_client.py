@@ -1,5 +1,7 @@
 """The guest's client against servers that misbehave: bounded, no redirects, and errors that say what happened."""
 
+import base64
+import datetime as dt
 import http.server
 import json
 import ssl
@@ -9,14 +11,17 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
+from csi.broker import certificates
 from csi.core.errors import InvalidInput, NotFound, NotReleased, Refused, SealedLocalError, Unavailable, Unsupported
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.https import HttpsTransport
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.guest.broker_settings import BrokerSettings
-from csi.kbs import jwe, jwk, strict_json, volumes_api
+from csi.kbs import jwe, jwk, signed_answers, strict_json, volumes_api
 from csi.kbs import messages as kbs
 from csi.kbs.register import VolumeRecord, VolumeState
 
@@ -37,6 +42,10 @@ class Script:
     url: str = ""
     ca_pem: str = ""
     tee_key: jwk.Jwk | None = None
+    authority: certificates.Pair | None = None
+    signs: bool = True
+    nonce: str | None = None
+    """Over which nonce it signs; None for the one of the request."""
 
     def sealed(self, record: VolumeRecord, secret: Secret | None = None) -> Callable[[], Answer]:
         def answer() -> Answer:
@@ -44,6 +53,12 @@ class Script:
             return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, "0e" * 16, secret, TICKET))
 
         return answer
+
+
+def token_of(certificate: x509.Certificate) -> bytes:
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    header = json.dumps({"alg": "ES256", "jwk": {"x5c": [base64.b64encode(der).decode()]}}).encode()
+    return json.dumps({"token": f"{base64.urlsafe_b64encode(header).decode().rstrip('=')}.x.y"}).encode()
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -72,6 +87,13 @@ def server() -> Iterator[Script]:
                 script.tee_key = strict_json.decode(body, kbs.Attestation, "Attestation").runtime_data.tee_pubkey
             answer = script.answers[action]
             status, headers, content = answer() if callable(answer) else answer
+            nonce = self.headers.get(signed_answers.NONCE_HEADER)
+            if nonce is not None and script.signs:
+                headers = headers | {
+                    signed_answers.SIGNATURE_HEADER: signed_answers.sign(
+                        signer.key, path=self.path, nonce=script.nonce or nonce, status=status, body=content
+                    )
+                }
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -83,6 +105,10 @@ def server() -> Iterator[Script]:
             self.wfile.write(content)
 
     ca = trustme.CA()
+    authority = certificates.parse(ca.cert_pem.bytes(), ca.private_key_pem.bytes(), "ca")
+    script.authority = authority
+    signer = certificates.token_signer(authority, dt.datetime.now(dt.UTC))
+    script.answers["attest"] = (200, {}, token_of(signer.certificate))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(context)
     httpd = Server(("127.0.0.1", 0), Handler)
@@ -247,3 +273,46 @@ def test_the_environment_names_no_proxy_and_no_authority(
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
     guest.open("pvc-1", Profile.XTS)
+
+
+def test_an_answer_that_the_broker_has_not_signed_for_this_request_is_refused(
+    server: Script, guest: BrokerRegister
+) -> None:
+    """Whoever ends TLS in front of the broker can neither make an answer up nor show an old one again."""
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    guest.open("pvc-1", Profile.XTS)
+    server.signs = False
+    with pytest.raises(Unavailable, match="the answer is not signed"):
+        guest.open("pvc-1", Profile.XTS)
+    server.signs, server.nonce = True, "00" * 32
+    with pytest.raises(Unavailable, match="not the broker's over this request and answer"):
+        guest.open("pvc-1", Profile.XTS)
+
+
+def test_errors_are_signed_like_answers(server: Script, guest: BrokerRegister) -> None:
+    server.answers["open"] = (409, {}, error("urn:sealed-local:error:Busy", "another guest"))
+    server.signs = False
+    with pytest.raises(Unavailable, match="the answer is not signed"):
+        guest.open("pvc-1", Profile.XTS)
+
+
+def test_a_server_without_a_signer_serves_resources_and_no_volumes(server: Script, guest: BrokerRegister) -> None:
+    server.answers["attest"] = (200, {}, b'{"token":"x"}')
+    server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
+    with pytest.raises(Unavailable, match="tells who signs its answers"):
+        guest.open("pvc-1", Profile.XTS)
+
+
+@pytest.mark.parametrize("whose", ["of another authority", "of a TLS server", "the authority's own"])
+def test_a_certificate_that_is_not_for_this_signs_nothing(server: Script, guest: BrokerRegister, whose: str) -> None:
+    now = dt.datetime.now(dt.UTC)
+    pinned = server.authority
+    assert pinned is not None
+    made = {
+        "of another authority": certificates.token_signer(certificates.authority(now), now),
+        "of a TLS server": certificates.server(pinned, ["127.0.0.1"], now),
+        "the authority's own": pinned,
+    }
+    server.answers["attest"] = (200, {}, token_of(made[whose].certificate))
+    with pytest.raises(Unavailable, match=r"token\.x5c"):
+        guest.open("pvc-1", Profile.XTS)

@@ -216,9 +216,9 @@ def test_a_disk_of_after_the_backup_is_accepted_by_a_person_who_saw_both_states(
     run("backup", tmp_path / "kept")
     change(root, "pvc-1", "opened", opened)
     lost = records(root)["pvc-1"]
-    assert "volume accept pvc-1" in run("restore", tmp_path / "kept")
     assert lost.head is not None
     found = str(DiskState(announcement=lost.head, header_sha256="ab" * 32, payload_bytes=4096))
+    assert f"volume accept pvc-1 --found {found}" in run("restore", tmp_path / "kept")
     words = ("volume", "accept", "pvc-1", "--found", found, "--reason", "the backup was of yesterday")
     asked = run(*words, status=1)
     assert f"the disk:      {found}" in asked

@@ -45,6 +45,7 @@ DECISION = (
     "may_format: bool) -> Format | Open:\n",
     "may_format: bool) -> Format | Open | HeaderCopy:\n",
 )
+SLOT = ("csi/guest/seal/state_record.py", '    INVALID = "invalid"\n', '    INVALID = "invalid"\n    TORN = "torn"\n')
 COPY = ("csi/guest/decide.py", '    B = "B"\n', '    B = "B"\n    C = "C"\n')
 
 POLICY = (
@@ -68,7 +69,8 @@ ADDED = {
         },
     ),
     "a rule for options of mkfs": (RULE, {"csi/core/mkfs_options.py _check"}),
-    "a decision about a device": (DECISION, {"csi/guest/unlock.py unlock"}),
+    "a decision about a device": (DECISION, {"csi/guest/unlock.py unlock", "csi/guest/inspect.py _outcome"}),
+    "what a record's place holds": (SLOT, {"csi/guest/inspect.py _slot"}),
     "a copy of the header": (COPY, {"csi/guest/unlock.py _copy", "csi/guest/unlock.py _offset"}),
     "a word for a layout": (LAYOUT_WORD, {"csi/node/parameters.py _layout"}),
     "a layout": (

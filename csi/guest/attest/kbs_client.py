@@ -4,8 +4,9 @@ Works against Trustee for resources; the register is our broker's own. Nothing i
 encrypted to a key that lives in this process only.
 """
 
+import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,11 +21,12 @@ from csi.core.secret import Secret
 from csi.guest.attest.attester import Attester, SampleAttester
 from csi.guest.attest.https import HttpsTransport, Response
 from csi.guest.broker_settings import BrokerSettings
-from csi.kbs import jwe, jwk, strict_json, volumes_api
+from csi.kbs import base64url, jwe, jwk, signed_answers, strict_json, volumes_api
 from csi.kbs import messages as kbs
 from csi.kbs.register import VolumeRecord, VolumeState
 
 _ATTEMPTS = 3
+_NONCE_BYTES = 32
 _JSON = {"Content-Type": "application/json"}
 _Request = Callable[[str], msgspec.Struct]
 """A request about a volume, made with the ticket that it presents."""
@@ -43,6 +45,14 @@ class _Held:
     ticket: str
     session: str | None
     epoch: str
+
+
+class _TokenKey(msgspec.Struct, frozen=True):
+    x5c: list[str] = []
+
+
+class _TokenHeader(msgspec.Struct, frozen=True):
+    jwk: _TokenKey = _TokenKey()
 
 
 class BrokerRegister:
@@ -64,6 +74,8 @@ class BrokerRegister:
         self._init_data = settings.init_data
         self._cookie: str | None = None
         self._held: dict[str, _Held] = {}
+        self._authorities = settings.ca_pem
+        self._signer: ec.EllipticCurvePublicKey | None = None
         self._transport = HttpsTransport(
             url=settings.url,
             ca_pem=settings.ca_pem,
@@ -178,7 +190,9 @@ class BrokerRegister:
                 held = self._held[volume_id]
             return strict_json.encode(request("" if held is None else held.ticket))
 
-        response = self._attested("POST", path, body)
+        nonce = secrets.token_hex(_NONCE_BYTES)
+        response = self._attested("POST", path, body, {signed_answers.NONCE_HEADER: nonce})
+        self._check_signature(path, nonce, response)
         if response.status != 200:
             _raise_error(response, f"volume {volume_id}", self._key)
         with _answer_of_the_broker():
@@ -187,13 +201,27 @@ class BrokerRegister:
             raise Refused(f"the broker answered for volume {answer.record.volume_id} instead of {volume_id}")
         return answer
 
-    def _attested(self, method: str, path: str, body: Callable[[], bytes | None]) -> Response:
+    def _check_signature(self, path: str, nonce: str, response: Response) -> None:
+        """Raises `Unavailable` for an answer that the broker has not signed for this request: a proxy's, or an old one."""
+        with _answer_of_the_broker():
+            if self._signer is None:
+                raise InvalidInput("token", "the broker has none that tells who signs its answers")
+            signature = response.headers.get(signed_answers.SIGNATURE_HEADER)
+            signed_answers.check(
+                self._signer, signature, path=path, nonce=nonce, status=response.status, body=response.body
+            )
+
+    def _attested(
+        self, method: str, path: str, body: Callable[[], bytes | None], headers: Mapping[str, str] | None = None
+    ) -> Response:
         """One exchange in an attested session. 401 means that the session ended; it is renewed, three tries in all."""
         for _ in range(_ATTEMPTS):
             refusal = self._handshake() if self._cookie is None else None
             if refusal is None and self._cookie is not None:
                 content = body()
-                response = self._transport.exchange(method, path, content, {**_JSON, "Cookie": self._cookie})
+                response = self._transport.exchange(
+                    method, path, content, {**_JSON, **(headers or {}), "Cookie": self._cookie}
+                )
                 if response.status != 401:
                     return response
                 refusal = f"the broker refuses {path}: {_detail(response)}"
@@ -220,7 +248,7 @@ class BrokerRegister:
         second = self._transport.exchange("POST", f"{kbs.PREFIX}/attest", attestation, {**_JSON, "Cookie": cookie})
         if second.status != 200:
             return f"the broker does not accept this guest's evidence: {_detail(second)}"
-        self._cookie = cookie
+        self._cookie, self._signer = cookie, _signer_of(second, self._authorities)
         return None
 
     def _attestation(self, nonce: str) -> kbs.Attestation:
@@ -240,6 +268,21 @@ def _answer_of_the_broker() -> Iterator[None]:
         yield
     except InvalidInput as error:
         raise Unavailable(f"the broker's answer can't be used: {error}") from error
+
+
+def _signer_of(attested: Response, authorities_pem: str) -> ec.EllipticCurvePublicKey | None:
+    """Who signs answers about volumes, by the token; None where another server's token has no such certificate, which
+    matters to volumes only. Raises `Unavailable` for a certificate that the pinned authority has not issued for this.
+    """
+    with _answer_of_the_broker():
+        token = strict_json.decode(attested.body, kbs.TokenAnswer, "token").token
+        if token.count(".") != 2:
+            return None
+        header = base64url.decode(token.partition(".")[0], "token")
+        chain = strict_json.decode(header, _TokenHeader, "token").jwk.x5c
+        if not chain:
+            return None
+        return signed_answers.signer(kbs.standard_base64(chain[0], "token.x5c"), authorities_pem)
 
 
 def _session_cookie(response: Response) -> str:
