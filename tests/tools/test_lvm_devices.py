@@ -348,6 +348,19 @@ def test_a_disk_of_the_group_is_no_stranger_under_another_name(minors: list[int]
     assert inside(disk_by_another_name, minors) == "done"
 
 
+def node_in_mapper(minors: list[int]) -> list[str]:
+    named = DeviceFilter(disks=("/dev/mapper/disk",), only_disks=True)
+    _node(minors[0], f"/dev/loop{minors[0]}")
+    Path("/dev/mapper").mkdir(exist_ok=True)
+    disk = _node(minors[0], "/dev/mapper/disk")
+    _lvm(device_filter=named).create_vg("vg0", [disk])
+    return _groups(device_filter=named)
+
+
+def test_a_disk_is_found_by_its_node_in_mapper_where_no_udev_makes_links(minors: list[int]) -> None:
+    assert inside(node_in_mapper, minors) == ["vg0"]
+
+
 def disk_of_a_group_elsewhere(minors: list[int]) -> list[str]:
     _group("other", _node(minors[0], "/dev/sda"), _node(minors[1], "/dev/sdb"))
     return [_try(lambda: _bring_in("/dev/sda"))]

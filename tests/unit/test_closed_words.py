@@ -54,7 +54,10 @@ POLICY = (
     '    ANYWHERE = "anywhere"\n    SCATTERED = "scattered"\n',
 )
 
+JOB = ("csi/node/jobs.py", '    DELETE = "delete"\n', '    DELETE = "delete"\n    COPY = "copy"\n')
+
 ADDED = {
+    "a kind of job": (JOB, {"csi/node/erasing.py _settle"}),
     "a filesystem": (FILESYSTEM, {"csi/core/filesystem.py traits"}),
     "a profile": (
         PROFILE,
