@@ -4,13 +4,13 @@ import copy
 import itertools
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import yaml
 
-from lab.node import Node
+from lab.node import Node, wait_until
 
 _numbers = itertools.count(1)
 MIB = 1024 * 1024
@@ -208,6 +208,21 @@ def create_request(name: str, size: int, capability: Mapping[str, Any], **parame
 
 def _answer(reply: Mapping[str, Any]) -> Answer:
     return Answer(code=reply["code"], message=reply["message"], response=reply["response"], seconds=reply["seconds"])
+
+
+def until_ok(call: Callable[[], Answer], what: str, seconds: float = 120) -> Answer:
+    """Repeat a call as kubelet and the provisioner do, until it gets through; fails with what it said last."""
+    last: list[Answer] = []
+
+    def got_through() -> bool:
+        last[:] = [call()]
+        return last[0].code == "OK"
+
+    try:
+        wait_until(what, seconds, got_through)
+    except AssertionError as late:
+        raise AssertionError(f"{late}; it says {last[0].code}: {last[0].message}") from None
+    return last[0]
 
 
 def lvs(node: Node) -> list[str]:

@@ -17,7 +17,7 @@ _BELOW: Final = _MIB_SECTORS
 """Where this disk begins on the good one. With an offset of none LVM would find its label on both."""
 _FOREVER_MS: Final = 3_600_000
 _NO_UDEV = {"DM_DISABLE_UDEV": "1"}
-"""A command that waits for udev would hang with a disk that does not answer: udev reads it."""
+"""A command that waits for udev would hang with a disk that does not answer yet or again: udev reads it."""
 
 
 class Part(Enum):
@@ -84,17 +84,11 @@ class FaultyDisk:
         """The disk is pulled: what is open on it gets errors, and nothing of its name is left in /dev."""
         self._gone += 1
         self._put(f"0 {self._sectors} error\n")
-        self.node.run(["dmsetup", "rename", self.name, f"{self.name}-gone{self._gone}"], env=_NO_UDEV)
+        self.node.run(["dmsetup", "rename", self.name, f"{self.name}-gone{self._gone}"])
 
     def come_back(self) -> None:
         """Plugged in again under the same name: the kernel gives it another number, and what was open stays dead."""
         self._create(self.name, self._good(0, self._sectors))
-
-    def remove(self) -> None:
-        """Take away all device-mapper devices of this disk that nothing holds any more."""
-        gone = [f"{self.name}-gone{number}" for number in range(1, self._gone + 1)]
-        for name in (self.name, *gone, self._broken_name):
-            self.node.run(["dmsetup", "remove", "--retry", name], env=_NO_UDEV, check=False)
 
     @property
     def _broken_name(self) -> str:
@@ -115,4 +109,5 @@ class FaultyDisk:
         self.node.run(["dmsetup", "resume", "--nolockfs", "--noflush", self.name], env=_NO_UDEV)
 
     def _create(self, name: str, table: str) -> None:
-        self.node.run(["dmsetup", "create", name], stdin=table.encode(), env=_NO_UDEV)
+        """By udev, so that its name in /dev/mapper is the link that it is on every host."""
+        self.node.run(["dmsetup", "create", name], stdin=table.encode())

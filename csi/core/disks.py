@@ -93,14 +93,18 @@ def _write_zeroes(descriptor: int, device: str, start: int, length: int) -> None
     try:
         fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("QQ", start, length))
     except OSError as error:
-        raise DiskFailed(device, start, length, error) from error
+        raise _takes_no_write(device, start, length, error) from error
+
+
+def _takes_no_write(device: str, start: int, length: int, error: OSError) -> DiskFailed:
+    return DiskFailed(device, f"takes no write within the {length} bytes at byte {start}", error)
 
 
 def _flush(descriptor: int, device: str, start: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        raise DiskFailed(device, start, 0, error) from error
+        raise DiskFailed(device, f"takes no write after byte {start}", error) from error
 
 
 def discard(device: str, offset: int, length: int) -> bool:
@@ -114,7 +118,7 @@ def discard(device: str, offset: int, length: int) -> bool:
                 fcntl.ioctl(descriptor, _BLKDISCARD, struct.pack("QQ", start, part))
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise DiskFailed(device, start, part, error) from error
+                    raise _takes_no_write(device, start, part, error) from error
                 _log.info("no discard", extra={"device": device, "reason": error.strerror})
                 return False
     return True

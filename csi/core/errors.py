@@ -12,7 +12,7 @@ SealedLocalError
 ├── OutOfRange              the size can never be satisfied
 ├── Unsupported             not offered
 ├── Unavailable             try again later; nothing is known to be wrong with the request
-├── DiskFailed              a disk answers a write with an error
+├── DiskFailed              a disk answers a read or write with an error
 ├── ToolFailed              a program that was run did not do its work
 │   ├── CommandError        it ended with an exit status that nobody expected
 │   └── CommandEnded        it was ended before it could say how it went; what it did is not known
@@ -88,15 +88,12 @@ class Unavailable(SealedLocalError):
 
 
 class DiskFailed(SealedLocalError):
-    """A disk answered a write with an error. `offset` is the first byte of what was written then."""
+    """A disk answered with an error. `what` goes on from the device's name: `takes no write at byte 0`."""
 
-    def __init__(self, device: str, offset: int, length: int, error: OSError) -> None:
-        where = f"within the {length} bytes at byte {offset}" if length else f"after byte {offset}"
-        super().__init__(
-            f"{device} takes no write {where}: {error.strerror or error}; look at the kernel's log and at the disk"
-        )
+    def __init__(self, device: str, what: str, reason: OSError | str) -> None:
+        said = reason if isinstance(reason, str) else reason.strerror or str(reason)
+        super().__init__(f"{device} {what}: {said}; look at the kernel's log and at the disk, then repeat")
         self.device = device
-        self.offset = offset
 
 
 class ToolFailed(SealedLocalError):

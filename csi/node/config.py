@@ -2,9 +2,10 @@
 
 import posixpath
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -16,7 +17,12 @@ from csi.node.lvm.names import checked_vg_name
 from csi.node.quantity import NO_RESERVE, Reserve, reserve
 
 _WHOLE: Final = 100
+_MOST_JOBS: Final = 16
+"""More would only make a disk seek."""
 _ANY_NAME: Final = "a-name_that.nobody+gives"
+
+
+_UUID = re.compile(r"[A-Za-z0-9]{6}(-[A-Za-z0-9]{4}){5}-[A-Za-z0-9]{6}")
 
 
 class Strategy(StrEnum):
@@ -52,6 +58,10 @@ class NodeConfig:
     """Disks of this node are loop devices. Otherwise LVM sees only loop devices that a pool's `devices` name."""
     lvm_filter: tuple[str, ...] = ()
     """Patterns of devices that LVM must not look at, in LVM's own form."""
+    vg_uuids: Mapping[str, str] = field(default_factory=dict)
+    """The UUIDs of this node's groups by their names. Where there are any, no other group is used."""
+    jobs_per_group: int = 2
+    """So many wipes and clearings run at a time in each group."""
 
     @property
     def device_filter(self) -> DeviceFilter:
@@ -103,6 +113,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     udev: bool = False
     loop_devices: bool = False
     lvm_filter: list[str] = []
+    vg_uuids: dict[str, str] = {}
+    jobs_per_group: Annotated[int, msgspec.Meta(ge=1, le=_MOST_JOBS)] = 2
 
 
 def parse(text: str, source: str) -> NodeConfig:
@@ -125,7 +137,17 @@ def parse(text: str, source: str) -> NodeConfig:
         udev=raw.udev,
         loop_devices=raw.loop_devices,
         lvm_filter=_rejections(raw.lvm_filter, f"{source}: lvmFilter"),
+        vg_uuids=_uuids(raw.vg_uuids, f"{source}: vgUuids"),
+        jobs_per_group=raw.jobs_per_group,
     )
+
+
+def _uuids(given: dict[str, str], place: str) -> dict[str, str]:
+    for vg, uuid in given.items():
+        checked_vg_name(vg, place)
+        if _UUID.fullmatch(uuid) is None:
+            raise InvalidInput(f"{place}.{vg}", f"{uuid!r} is not the UUID of a volume group; see vgs -o vg_uuid")
+    return given
 
 
 def _pool(raw: _Pool, place: str) -> Pool:

@@ -5,10 +5,11 @@ is made from belongs together.
 """
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from csi.core import mounts
@@ -16,9 +17,10 @@ from csi.core.command import LocalRunner, Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import NoSpace, NotFound
 from csi.core.mount import Mount
-from csi.node import observe, stale_records
+from csi.node import observe, own_groups, stale_records
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
+from csi.node.given import Given
 from csi.node.jobs import Jobs
 from csi.node.kata.registry import Entry, KataRegistry
 from csi.node.kubelet_places import KubeletPlaces
@@ -110,7 +112,7 @@ class KernelView:
     volume_id: VolumeId
     devices: tuple[ActiveDevice, ...]
     around: Surroundings
-    kubelet_dir: PurePosixPath
+    roots: tuple[PurePosixPath, ...]
     kubelet: KubeletPlaces
 
     def unpublishing(self, target_path: str) -> Unpublishing:
@@ -121,7 +123,7 @@ class KernelView:
             volume_id=self.volume_id,
             target=observe.place(target, self.volume_id, owners.values()),
             record_owners=owners,
-            kubelet_dir=self.kubelet_dir,
+            roots=self.roots,
             devices=self.devices,
             publications=self.around.publications(self.volume_id, self._numbers),
         )
@@ -158,12 +160,19 @@ class Desk:
 
     @property
     def roots(self) -> tuple[PurePosixPath, ...]:
-        """Where paths of requests may lie."""
-        return (self.settings.kubelet_dir,)
+        """Where paths of requests may lie: kubelet may name its directory by a link or by where that leads."""
+        own = self.settings.kubelet_dir
+        real = PurePosixPath(os.path.realpath(own))
+        return (own,) if real == own else (own, real)
 
     @property
     def _kubelet(self) -> KubeletPlaces:
         return KubeletPlaces.of(self.settings.kubelet_dir)
+
+    @property
+    def given(self) -> Given:
+        """Which volumes somebody was given."""
+        return Given(Path(self.settings.kubelet_dir) / "plugins" / self.settings.driver_name)
 
     @property
     def topology(self) -> tuple[str, str]:
@@ -193,7 +202,7 @@ class Desk:
                 volume_id=volume_id,
                 devices=devices,
                 around=self._around(volume_id, held=held),
-                kubelet_dir=self.settings.kubelet_dir,
+                roots=self.roots,
                 kubelet=self._kubelet,
             )
 
@@ -289,6 +298,7 @@ def real(settings: Settings) -> Desk:
         lock_file=settings.state_dir / "lvm.lock",
         device_filter=config.device_filter,
         allows=config.allows,
+        trust=own_groups.trust(config, settings.state_dir / "groups.json"),
     )
     registry = KataRegistry(settings.registry_root)
     return Desk(
@@ -298,4 +308,5 @@ def real(settings: Settings) -> Desk:
         registry=registry,
         handlers=Effects(runner, lvm, registry, settings.state_dir).handlers(),
         locks=VolumeLocks(settings.state_dir / "volumes.lock", patience_seconds=_PATIENCE_SECONDS),
+        jobs=Jobs(workers_per_group=config.jobs_per_group),
     )

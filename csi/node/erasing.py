@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, assert_never
 
 from csi.core import log
 from csi.core.errors import DiskFailed
@@ -41,9 +41,10 @@ def carry_out(desk: Desk, task: Task) -> None:
     if earlier is not None and earlier.kind is task.kind and earlier.failure is None:
         desk.jobs.wait(earlier)
     with desk.volume(task.volume_id, task.kind.call) as view:
-        plan = task.plan(view)
-        at_once, rest = erase.split(plan)
+        at_once, rest = erase.split(_plan(desk, task, view))
         desk.carry_out(at_once)
+        if not rest:
+            _settle(desk, task, view)
     if rest:
         # The job takes the volume's lock itself, so it begins when this call has given it back.
         desk.jobs.wait(_begin(desk, task, view.existing.lv.vg, erase.erased_bytes(rest)))
@@ -83,7 +84,7 @@ def resume(desk: Desk, report: Report) -> None:
 
 def _work(desk: Desk, task: Task, job: Job) -> None:
     with desk.volume(task.volume_id, task.kind.call) as view:
-        plan = task.plan(view)
+        plan = _plan(desk, task, view)
         erasing = tuple(step for step in plan if isinstance(step, erase.ErasingStep))
         note = _note(desk, view, erasing) if erasing else None
         meter = _Meter(job=job, note=note, of_bytes=erase.erased_bytes(plan))
@@ -95,6 +96,26 @@ def _work(desk: Desk, task: Task, job: Job) -> None:
                 apply.carry_out(step, handler)
         if note is not None:
             note.drop()
+        _settle(desk, task, view)
+
+
+def _plan(desk: Desk, task: Task, view: View) -> steps.Plan:
+    if task.kind is Kind.PREPARE and view.volume is not None:
+        desk.given.require_new(view.volume)
+    return task.plan(view)
+
+
+def _settle(desk: Desk, task: Task, view: View) -> None:
+    """Keep the memory of who was given what. Killed before this, a stage is repeated; a deletion leaves an empty file."""
+    if view.volume is None:
+        return
+    match task.kind:
+        case Kind.PREPARE:
+            desk.given.remember(view.volume.lv)
+        case Kind.DELETE:
+            desk.given.forget(view.volume.lv)
+        case _:
+            assert_never(task.kind)
 
 
 def _note(desk: Desk, view: View, erasing: tuple[erase.ErasingStep, ...]) -> Note:

@@ -82,9 +82,10 @@ def _serve(settings: Settings) -> int:
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     standing.stopping()
-    # Calls that wait for a job end with it, so that the server's stop needn't wait for them.
+    stopped = server.stop(_STOP_SECONDS)
+    # Calls that wait for a job end with it.
     here.jobs.stop(_STOP_SECONDS)
-    server.stop(_STOP_SECONDS).wait()
+    stopped.wait()
     if stop_pages is not None:
         stop_pages()
     _log.info("stopped")

@@ -233,7 +233,17 @@ class _Groups(Collector):
                     count.add_metric([vg.name, state], number)
         for group in report.unreadable:
             lost.add_metric(self._labels(group.name), 1)
-        return [size, free, room, broken, text, lost, count]
+        return [size, free, room, broken, text, lost, self._strangers(report), count]
+
+    def _strangers(self, report: Report) -> Metric:
+        found = GaugeMetricFamily(
+            "sealed_local_vg_strangers",
+            "Groups that have a group's name and are not this node's",
+            labels=["vg", "pool"],
+        )
+        for name, number in Counter(stranger.vg.name for stranger in report.strangers).items():
+            found.add_metric(self._labels(name), number)
+        return found
 
     def _labels(self, vg: str) -> list[str]:
         pool = self._config.pool_of(vg)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from csi.core import mounts
-from csi.core.errors import InUse, ToolFailed
+from csi.core.errors import DiskFailed, InUse, ToolFailed
 from csi.node import mount_options
 
 _OPEN_TREE: Final = 428
@@ -60,7 +60,8 @@ class _MountAttr(ctypes.Structure):
 def mount(source: str, target: str, *, fstype: str, options: Iterable[str] = ()) -> None:
     """Mount `source`, a device or a name, on a directory.
 
-    Raises `InUse` when another program or mapping has the device, or it is mounted in another way; `ToolFailed` else.
+    Raises `InUse` when another program or mapping has the device, or it is mounted in another way; `DiskFailed` when the
+    disk answers with errors; `ToolFailed` else.
     """
     flags, data = mount_options.split(options)
     try:
@@ -71,6 +72,8 @@ def mount(source: str, target: str, *, fstype: str, options: Iterable[str] = ())
                 f"{source} can't be mounted on {target}: it is in use by another program or mapping, or mounted elsewhere "
                 "with another access mode; end that, then the call is repeated"
             ) from error
+        if error.errno == errno.EIO:
+            raise DiskFailed(source, f"can't be mounted on {target}", error) from error
         raise ToolFailed(
             f"{source} can't be mounted on {target} as {fstype}: {error.strerror}. A mount flag that the filesystem "
             "doesn't know, a wrong fs type and a bad superblock look like this; dmesg(1) may have more information"

@@ -104,10 +104,13 @@ def is_volume(device: DeviceNumber | None, volume_id: VolumeId) -> bool:
 
 
 def mounted_at(path: str) -> DeviceNumber | None:
-    """The device whose filesystem is mounted on a directory; None for a path that is not the mount itself."""
+    """The device whose filesystem is mounted on a directory; None for a path that is not the mount itself.
+
+    Raises `OSError` when the disk below it fails.
+    """
     try:
         own, above = Path(path).stat(), Path(path).parent.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if own.st_dev == above.st_dev:
         return None

@@ -39,8 +39,11 @@ Configuration file (YAML), all keys optional:
   listConfig:
     vgs: {include: ["data-.*"], exclude: []}    # groups outside pools that `vgName` may name (whole-name regexes)
   defaultPool: fast           # for classes that name neither pool nor vgName
+  vgUuids:                    # this node's own groups (vgs -o vg_uuid); where there are any, no other is used
+    fast-0: AbCdEf-0123-4567-89AB-CDEF-GhIj-KlMnOp
   udev: false                 # true: let LVM wait for udev (needs the host's IPC namespace in a container)
   lvmFilter: ["r|^/dev/disk/by-path/.*-iscsi-|"]   # devices that LVM must not look at
+  jobsPerGroup: 2             # so many wipes and first clearings run at a time in each group, 1 to 16
   loopDevices: false          # true: disks of this node are loop devices (tests); else only those in `devices` are seen
 
 The driver uses no volume group that this file doesn't name. See docs/node.md."""
@@ -126,7 +129,7 @@ STATE_DIR: Final = Option(
     name="state-dir",
     check=_folder,
     default="/run/sealed-local",
-    help="where two lock files and the settings of LVM lie. Made if it is missing; nothing in it is needed after a reboot",
+    help="where two lock files, the settings of LVM and the UUIDs of groups at their first use lie. Made if it is missing",
 )
 METRICS_ADDRESS: Final = Option(
     name="metrics-address",

@@ -22,21 +22,21 @@ def repeat(attempt: Callable[[], bool], disks: Callable[[], object], wait: Calla
     """
     pause = _TICK_SECONDS
     while True:
-        seen = disks()
+        seen = _carefully(disks)
         done = _carefully(attempt)
         pause = _LONGEST_SECONDS if done else pause
         waited = 0.0
-        while waited < pause and disks() == seen:
+        while waited < pause and _carefully(disks) == seen:
             if wait(_TICK_SECONDS):
                 return
             waited += _TICK_SECONDS
-        pause = _TICK_SECONDS if disks() != seen else min(2 * pause, _LONGEST_SECONDS)
+        pause = _TICK_SECONDS if _carefully(disks) != seen else min(2 * pause, _LONGEST_SECONDS)
 
 
-def _carefully(attempt: Callable[[], bool]) -> bool:
-    """Nothing that an attempt meets may end the repetition."""
+def _carefully(look: Callable[[], object]) -> object:
+    """Nothing that is met on the way may end the repetition; None then."""
     try:
-        return attempt()
+        return look()
     except Exception as error:
         _log.error("an attempt failed; it is made again", exc_info=error)
-        return False
+        return None

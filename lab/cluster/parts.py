@@ -136,8 +136,6 @@ def _kubelet_file(layout: Layout) -> str:
         "tlsPrivateKeyFile": str(layout.keys / "kubelet.key"),
         "cgroupDriver": "cgroupfs",
         "containerRuntimeEndpoint": f"unix://{CONTAINERD}",
-        # The kernel has no cpuset controller, which this would ask for.
-        "enforceNodeAllocatable": ["none"],
         "failSwapOn": False,
         "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         # What was imported can't be pulled again.

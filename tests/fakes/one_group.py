@@ -17,3 +17,5 @@ class OneGroup:
         """The disk, always the same."""
         label = Label(pv_uuid="a-uuid", areas=(), in_use=True)
         return tuple(DiskView(device=device, label=label, group=GroupName(name="vg0", uuid="u")) for device in devices)
+
+    settled = look

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from lab.driver import MIB, Answer, Driver, block_capability, lvs, mount_capability, mounts_below
+from lab.driver import MIB, Answer, Driver, block_capability, lvs, mount_capability, mounts_below, until_ok
 from lab.faults import FaultyDisk, Part
-from lab.node import Node, wait_until
+from lab.node import Node
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
@@ -24,7 +24,6 @@ _WAITED_SECONDS = 15.0
 _LIFE = ("create", "stage", "publish", "unpublish", "unstage", "delete")
 _HANGS_SECONDS = 40.0
 _REPEAT_SECONDS = 20.0
-_RECOVERY_SECONDS = 120.0
 
 _NOT_AN_ANSWER = ("INTERNAL", "UNKNOWN", "NOT_FOUND")
 """INTERNAL names nothing; a volume whose disk can't be read is not "not found", which would end its deletion well."""
@@ -111,8 +110,8 @@ class Victims:
     def remove(self) -> None:
         """Unstage and delete what is left, now that the disk is well."""
         for name in self.calls:
-            _until_ok(lambda name=name: self._driver.unstage(name), f"unstage of {name}")  # type: ignore[misc]
-            _until_ok(lambda name=name: self._driver.delete(name), f"deletion of {name}")  # type: ignore[misc]
+            until_ok(lambda name=name: self._driver.unstage(name), f"unstage of {name}")  # type: ignore[misc]
+            until_ok(lambda name=name: self._driver.delete(name), f"deletion of {name}")  # type: ignore[misc]
 
 
 FAULTS: dict[str, Callable[[FaultyDisk], None]] = {
@@ -146,7 +145,7 @@ def test_calls_on_a_dying_disk_are_named_others_are_served_and_it_recovers(world
     _require_served(world, served)
     _require_named(ended, again)
     for name, call in victims.calls.items():
-        _until_ok(lambda call=call: call(driver), name)  # type: ignore[misc]
+        until_ok(lambda call=call: call(driver), name)  # type: ignore[misc]
     victims.remove()
     _require_nothing_left(world, victims.calls, victims.mark)
 
@@ -185,20 +184,6 @@ def _is_named(name: str, answer: Answer) -> bool:
     return answer.code not in _NOT_AN_ANSWER and enough and _REMEDY.search(answer.message) is not None
 
 
-def _until_ok(call: Callable[[], Answer], what: str) -> None:
-    """As kubelet and the provisioner do."""
-    last: list[Answer] = []
-
-    def tried() -> bool:
-        last[:] = [call()]
-        return last[0].code == "OK"
-
-    try:
-        wait_until(what, _RECOVERY_SECONDS, tried)
-    except AssertionError as late:
-        raise AssertionError(f"{late}; it says {last[0].code}: {last[0].message}") from None
-
-
 def _require_nothing_left(world: World, names: Iterable[str], mark: str) -> None:
     assert not set(names) & set(lvs(world.node))
     assert not [target for target in mounts_below(world.node) if any(name in target for name in names)]
@@ -225,7 +210,7 @@ def test_a_bad_sector_in_a_wipe_is_named_and_the_volume_can_be_deleted_when_the_
         print(f"{answer.code}: {answer.message}")
         assert answer.code != "OK"
         assert _is_named(name, answer), answer
-    _until_ok(lambda: driver.delete(name), name)
+    until_ok(lambda: driver.delete(name), name)
     assert name not in lvs(world.node)
 
 
@@ -252,13 +237,13 @@ def test_a_disk_that_is_pulled_lets_go_of_its_volumes_and_serves_them_when_it_is
     assert _is_named("pvc-guest", gone), gone
     disk.come_back()
     for volume, capability in ((kept, xfs), (guest, _MOUNT)):
-        _until_ok(lambda: driver.unstage(volume["volume_id"]), "unstage")  # noqa: B023
-        _until_ok(lambda: driver.stage(volume, capability), "stage")  # noqa: B023
+        until_ok(lambda: driver.unstage(volume["volume_id"]), "unstage")  # noqa: B023
+        until_ok(lambda: driver.stage(volume, capability), "stage")  # noqa: B023
         driver.publish(volume, capability).ok()
     assert node.read(driver.target_path("pvc-kept") + "/file") == _MARK
     assert node.read("/dev/vgdying/pvc-guest", 0, 512) == bytes(512), "a dead mapping is not published"
     for name in ("pvc-kept", "pvc-guest"):
         driver.unpublish(name).ok()
         driver.unstage(name).ok()
-        _until_ok(lambda: driver.delete(name), name)  # noqa: B023
+        until_ok(lambda: driver.delete(name), name)  # noqa: B023
     _require_nothing_left(world, ("pvc-kept", "pvc-guest"), _MARK.decode())

@@ -76,6 +76,8 @@ def world(node_kind: type[Node]) -> Iterator[World]:
         disk = FaultyDisk(node=node, name="worn", below=node.disks[0])
         driver = Driver(node, {"pools": [{"name": "main", "vgs": ["vg0"], "devices": [disk.path]}]})
         driver.start()
+        groups = node.run(["vgs", "--noheadings", "-o", "vg_name"]).text.split()
+        assert groups == ["vg0"], node.read(driver.log).decode()[-4000:]
         yield World(node=node, disk=disk, driver=driver)
         driver.kill()
 

@@ -51,7 +51,11 @@ def _pools(node: Node) -> dict[str, Any]:
 
 def _not_ready(driver: Driver) -> str:
     """What Probe says, once it says that the driver can't work."""
-    return str(wait_until("Probe refuses", _SOON, lambda: _refusal(driver)))
+    try:
+        return str(wait_until("Probe refuses", _SOON, lambda: _refusal(driver)))
+    except AssertionError:
+        print(driver.call("Probe"), driver.node.read(driver.log).decode()[-4000:])
+        raise
 
 
 def _refusal(driver: Driver) -> str | None:
@@ -121,7 +125,7 @@ _OWN_DEV = (
     "mkdir -p /run/nodes-dev",
     "mount --bind /dev /run/nodes-dev",
     "mount -t tmpfs none /dev",
-    "cp -a /run/nodes-dev/null /run/nodes-dev/mapper /dev/",
+    "cp -a /run/nodes-dev/null /run/nodes-dev/urandom /run/nodes-dev/mapper /dev/",
 )
 
 

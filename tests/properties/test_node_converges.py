@@ -101,7 +101,7 @@ class Driver:
             volume_id=_NAME,
             target=self.node.place(_TARGET),
             record_owners=records,
-            kubelet_dir=PurePosixPath("/var/lib/kubelet"),
+            roots=(PurePosixPath("/var/lib/kubelet"),),
             devices=self.node.active(_NAME),
             publications=self.node.publications(_NAME),
         )

@@ -19,7 +19,10 @@ def test_probe_answers_though_every_thread_had_waited_for_lvm(tmp_path: Path, mo
     with serving(tmp_path, monkeypatch) as csi, csi.lvm.turns.group("vg0", "a wedged lvcreate"):
         request = Requests(csi).of("CreateVolume")
         waiting = [csi.method("CreateVolume").future(request, timeout=1.0) for _ in range(CALLS)]
-        assert {future.code() for future in waiting} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        # Calls for one volume that meet in the moment before they wait turn one another away.
+        codes = {future.code() for future in waiting}
+        assert grpc.StatusCode.DEADLINE_EXCEEDED in codes
+        assert codes <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED}
         csi.call("Probe", csi_pb2.ProbeRequest())
         _until(csi, lambda events: events.count("answer") == events.count("request"))
 

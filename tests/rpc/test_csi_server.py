@@ -795,7 +795,7 @@ _NOWHERE = (
     "no volume group can take 400 MiB (linear): vg0 has room for 0 bytes, as full. Free or add space, ask for less, or let "
     "the scheduler use another node."
 )
-BAD = errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector"))
+BAD = errors.DiskFailed("/dev/x", "takes no write at byte 0", OSError(5, "bad sector"))
 ERRORS = [
     (errors.InvalidInput("a field", "is wrong"), Code.INVALID_ARGUMENT, "a field: is wrong"),
     (errors.NotFound("it is gone"), Code.NOT_FOUND, "it is gone"),
@@ -809,9 +809,9 @@ ERRORS = [
     (errors.Unsupported("not offered"), Code.UNIMPLEMENTED, "not offered"),
     (errors.Unavailable("later"), Code.UNAVAILABLE, "later"),
     (
-        errors.DiskFailed("/dev/x", 0, 512, OSError(5, "bad sector")),
+        errors.DiskFailed("/dev/x", "takes no write at byte 0", OSError(5, "bad sector")),
         Code.UNAVAILABLE,
-        "/dev/x takes no write within the 512 bytes at byte 0: bad sector; look at the kernel's log and at the disk",
+        "/dev/x takes no write at byte 0: bad sector; look at the kernel's log and at the disk, then repeat",
     ),
 ]
 WHAT_TO_DO = "(see this node's driver log; the call is safe to repeat)"
@@ -1146,11 +1146,14 @@ def test_an_endpoint_that_cannot_be_bound_is_named(csi: CsiServer, endpoint: str
 
 _WITH_A_DISK = """
 from types import SimpleNamespace
+from csi.node import udev_rules
 from csi.node.lvm import command
 from tests.fakes.one_group import DISK, OneGroup
 
 command.BlockDevices = lambda: SimpleNamespace(now=lambda: [DISK])
 command.DiskViews = lambda reader: OneGroup()
+# This machine's own udev is no part of the test.
+udev_rules.put = lambda content, folder: True
 
 import csi.__main__ as program
 

@@ -19,6 +19,7 @@ from tests.rpc.test_csi_server import LIFE, SIZE, Requests, live
 from tests.rpc.test_csi_server import size as sized
 
 Code = grpc.StatusCode
+HELD_AS = {"ext4": "ext4", "direct": "ext4", "block": "block", "sealed": "sealed", "sealed-block": "sealed"}
 CROWD = 160
 """More deletions than the server has threads."""
 
@@ -148,7 +149,9 @@ def test_a_clearing_that_nobody_wants_any_more_is_called_off(csi: CsiServer, cal
 
 def test_a_bad_sector_in_a_wipe_is_named_with_the_way_out(csi: CsiServer) -> None:
     requests = used(csi)
-    csi.failures[steps.ZeroRange] = DiskFailed("/dev/vg0/pvc-1", 4096, 512, OSError(5, "Input/output error"))
+    csi.failures[steps.ZeroRange] = DiskFailed(
+        "/dev/vg0/pvc-1", "takes no write at byte 4096", OSError(5, "Input/output error")
+    )
     for _ in range(2):
         code, message = csi.refused("DeleteVolume", requests.of("DeleteVolume"))
         assert code is Code.FAILED_PRECONDITION
@@ -162,12 +165,36 @@ def test_a_bad_sector_in_a_wipe_is_named_with_the_way_out(csi: CsiServer) -> Non
 
 def test_a_bad_sector_in_a_first_clearing_is_named(csi: CsiServer) -> None:
     requests = live(csi, "NodeStageVolume", "block")
-    csi.failures[steps.ClearRange] = DiskFailed("/dev/vg0/pvc-1", 4096, 512, OSError(5, "Input/output error"))
+    csi.failures[steps.ClearRange] = DiskFailed(
+        "/dev/vg0/pvc-1", "takes no write at byte 4096", OSError(5, "Input/output error")
+    )
     code, message = csi.refused("NodeStageVolume", requests.of("NodeStageVolume"))
     assert code is Code.UNAVAILABLE
     assert "/dev/vg0/pvc-1 takes no write" in message
     csi.call("DeleteVolume", requests.of("DeleteVolume"))
     assert csi.node.lvs == {}
+
+
+@pytest.mark.parametrize("kind", ["ext4", "block", "direct", "sealed", "sealed-block"])
+def test_a_restored_backup_of_the_metadata_neither_clears_nor_formats_what_a_pod_has_had(
+    csi: CsiServer, kind: str
+) -> None:
+    requests = live(csi, "NodeStageVolume", kind)
+    backup = csi.node.lvs["pvc-1"]
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    csi.call("NodeUnstageVolume", requests.of("NodeUnstageVolume"))
+    csi.node.content["pvc-1"] = "a tenant's"
+    csi.node.lvs["pvc-1"] = backup
+    code, message = csi.refused("NodeStageVolume", requests.of("NodeStageVolume"))
+    assert code is Code.FAILED_PRECONDITION
+    assert "vgcfgrestore" in message
+    assert csi.node.content["pvc-1"] == "a tenant's"
+    tags = backup.tags - {"sl:state=creating"} | {"sl:state=ready", f"sl:formatted={HELD_AS[kind]}"}
+    csi.node.lvs["pvc-1"] = replace(backup, tags=tags)
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    csi.call("NodeUnstageVolume", requests.of("NodeUnstageVolume"))
+    csi.call("DeleteVolume", requests.of("DeleteVolume"))
+    assert list(csi.kubelet.glob("plugins/sealed-local.csi/given/*")) == []
 
 
 def test_a_tiny_volume_of_a_class_that_wipes_nothing_needs_no_job(csi: CsiServer) -> None:

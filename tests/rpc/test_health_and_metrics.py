@@ -36,6 +36,7 @@ GAUGES = {
     "sealed_local_vg_missing_disks",
     "sealed_local_vg_metadata_free_bytes",
     "sealed_local_vg_unreadable",
+    "sealed_local_vg_strangers",
     "sealed_local_volumes",
 }
 QUEUES = {"sealed_local_lvm_queue_length", "sealed_local_lvm_holder"}

@@ -25,6 +25,7 @@ from csi.node.config import NodeConfig, Pool
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.filters import DeviceFilter
 from csi.node.lvm.model import Report
+from csi.node.lvm.trust import Trust
 from csi.node.plan import placement, pools, steps
 from csi.node.volume import Parameters
 
@@ -243,6 +244,44 @@ def test_of_two_groups_of_one_name_neither_is_used_and_both_are_told_apart(minor
     assert len(set(found["uuids"])) == 2
     assert found["said"].startswith("NoSpace: two volume groups have the name vg0")
     assert all(uuid in found["said"] for uuid in found["uuids"])
+
+
+def a_stranger_of_the_name(minors: list[int]) -> dict[str, Any]:
+    """A disk with the name of a group that is here, then with that of one that is gone; volumes are made and removed."""
+    trust = Trust()
+    lvm, config = _lvm(trust=trust), NodeConfig(pools=(Pool(name="main", vgs=("vg0", "vg1")),), default_pool="main")
+    for name, minor in (("vg0", minors[0]), ("vg1", minors[1])):
+        _group(name, _node(minor, f"/dev/sd-{name}"))
+    own = {vg.name: vg.uuid for vg in lvm.report().vgs}
+    _forget("/dev/sd-vg0", "/dev/sd-vg1")
+    _group("vg0", _node(minors[2], "/dev/sd-strange"))
+    _node(minors[0], "/dev/sd-vg0")
+    beside = lvm.report()
+    life = [
+        _try(lambda: lvm.create("vg0", "pvc-1", extents=1, tags=["sl:v1"])),
+        _try(lambda: lvm.change_tags("vg0", "pvc-1", remove=["sl:v1"], add=["sl:v2"])),
+        str([(lv.name, lv.vg_uuid == own["vg0"]) for lv in lvm.report().lvs]),
+        _try(lambda: lvm.remove("vg0", "pvc-1")),
+    ]
+    _forget("/dev/sd-vg0")
+    alone = lvm.report()
+    return {
+        "pinned": trust.pins == own,
+        "beside": [vg.uuid == own["vg0"] for vg in beside.vgs],
+        "life": life,
+        "alone": [vg.name for vg in alone.vgs],
+        "said": _try(lambda: placement.targets(config, alone, Parameters())),
+    }
+
+
+def test_a_stranger_of_a_groups_name_takes_no_volume_and_stops_none(minors: list[int]) -> None:
+    found = inside(a_stranger_of_the_name, minors)
+    assert found["pinned"]
+    assert found["beside"] == [True]
+    assert found["life"] == ["done", "done", "[('pvc-1', True)]", "done"]
+    assert found["alone"] == []
+    assert found["said"].startswith("NoSpace: volume group vg0 on /dev/sd-strange (UUID ")
+    assert "is not used: the group of this name that was used before has UUID" in found["said"]
 
 
 def missing_disk(minors: list[int]) -> dict[str, Any]:

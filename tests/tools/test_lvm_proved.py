@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,7 @@ def many_groups(minors: list[int]) -> dict[str, Any]:  # noqa: F811
             ["--alloc", "cling", "--addtag", "a-tag", "--maxlogicalvolumes", "40"],
             ["--pvmetadatacopies", "2", "--metadatasize", "2m"],
             ["--dataalignment", "1m", "--setautoactivation", "n"],
+            ["--vgmetadatacopies", "1"],
         )
     ):
         vg = f"group-{number}"
@@ -169,8 +171,86 @@ def many_groups(minors: list[int]) -> dict[str, Any]:  # noqa: F811
 def test_after_every_change_the_driver_sees_what_lvm_sees(minors: list[int]) -> None:  # noqa: F811
     found = inside(many_groups, minors)
     assert found["differences"] == []
-    assert found["looks"] == 5, "one a group, when it is first seen"
+    assert found["looks"] == 7, "one a group, when it is first seen, and one more where some of its disks hold no text"
     assert found["made"] > 20
+
+
+# Many at once
+
+
+class Crowded(Counting):
+    """Notes how many commands run at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.most = 0
+        self._lock = threading.Lock()
+
+    def run(self, argv: Sequence[str], **how: Any) -> Result:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        try:
+            return super().run(argv, **how)
+        finally:
+            with self._lock:
+                self.now -= 1
+
+
+def crowd(minors: list[int]) -> dict[str, Any]:  # noqa: F811
+    """Ten callers in two groups, and two that only look."""
+    groups = ("vg0", "vg1")
+    disks = [lab._node(minor, f"/dev/sd{number}") for number, minor in enumerate(minors)]
+    lab._group("vg0", *disks[:2])
+    lab._group("vg1", disks[2])
+    runner = Crowded()
+    lvm = Lvm(runner, udev=False, lock_file=Path("/run/lock-file"))
+    lvm.report()
+    runner.verbs.clear()
+    runner.most = 0
+    wrong: list[str] = []
+
+    def call(number: int) -> None:
+        vg = groups[number % 2]
+        for step in range(3):
+            name = f"v{number}-{step}"
+            said = [
+                lab._try(lambda: lvm.create(vg, name, extents=1, tags=("a",))),  # noqa: B023
+                lab._try(lambda: lvm.change_tags(vg, name, remove=("a",), add=("b",))),  # noqa: B023
+            ]
+            if step:
+                said.append(lab._try(lambda: lvm.remove(vg, name)))  # noqa: B023
+            wrong.extend(text for text in said if text != "done")
+
+    def look() -> None:
+        while any(caller.is_alive() for caller in callers):
+            wrong.extend(group.why for group in lvm.report().unreadable)
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(10)]
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    for thread in (*callers, *readers):
+        thread.start()
+    for thread in (*callers, *readers):
+        thread.join()
+    return {
+        "wrong": wrong,
+        "left": sorted(lv.name for lv in lvm.report().lvs),
+        "same": _sorted(lvm.report().vgs) == _sorted(_by_lvm().vgs),
+        "most": runner.most,
+        "looks": runner.verbs.count("fullreport"),
+        "changes": len(runner.verbs) - runner.verbs.count("fullreport"),
+    }
+
+
+def test_a_crowd_runs_one_command_a_group_at_a_time_and_nobody_looks_by_a_process(
+    minors: list[int],  # noqa: F811
+) -> None:
+    found = inside(crowd, minors)
+    assert found["wrong"] == []
+    assert found["left"] == sorted(f"v{number}-0" for number in range(10))
+    assert found["same"]
+    assert (found["most"], found["looks"], found["changes"]) == (2, 0, 10 * (3 + 3 + 2))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ CREATED = "sl:created=1795550000"
 MARK = steps.ChangeTags(vg="vg0", name="pvc-1", remove=("sl:state=ready", CREATED), add=("sl:state=deleting",))
 ACTIVATE = steps.Activate(vg="vg0", name="pvc-1")
 WRITABLE = steps.SetReadOnly(device=DEVICE, read_only=False)
-DEACTIVATE = steps.ReleaseDevice(vg="vg0", name="pvc-1")
+RELEASE = steps.ReleaseDevice(vg="vg0", name="pvc-1")
 REMOVE = steps.RemoveLV(vg="vg0", name="pvc-1")
 
 
@@ -62,12 +62,12 @@ def discard(length: int, offset: int = 0) -> steps.DiscardRange:
 
 
 def test_a_used_volume_is_marked_wiped_and_then_removed() -> None:
-    assert deletion.delete(volume(), NOTHING_ELSE, ()) == (MARK, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+    assert deletion.delete(volume(), NOTHING_ELSE, ()) == (MARK, ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE)
 
 
 def test_a_deletion_that_was_interrupted_wipes_again_and_goes_on() -> None:
     plan = deletion.delete(volume(state=State.DELETING), NOTHING_ELSE, ())
-    assert plan == (ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+    assert plan == (ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_deletion_that_was_interrupted_wipes_again_and_goes_on() -> None:
 )
 def test_the_content_is_wiped_as_the_class_says(wipe: Wipe, profile: Profile, size: int, wiped: steps.Plan) -> None:
     plan = deletion.delete(volume(wipe=wipe, profile=profile, size=size), NOTHING_ELSE, ())
-    assert plan == (MARK, ACTIVATE, WRITABLE, *wiped, DEACTIVATE, REMOVE)
+    assert plan == (MARK, ACTIVATE, WRITABLE, *wiped, RELEASE, REMOVE)
 
 
 @given(
@@ -109,7 +109,7 @@ def test_a_volume_that_needs_no_wipe_is_removed_by_one_command(fields: dict[str,
 
 
 def test_a_volume_that_is_active_is_deactivated_before_it_is_removed() -> None:
-    assert deletion.delete(volume(wipe=Wipe.NONE, active=True), NOTHING_ELSE, ()) == (DEACTIVATE, REMOVE)
+    assert deletion.delete(volume(wipe=Wipe.NONE, active=True), NOTHING_ELSE, ()) == (RELEASE, REMOVE)
 
 
 def test_a_volume_that_is_published_is_not_touched() -> None:
@@ -125,9 +125,9 @@ def test_a_volume_that_somebody_holds_open_is_not_touched(state: State) -> None:
 
 def test_a_volume_that_is_active_and_in_its_place_is_not_activated_again() -> None:
     plan = deletion.delete(volume(active=True), NOTHING_ELSE, (), node_is_right=True)
-    assert plan == (MARK, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+    assert plan == (MARK, WRITABLE, zero(SIZE), RELEASE, REMOVE)
     elsewhere = deletion.delete(volume(active=True), NOTHING_ELSE, (), node_is_right=False)
-    assert elsewhere == (MARK, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+    assert elsewhere == (MARK, ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE)
 
 
 def test_a_wipe_does_not_go_to_a_disk_that_has_gone_and_come_back() -> None:
@@ -135,7 +135,7 @@ def test_a_wipe_does_not_go_to_a_disk_that_has_gone_and_come_back() -> None:
     assert stale.live is not None
     stale = dataclasses.replace(stale, live=dataclasses.replace(stale.live, stale=True))
     plan = deletion.delete(stale, NOTHING_ELSE, (), node_is_right=True)
-    assert plan == (MARK, DEACTIVATE, ACTIVATE, WRITABLE, zero(SIZE), DEACTIVATE, REMOVE)
+    assert plan == (MARK, RELEASE, ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE)
 
 
 def test_a_volume_whose_disk_is_missing_says_the_way_out_and_is_not_marked() -> None:
@@ -263,7 +263,7 @@ def test_what_is_short_is_carried_out_in_the_call() -> None:
 
 def test_what_is_long_is_marked_by_the_call_and_left_to_a_job() -> None:
     plan = deletion.delete(volume(), NOTHING_ELSE, ())
-    assert erase.split(plan) == ((MARK, ACTIVATE, WRITABLE), (zero(SIZE), DEACTIVATE, REMOVE))
+    assert erase.split(plan) == ((MARK,), (ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE))
 
 
 @given(
@@ -285,6 +285,19 @@ def test_slices_cover_what_is_left_once_and_in_order(
     assert place == offset + length
 
 
+def test_a_device_that_is_there_and_right_is_not_made_again() -> None:
+    plan = deletion.delete(volume(active=True), NOTHING_ELSE, (), node_is_right=True)
+    assert plan == (MARK, WRITABLE, zero(SIZE), RELEASE, REMOVE)
+
+
+def test_a_device_on_a_disk_that_came_back_under_another_number_is_made_anew_for_the_wipe() -> None:
+    there = volume(active=True)
+    assert there.live is not None
+    stale = dataclasses.replace(there, live=dataclasses.replace(there.live, stale=True))
+    plan = deletion.delete(stale, NOTHING_ELSE, ())
+    assert plan == (MARK, RELEASE, ACTIVATE, WRITABLE, zero(SIZE), RELEASE, REMOVE)
+
+
 def test_a_volume_that_is_staged_for_guests_is_not_deleted() -> None:
     with pytest.raises(InUse, match="is still staged at /k/staging; unstage it first"):
         deletion.delete(volume(active=True), NOTHING_ELSE, (), staged_at="/k/staging")
@@ -300,4 +313,4 @@ def test_the_note_of_a_stage_that_ended_by_itself_holds_nothing_up() -> None:
 def test_a_first_stage_that_failed_or_was_called_off_does_not_stop_the_deletion() -> None:
     begun = volume(state=State.CREATING, holds=None, active=True)
     plan = deletion.delete(begun, NOTHING_ELSE, (), staged_at="/k/staging")
-    assert plan == (steps.ForgetStaged(volume_id=begun.volume_id), DEACTIVATE, REMOVE)
+    assert plan == (steps.ForgetStaged(volume_id=begun.volume_id), RELEASE, REMOVE)

@@ -58,7 +58,9 @@ MAKE = {
     errors.InvalidInput: lambda: errors.InvalidInput("--volume", "is wrong"),
     errors.CommandError: lambda: errors.CommandError(["mount"], 32, "", "wrong fs type"),
     errors.CommandTimeout: lambda: errors.CommandTimeout(["mkfs.ext4"], 5),
-    errors.DiskFailed: lambda: errors.DiskFailed("/dev/sdb", 0, 512, OSError(5, "Input/output error")),
+    errors.DiskFailed: lambda: errors.DiskFailed(
+        "/dev/sdb", "takes no write at byte 0", OSError(5, "Input/output error")
+    ),
     errors.CommandKilled: lambda: errors.CommandKilled(["mkfs.ext4"], 9),
 }
 OPENED = Opened(

@@ -287,6 +287,30 @@ def test_disks_with_different_texts_are_for_lvm_to_explain() -> None:
     assert here.lvm.asked == 3, "LVM did not see both texts as they are now"
 
 
+def test_disks_that_differ_for_a_moment_are_looked_at_again_and_those_that_differ_for_good_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = two_disks()
+    here.report()
+    third = TWO_DISKS.replace(b"seqno = 2", b"seqno = 3")
+    here.disks[0].commit(third)
+    slept: list[float] = []
+
+    def go_on(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            here.disks[1].commit(third)
+
+    monkeypatch.setattr("csi.node.lvm.disk_view.time.sleep", go_on)
+    here.report()
+    assert (len(slept), here.lvm.asked) == (2, 1)
+    here.disks[0].commit(TWO_DISKS.replace(b"seqno = 2", b"seqno = 4"))
+    here.report()
+    waited = len(slept)
+    here.report()
+    assert len(slept) == waited > 2
+
+
 def test_a_disk_that_joins_or_leaves_is_for_lvm_to_explain() -> None:
     here = two_disks()
     assert len(here.report().vgs[0].pvs) == 2

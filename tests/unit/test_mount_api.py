@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from csi.core.errors import InUse, ToolFailed
+from csi.core.errors import DiskFailed, InUse, ToolFailed
 from csi.node import mount_api, mount_options
 
 Call = tuple[Any, ...]
@@ -69,7 +69,7 @@ def test_another_failure_of_a_bind_is_not_taken_for_an_old_kernel(
     [
         (errno.EBUSY, InUse, "in use by another program or mapping"),
         (errno.EINVAL, ToolFailed, r"as ext4: Invalid argument\. A mount flag .* dmesg"),
-        (errno.EIO, ToolFailed, "as ext4: Input/output error"),
+        (errno.EIO, DiskFailed, "Input/output error; look at the kernel.s log and at the disk, then repeat"),
     ],
 )
 def test_a_mount_that_fails_says_what_to_look_at(

@@ -23,6 +23,7 @@ defaultPool: fast
 udev: true
 loopDevices: true
 lvmFilter: ["r|^/dev/disk/by-path/.*-iscsi-|"]
+jobsPerGroup: 1
 """
 
 
@@ -48,6 +49,7 @@ def test_every_key_is_read() -> None:
     assert [pattern.pattern for pattern in config.exclude] == ["data-os"]
     assert (config.default_pool, config.udev, config.loop_devices) == ("fast", True, True)
     assert config.lvm_filter == ("r|^/dev/disk/by-path/.*-iscsi-|",)
+    assert config.jobs_per_group == 1
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing yet\n", "{}", "pools: []"])
@@ -147,6 +149,9 @@ def test_a_mistake_is_refused_by_its_place(text: str, field: str) -> None:
         ("listConfig: {devices: {include: [x]}}", "devices"),
         ("udev: maybe", "udev"),
         ("loopDevices: some", "loopDevices"),
+        ("jobsPerGroup: 0", "jobsPerGroup"),
+        ("jobsPerGroup: 17", "jobsPerGroup"),
+        ("jobsPerGroup: many", "jobsPerGroup"),
         ("- a\n- b", "object"),
         ("just words", "object"),
     ],

@@ -1,5 +1,6 @@
 """What hardening does to a process, seen from the process and from outside: each in a child, since it can't be undone."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,24 @@ def test_writing_back_tells_what_the_kernel_says(tmp_path: Path) -> None:
         closed = file.fileno()
     with pytest.raises(OSError, match="Bad file descriptor"):
         process.write_back(closed)
+
+
+def test_a_thread_with_long_work_steps_back_and_the_others_do_not() -> None:
+    tool = shutil.which("ionice", path="/usr/bin:/bin")
+    if tool is None:
+        pytest.skip("no ionice")
+    shown = "lambda: subprocess.run(['ionice', '-p', str(threading.get_native_id())], capture_output=True, text=True)"
+    script = f"""import subprocess, threading
+from csi.core import process
+shown = {shown}
+def work():
+    process.lower_io_priority()
+    print(shown().stdout.strip())
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(shown().stdout.strip())"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    own, other = done.stdout.splitlines()
+    assert own == "best-effort: prio 7"
+    assert other != own

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from csi.core.errors import Refused
-from csi.node import observe, startup
+from csi.node import observe, stale_records, startup
 from csi.node.desk import Desk
 from csi.node.kata.record import VOLUME_ID_KEY, Record
 from csi.node.kata.registry import KataRegistry
+from csi.node.lvm import names
 from csi.node.lvm.model import Report
 from csi.node.plan import provision
 from csi.node.plan.node_view import PathKind, PathView
@@ -75,3 +76,16 @@ def test_one_volume_in_doubt_keeps_its_record_and_stops_nothing(
     monkeypatch.setattr(observe, "path", path)
     startup.sweep(world, EMPTY)
     assert left(world) == {str(bad)}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_call_for_a_volume_drops_its_own_records_whose_pods_are_gone(world: Any, tmp_path: Path, held: bool) -> None:
+    live = pod(tmp_path, "live")
+    gone, other = (tmp_path / f"pods/{name}/volumes/kubernetes.io~csi/pvc/mount" for name in ("gone", "other"))
+    put(world, live, "pvc-1")
+    put(world, gone, "pvc-1")
+    put(world, other, "pvc-2")
+    entries = tuple(world.registry.entries())
+    kept = stale_records.dropped(world.registry, entries, (), names.checked_id("pvc-1"), held=held)
+    expected = {str(live), str(other)} | ({str(gone)} if held else set())
+    assert {entry.target for entry in kept} == left(world) == expected

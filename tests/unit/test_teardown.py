@@ -59,7 +59,7 @@ def unpublish(target: teardown.Place, records: dict[str, str | None] | None = No
             volume_id=VOLUME,
             target=target,
             record_owners=records or {},
-            kubelet_dir=KUBELET,
+            roots=(KUBELET,),
             publications=fields.pop("shown", Publications()),
             **fields,
         )

@@ -57,3 +57,14 @@ def test_an_attempt_that_fails_in_a_way_that_nobody_thought_of_is_repeated() -> 
         return True
 
     assert attempts(Time(60), outcome) == [0, 1, 3]
+
+
+def test_disks_that_can_not_be_listed_do_not_end_the_repetition() -> None:
+    time = Time(70)
+
+    def unlisted() -> object:
+        raise OSError("no sysfs")
+
+    made: list[int] = []
+    watch.repeat(lambda: made.append(time.now) is not None, unlisted, time.wait)
+    assert made == [0, 1, 3, 7, 15, 31, 63]

@@ -38,16 +38,19 @@ class BlockDevice:
 
 @dataclass(slots=True)
 class BlockDevices:
-    """Lists them, anew only when the kernel has announced a change since: it counts its announcements."""
+    """Lists them, anew only when the kernel has announced a change since (it counts its announcements), or names have
+    come or gone: whether LVM may look at a device is told by its names, and these come a moment after the announcement.
+    """
 
     sysfs: Path = Path("/sys")
     dev: Path = Path("/dev")
-    _announced: tuple[str, int] = ("", 0)
+    _announced: tuple[str, tuple[int, ...]] = ("", ())
     _listed: tuple[BlockDevice, ...] = field(default=())
 
     def now(self) -> tuple[BlockDevice, ...]:
         """All devices of some size that have a node, sorted by name."""
-        announced = _text(self.sysfs / "kernel/uevent_seqnum"), self.dev.stat().st_mtime_ns
+        changed = tuple(_changed_at(folder) for folder in (self.dev, *self._folders()))
+        announced = _text(self.sysfs / "kernel/uevent_seqnum"), changed
         if not announced[0] or announced != self._announced:
             self._listed = self._list()
             self._announced = announced
@@ -59,7 +62,7 @@ class BlockDevices:
         found = (self._device(entry, links) for entry in entries if not entry.name.startswith(_NO_DISKS))
         return tuple(device for device in found if device is not None)
 
-    def _device(self, entry: Path, links: Mapping[str, list[str]]) -> BlockDevice | None:
+    def _device(self, entry: Path, links: Mapping[DeviceNumber, list[str]]) -> BlockDevice | None:
         number, sectors = _text(entry / "dev"), _text(entry / "size")
         if not number or sectors in ("", "0") or _is_left_out(entry):
             return None
@@ -71,20 +74,24 @@ class BlockDevices:
                 number=DeviceNumber.parse(number),
                 sectors=int(sectors),
                 sequence=_text(entry / "diskseq"),
-                links=tuple(links.get(path, ())),
+                links=tuple(links.get(DeviceNumber.parse(number), ())),
             )
             if path is not None
             else None
         )
 
-    def _links(self) -> dict[str, list[str]]:
-        """Links of udev's folders by the node that they lead to."""
-        found: dict[str, list[str]] = {}
-        for folder in (self.dev / "mapper", self.dev / "block", *_entries(self.dev / "disk")):
+    def _links(self) -> dict[DeviceNumber, list[str]]:
+        """Names in udev's folders by the device that they lead to. Where no udev runs, /dev/mapper has nodes, not links."""
+        found: dict[DeviceNumber, list[str]] = {}
+        for folder in self._folders():
             for link in sorted(_entries(folder)):
-                if link.is_symlink():
-                    found.setdefault(os.path.realpath(link), []).append(str(link))
+                number = _leads_to(link)
+                if number is not None:
+                    found.setdefault(number, []).append(str(link))
         return found
+
+    def _folders(self) -> list[Path]:
+        return [self.dev / "mapper", self.dev / "block", *_entries(self.dev / "disk")]
 
     def _node(self, name: str, number: DeviceNumber) -> str | None:
         """The node with the kernel's name (which has `!` for `/`), else any that leads there."""
@@ -108,6 +115,21 @@ def _is(path: Path, number: DeviceNumber) -> bool:
         return DeviceNumber.of_block_device(path.lstat()) == number
     except OSError:
         return False
+
+
+def _leads_to(link: Path) -> DeviceNumber | None:
+    try:
+        return DeviceNumber.of_block_device(link.stat())
+    except OSError:
+        return None
+
+
+def _changed_at(folder: Path) -> int:
+    """When a name came or went last, in nanoseconds; 0 for a folder that isn't there."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _is_whole(holder: Path) -> bool:

@@ -25,6 +25,7 @@ from csi.node.lvm.filters import DeviceFilter
 from csi.node.lvm.model import LogicalVolume, Report, VolumeGroup
 from csi.node.lvm.process import LvmProcess
 from csi.node.lvm.proved import ProvedReport
+from csi.node.lvm.trust import Trust
 from csi.node.lvm.turns import Turns
 
 _log = logging.getLogger(__name__)
@@ -62,9 +63,12 @@ class Lvm:
         lock_file: Path,
         device_filter: DeviceFilter = _NO_FILTER,
         allows: Callable[[str], bool] = lambda _: True,
+        trust: Trust | None = None,
         devices: Callable[[], Sequence[BlockDevice]] | None = None,
     ) -> None:
         self.turns = Turns(lock_file)
+        self._trust = trust or Trust()
+        self._strange: tuple[str, ...] = ()
         self._inactive_at_boot: tuple[str, str] = _SKIP_ACTIVATION
         self._process = LvmProcess(runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent)
         self._devices = devices or BlockDevices().now
@@ -73,9 +77,12 @@ class Lvm:
     def report(self) -> Report:
         """Every group that the configuration can mean, as it is now. Takes no turn, and no process while nothing changed.
 
-        A group that can't be looked into is `unreadable` in it, and the others are there all the same.
+        A group that can't be looked into is `unreadable` in it, and the others are there all the same. One that isn't this
+        node's own is among its `strangers`.
         """
-        return self._proved.report()
+        report = self._trust.separate(self._proved.report())
+        self._strange = tuple(pv.name for one in report.strangers for pv in one.vg.pvs if not pv.missing)
+        return report
 
     def _visible(self) -> list[BlockDevice]:
         patterns = self._process.patterns()
@@ -106,6 +113,9 @@ class Lvm:
                 f"{', '.join(found)} belongs to volume group {vg}, and the configuration keeps LVM away from it. Name it "
                 "in the pool's `devices`, or take it out of the group (pvmove, then vgreduce)"
             )
+
+    def _hidden(self) -> list[str]:
+        return [*self._frozen(), *self._strange]
 
     def _frozen(self) -> list[str]:
         return [name for device in self._proved.frozen for name in device.names]
@@ -267,9 +277,11 @@ class Lvm:
             self._change(vg, argv, hints=hints)
 
     def _change(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> None:
-        """One command in the group's turn. Disks that don't answer are kept out of its sight."""
+        """One command in the group's turn. Disks that don't answer are kept out of its sight, and those of strangers: LVM
+        touches no group while two have its name.
+        """
         with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
-            self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._frozen())
+            self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._hidden())
 
 
 def _metadata_size(devices: Sequence[str]) -> tuple[str, str]:

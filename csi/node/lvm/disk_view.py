@@ -4,7 +4,9 @@ One direct read a disk. Nothing here decides which disk a group uses: that is LV
 anything changed since.
 """
 
+import contextlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +21,9 @@ from csi.node.lvm.metadata_area import Area, Label, NotUnderstood, TextPlace
 _HEAD_BYTES: Final = 8192
 """Label and, in every group that was made without odd options, the first area's header."""
 _BEGINNING_BYTES: Final = 256
+_TRIES: Final = 5
+_COMMIT_SECONDS: Final = 0.01
+"""LVM writes the headers of a group's disks one after the other, within a few milliseconds."""
 _TEXT_LIMIT_BYTES: Final = 64 << 20
 _BEGINNING: Final = re.compile(rb"([A-Za-z0-9_+.-]+) \{\nid = \"([A-Za-z0-9-]+)\"\n")
 
@@ -67,7 +72,8 @@ class DiskViews:
     """Looks at disks. The names that texts begin with are remembered by the headers that name the texts."""
 
     reader: DiskReader
-    _names: dict[tuple[DeviceNumber, tuple[bytes, ...]], GroupName | None] = field(default_factory=dict)
+    _names: "Mapping[_Key, GroupName]" = field(default_factory=dict)
+    _odd: tuple[DiskView, ...] = ()
 
     def look(self, devices: Sequence[BlockDevice]) -> tuple[DiskView, ...]:
         """All of these disks, read at the same time."""
@@ -75,14 +81,24 @@ class DiskViews:
         heads = self.reader.read([self._place(device, Area(offset=0, size=_HEAD_BYTES)) for device in asked])
         labelled = [self._labelled(device, head) for device, head in zip(asked, heads, strict=True)]
         named = self._with_names(self._with_far_headers(labelled, heads))
-        kept = {view.device.number: view.headers for view in named if view.headers}
-        self._names = {key: name for key, name in self._names.items() if kept.get(key[0]) == key[1]}
         held_back = [
             DiskView(device=device, trouble=f"{device.path} is suspended", frozen=True)
             for device in devices
             if device not in asked
         ]
         return (*named, *held_back)
+
+    def settled(self, devices: Sequence[BlockDevice]) -> tuple[DiskView, ...]:
+        """All of these disks at a moment at which nobody is in the middle of a commit; as they are after some tries."""
+        views = self.look(devices)
+        for _ in range(_TRIES):
+            if views == self._odd or not _in_a_commit(views):
+                return views
+            time.sleep(_COMMIT_SECONDS)
+            views = self.look(devices)
+        # A damaged disk, or a commit that was cut off: it is so for good, and nobody waits for it again.
+        self._odd = views
+        return views
 
     def text(self, view: DiskView, place: TextPlace) -> bytes:
         """A whole text of a disk. Raises `NotUnderstood` when it can't be read, or isn't the one that the header names."""
@@ -127,21 +143,38 @@ class DiskViews:
         return [_with_headers(view, head, read) for view, head in zip(views, heads, strict=True)]
 
     def _with_names(self, views: Sequence[DiskView]) -> list[DiskView]:
-        unknown = [view for view in views if view.headers and (view.device.number, view.headers) not in self._names]
+        known = self._names
+        names = {_key(view): known[_key(view)] for view in views if _key(view) in known}
         beginnings: list[tuple[DiskView, TextPlace]] = []
-        for view in unknown:
-            self._names[view.device.number, view.headers] = None
-            try:
-                beginnings += [(view, place) for place in view.texts[:1]]
-            except NotUnderstood:
-                continue
+        for view in views:
+            if view.headers and _key(view) not in names:
+                with contextlib.suppress(NotUnderstood):
+                    beginnings += [(view, place) for place in view.texts[:1]]
         places = [self._place(view.device, _beginning(place)) for view, place in beginnings]
         for (view, _), found in zip(beginnings, self.reader.read(places), strict=True):
             match = _BEGINNING.match(found) if isinstance(found, bytes) else None
             if match is not None:
-                name = GroupName(name=match[1].decode(), uuid=match[2].decode())
-                self._names[view.device.number, view.headers] = name
-        return [_named(view, self._names.get((view.device.number, view.headers))) for view in views]
+                names[_key(view)] = GroupName(name=match[1].decode(), uuid=match[2].decode())
+        # Others look at the same time: what they see is whole, at worst without what was found here.
+        self._names = names
+        return [_named(view, names.get(_key(view))) for view in views]
+
+
+_Key = tuple[DeviceNumber, tuple[bytes, ...]]
+
+
+def _key(view: DiskView) -> _Key:
+    return view.device.number, view.headers
+
+
+def _in_a_commit(views: Sequence[DiskView]) -> bool:
+    """Whether the disks of a group name different texts, or a text was overwritten before its beginning was read."""
+    commits: dict[GroupName | None, set[tuple[int, int]]] = {}
+    for view in views:
+        with contextlib.suppress(NotUnderstood):
+            commits.setdefault(view.group, set()).update((place.size, place.checksum) for place in view.texts)
+    nameless = commits.pop(None, set())
+    return bool(nameless) or any(len(texts) > 1 for texts in commits.values())
 
 
 def _areas(view: DiskView) -> tuple[Area, ...]:

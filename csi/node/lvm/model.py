@@ -176,6 +176,20 @@ class ForeignGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stranger:
+    """A group that has a name of this node's configuration, and is not this node's own."""
+
+    vg: VolumeGroup
+    why: str
+
+    @property
+    def said(self) -> str:
+        """What a person must know and do about it."""
+        disks = ", ".join(pv.name for pv in self.vg.pvs)
+        return f"volume group {self.vg.name} on {disks} (UUID {self.vg.uuid}) is not used: {self.why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The groups that the configuration can mean, and what else is known of this node's disks."""
 
@@ -184,6 +198,11 @@ class Report:
     """Disks that have LVM's label, belong to no group and hold nothing."""
     unreadable: tuple[UnreadableGroup, ...] = ()
     foreign: tuple[ForeignGroup, ...] = ()
+    strangers: tuple[Stranger, ...] = ()
+
+    def strangers_of(self, name: str) -> tuple[Stranger, ...]:
+        """Those of a name; none while a group of this node's own has it, as that one is meant."""
+        return tuple(one for one in self.strangers if one.vg.name == name and name not in {vg.name for vg in self.vgs})
 
     def require_readable(self, what: str, is_it: Callable[[LogicalVolume], bool]) -> None:
         """Raises `Unavailable` while a group that may hold `what`, which wasn't found elsewhere, can't be looked into."""
@@ -193,6 +212,9 @@ class Report:
             raise Unavailable(
                 f"{what} may be in a group that nobody can read now. {said}. Mend that; the call is repeated"
             )
+        held = [one for one in self.strangers if self.strangers_of(one.vg.name) and any(map(is_it, one.vg.lvs))]
+        if held:
+            raise Unavailable(f"{what} is in a group that is not trusted: {'; '.join(one.said for one in held)}")
 
     def vg(self, name: str) -> VolumeGroup | None:
         """The volume group of that name.

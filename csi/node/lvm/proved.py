@@ -96,7 +96,7 @@ class ProvedReport:
     def report(self) -> Report:
         """All groups that the configuration can mean, as they are now. Never waits long for one of them."""
         arrived = time.monotonic()
-        views = self._views.look(self._devices())
+        views = self._views.settled(self._devices())
         self.frozen = tuple(view.device for view in views if view.frozen)
         by_name = self._attributed(views)
         found = [self._current(group, disks, arrived) for group, disks in by_name]

@@ -6,6 +6,7 @@ from csi.core.errors import InUse, Refused
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.plan import erase, steps
+from csi.node.plan.stage import activate
 from csi.node.volume import State, Volume
 
 
@@ -38,7 +39,7 @@ def delete(
     return (
         *_mark(volume),
         *forget,
-        *_activate(volume, node_is_right=node_is_right),
+        *activate(volume, node_is_right=node_is_right),
         # A read-only flag left by a publication would stop the wipe.
         steps.SetReadOnly(device=volume.lv.path, read_only=False),
         *erased,
@@ -90,15 +91,6 @@ def _depends(other: LogicalVolume, lv: LogicalVolume) -> bool:
     """Whether it is a snapshot of the LV, a thin volume on it, or an image that was split off a mirror and is tracked."""
     images = tuple(f"{lv.name}_{kind}_" for kind in ("rimage", "mimage"))
     return other.origin == lv.name or other.name.startswith(images)
-
-
-def _activate(volume: Volume, *, node_is_right: bool) -> steps.Plan:
-    vg, name = volume.lv.vg, volume.lv.name
-    on = steps.Activate(vg=vg, name=name)
-    if volume.live is not None and volume.live.stale:
-        # What is written to a device on a disk that has gone, or has come back as another one, wipes nothing.
-        return (steps.ReleaseDevice(vg=vg, name=name), on)
-    return () if volume.live is not None and node_is_right else (on,)
 
 
 def _mark(volume: Volume) -> steps.Plan:

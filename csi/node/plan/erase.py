@@ -25,6 +25,7 @@ SLICE_BYTES: Final = 64 * MIB
 """What a job erases at once: between two slices it tells its progress and can be stopped."""
 
 ErasingStep = steps.ZeroRange | steps.ClearRange | steps.DiscardRange
+_TOUCHES_THE_DEVICE = steps.Activate | steps.ReleaseDevice | steps.SetReadOnly | steps.RequireUnused | ErasingStep
 
 
 def before_first_use(volume: Volume, content: Content) -> tuple[ErasingStep, ...]:
@@ -77,10 +78,12 @@ def erased_bytes(plan: steps.Plan) -> int:
 
 
 def split(plan: steps.Plan) -> tuple[steps.Plan, steps.Plan]:
-    """What a call carries out itself, and what is left to a job: all from the first erasing on, if that takes long."""
+    """What a call carries out itself, and what is left to a job where erasing takes long: all from the first step on that
+    touches the device. So a crowd of calls leaves neither hundreds of active devices nor threads that wait for a dead disk.
+    """
     if erased_bytes(plan) <= _SHORT_BYTES:
         return plan, ()
-    first = next(number for number, step in enumerate(plan) if isinstance(step, ErasingStep))
+    first = next(number for number, step in enumerate(plan) if isinstance(step, _TOUCHES_THE_DEVICE))
     return plan[:first], plan[first:]
 
 

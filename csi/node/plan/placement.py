@@ -65,8 +65,9 @@ def _candidates(config: NodeConfig, report: Report, parameters: Parameters) -> l
     blocked = [
         f"volume group {name} can't be looked into: {unreadable[name].why}" for name in names if name in unreadable
     ]
-    if (twins or blocked) and not groups:
-        raise NoSpace(". ".join((*twins, *blocked)))
+    strange = [stranger.said for name in names for stranger in report.strangers_of(name)]
+    if (twins or blocked or strange) and not groups:
+        raise NoSpace(". ".join((*twins, *blocked, *strange)))
     if not groups:
         here = ", ".join(sorted({vg.name for vg in report.vgs if config.allows(vg.name)})) or "none"
         raise NoSpace(

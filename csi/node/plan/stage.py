@@ -60,7 +60,7 @@ def stage(volume: Volume, capability: Capability, staging: PathView, *, node_is_
     if mounted:
         return ()
     _require_free(volume, first=first, mounts=host_mounts(volume, capability))
-    on = _activate(volume, node_is_right=node_is_right)
+    on = activate(volume, node_is_right=node_is_right)
     prepared = _prepare(volume, wanted) if first else ()
     if not host_mounts(volume, capability):
         return (steps.MarkStaged(volume_id=volume.volume_id, path=staging.path), *on, *prepared)
@@ -123,7 +123,8 @@ def _require_free(volume: Volume, *, first: bool, mounts: bool) -> None:
         )
 
 
-def _activate(volume: Volume, *, node_is_right: bool) -> steps.Plan:
+def activate(volume: Volume, *, node_is_right: bool) -> steps.Plan:
+    """Steps after which the volume's path leads to its device and that to its disks; none where they do."""
     vg, name = volume.lv.vg, volume.lv.name
     on = steps.Activate(vg=vg, name=name)
     if volume.live is not None and volume.live.stale:

@@ -29,7 +29,8 @@ class Unpublishing:
     target: Place
     record_owners: dict[str, str | None]
     """Target path to the volume that its Kata record names, for every record that leads to this place."""
-    kubelet_dir: PurePosixPath
+    roots: tuple[PurePosixPath, ...]
+    """Kubelet's directory, by each of its names."""
     devices: tuple[ActiveDevice, ...] = ()
     publications: Publications
 
@@ -57,7 +58,7 @@ def unpublish(wanted: Unpublishing) -> steps.Plan:
     if target.mounts:
         plan.append(steps.Unmount(target=target.real))
     plan += _writable_again(wanted)
-    if target.mounts or (target.kind is not PathKind.ABSENT and is_kubelets_target(target.path, wanted.kubelet_dir)):
+    if target.mounts or (target.kind is not PathKind.ABSENT and is_kubelets_target(target.path, wanted.roots)):
         plan.append(steps.RemoveTarget(target=target.real))
     return tuple(plan)
 
@@ -85,12 +86,14 @@ def unstage(wanted: Unstaging) -> steps.Plan:
     return tuple(plan)
 
 
-def is_kubelets_target(path: str, kubelet_dir: PurePosixPath) -> bool:
+def is_kubelets_target(path: str, roots: tuple[PurePosixPath, ...]) -> bool:
     """Whether kubelet makes a path of this form for a CSI volume of a pod, and for nothing else."""
     plain = PurePosixPath(path)
-    if not plain.is_relative_to(kubelet_dir):
-        return False
-    match plain.relative_to(kubelet_dir).parts:
+    return any(plain.is_relative_to(root) and _is_target(plain.relative_to(root).parts) for root in roots)
+
+
+def _is_target(parts: tuple[str, ...]) -> bool:
+    match parts:
         case ("pods", _, "volumes", "kubernetes.io~csi", _, "mount"):
             return True
         case ("plugins", "kubernetes.io", "csi", "volumeDevices", "publish", _, _):
