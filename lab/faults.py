@@ -85,6 +85,7 @@ class FaultyDisk:
         self._gone += 1
         self._put(f"0 {self._sectors} error\n")
         self.node.run(["dmsetup", "rename", self.name, f"{self.name}-gone{self._gone}"])
+        self.node.run(["rm", "-f", self.path])
 
     def come_back(self) -> None:
         """Plugged in again under the same name: the kernel gives it another number, and what was open stays dead."""
@@ -107,6 +108,13 @@ class FaultyDisk:
         """Another table at once. The kernel lets go of what a delay holds back before it takes the table away."""
         self.node.run(["dmsetup", "load", self.name], stdin=table.encode(), env=_NO_UDEV)
         self.node.run(["dmsetup", "resume", "--nolockfs", "--noflush", self.name], env=_NO_UDEV)
+        self._link()
+
+    def _link(self) -> None:
+        """Udev takes the link of a device away whose table was changed without it, and looks no further into the disk."""
+        self.node.run(["udevadm", "settle", "--timeout=10"], check=False)
+        device = self.node.run(["dmsetup", "info", "-c", "--noheadings", "-o", "blkdevname", self.name]).text.strip()
+        self.node.run(["ln", "-sfn", f"../{device}", self.path])
 
     def _create(self, name: str, table: str) -> None:
         """By udev, so that its name in /dev/mapper is the link that it is on every host."""
