@@ -3,10 +3,13 @@
 It knows no step itself, so that a program's imports say what it can do.
 """
 
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
+
+from csi.core.errors import DiskFailed
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +32,12 @@ def apply(plan: Iterable[Describable], handlers: Handlers) -> None:
 
 
 def carry_out(step: Describable, handler: Callable[[Any], None], *, level: int = logging.INFO) -> None:
-    """One step, with its duration in the log at that level."""
+    """One step, with its duration in the log at that level. Raises `DiskFailed` where a disk answers with an error."""
     started = time.monotonic()
-    handler(step)
+    try:
+        handler(step)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise DiskFailed(f"the step to {step.describe()}", "failed", error) from error
     _log.log(level, "step", extra={"step": step.describe(), "ms": round((time.monotonic() - started) * 1000)})

@@ -46,7 +46,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(node_kind: type[Node]) -> Iterator[World]:
-    with node_kind((3072 * MIB, 256 * MIB)) as node:
+    with node_kind((1024 * MIB, 256 * MIB)) as node:
         disk = FaultyDisk(node=node, name="dying", below=node.disks[0])
         pools = [
             {"name": "dying", "vgs": ["vgdying"], "devices": [disk.path]},
@@ -180,7 +180,7 @@ def _is_named(name: str, answer: Answer) -> bool:
         return True
     place = name in answer.message, "vgdying" in answer.message or "/dev/" in answer.message
     # An order to wait for another call of the same volume needs no disk; to make a volume needs no volume.
-    enough = place[0] if answer.code == "ABORTED" else any(place) if name == "pvc-created" else all(place)
+    enough = place[0] if answer.code == "ABORTED" else any(place) if name.startswith("pvc-created") else all(place)
     return answer.code not in _NOT_AN_ANSWER and enough and _REMEDY.search(answer.message) is not None
 
 

@@ -63,7 +63,9 @@ def _candidates(config: NodeConfig, report: Report, parameters: Parameters) -> l
     groups = [vg for name in usable if (vg := report.vg(name)) is not None]
     twins = [report.why_ambiguous(name) for name in names if name in report.ambiguous]
     blocked = [
-        f"volume group {name} can't be looked into: {unreadable[name].why}" for name in names if name in unreadable
+        f"volume group {name} can't be looked into: {unreadable[name].why}. Look at its disks and at the kernel's log"
+        for name in names
+        if name in unreadable
     ]
     strange = [stranger.said for name in names for stranger in report.strangers_of(name)]
     if (twins or blocked or strange) and not groups:
