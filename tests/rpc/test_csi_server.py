@@ -836,7 +836,7 @@ def test_each_class_of_error_has_its_code_and_keeps_its_text(
         (errors.CommandTimeout(["mkfs.ext4"], 600.0), Code.DEADLINE_EXCEEDED, "no end after 600 s"),
         (errors.CommandKilled(["lvm", "lvcreate"], 9), Code.UNAVAILABLE, "lvm lvcreate: ended by signal 9"),
         (errors.ToolFailed("lvm: not found on PATH"), Code.INTERNAL, "lvm: not found on PATH"),
-        (OSError(5, "Input/output error", "/dev/vg0/pvc-1"), Code.INTERNAL, "Input/output error on /dev/vg0/pvc-1"),
+        (OSError(13, "Permission denied", "/dev/vg0/pvc-1"), Code.INTERNAL, "Permission denied on /dev/vg0/pvc-1"),
     ],
 )
 def test_what_a_tool_said_reaches_the_caller_with_what_to_do(
