@@ -165,6 +165,8 @@ def test_what_lvm_will_not_allocate_is_no_room_in_that_group(said: str) -> None:
         ("  Can't get lock for vg0.\n  Cannot process volume group vg0\n", Unavailable),
         (FULL, Unavailable),
         ('  Volume group "vg0" not found\n  Cannot process volume group vg0\n', Unavailable),
+        ("  Error writing device /dev/sdb at 4096 length 512.\n  Failed to write metadata to /dev/sdb.\n", Unavailable),
+        ("  Error reading device /dev/sdb at 4096 length 512.\n", Unavailable),
         ("  something that this version does not know\n", CommandError),
     ],
 )

@@ -38,6 +38,7 @@ _NO_CHANGE: Final = re.compile(
     re.IGNORECASE,
 )
 _UNSEEN: Final = re.compile(r"Volume group \"[^\"]*\" not found|Cannot process volume group|PVs are missing")
+_DISK: Final = re.compile(r"Error (reading|writing) device|Failed to (write|read) metadata|Input/output error")
 _BUSY: Final = re.compile(r"in use|is used by another device|Device or resource busy")
 _LOCKED: Final = re.compile(
     r"Can't get lock|Couldn't get lock|lock failed|Resource temporarily unavailable", re.IGNORECASE
@@ -63,6 +64,11 @@ def of_change(error: CommandError) -> SealedLocalError:
         )
     if _UNSEEN.search(error.stderr):
         return Unavailable(f"LVM does not see the whole group: {_said(error)}; look at its disks, then repeat")
+    if _DISK.search(error.stderr):
+        return Unavailable(
+            f"{error.argv[-1]}: a disk of the group answers LVM with errors: {_said(error)}; look at the kernel's log and at "
+            "the disk, then repeat"
+        )
     if _BUSY.search(error.stderr):
         return InUse(f"{_said(error)}; end the process or virtual machine that holds it, then repeat")
     return error
