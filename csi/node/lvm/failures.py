@@ -66,8 +66,8 @@ def of_change(error: CommandError) -> SealedLocalError:
         return Unavailable(f"LVM does not see the whole group: {_said(error)}; look at its disks, then repeat")
     if _DISK.search(error.stderr):
         return Unavailable(
-            f"{error.argv[-1]}: a disk of the group answers LVM with errors: {_said(error)}; look at the kernel's log and at "
-            "the disk, then repeat"
+            f"{error.argv[-1]}: a disk of the group answers LVM with errors: {_said(error)}; look at the kernel's log and "
+            "at the disk, then repeat"
         )
     if _BUSY.search(error.stderr):
         return InUse(f"{_said(error)}; end the process or virtual machine that holds it, then repeat")
