@@ -69,9 +69,9 @@ def minors(tmp_path: Path) -> Iterator[list[int]]:
 
 
 def inside(scenario: Callable[[list[int]], Any], minors: list[int]) -> Any:
-    """What a scenario of this file answers in a process with its own mounts."""
-    argv = ["unshare", "--mount", sys.executable, "-m", "tests.tools.test_lvm_devices", scenario.__name__]
-    done = subprocess.run([*argv, json.dumps(minors)], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    """What a scenario of a file of these tests answers in a process with its own mounts."""
+    argv = ["unshare", "--mount", sys.executable, "-m", scenario.__module__, scenario.__name__]
+    done = subprocess.run([*argv, json.dumps(minors)], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

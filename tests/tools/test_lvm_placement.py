@@ -19,7 +19,7 @@ from csi.node.lvm.model import AllocationPolicy
 from csi.node.plan.target import Target
 from csi.node.volume import Parameters
 from tests.tools import test_lvm_devices as lab
-from tests.tools.test_lvm_devices import minors  # noqa: F401 - a fixture
+from tests.tools.test_lvm_devices import inside, minors  # noqa: F401 - one is a fixture
 
 TAGS = ("sl:v1", "sl:state=creating")
 LAYOUTS: Mapping[str, tuple[Layout, tuple[int, ...]]] = {
@@ -38,13 +38,6 @@ def _needs() -> None:
         pytest.fail(reason)
     if reason is not None:
         pytest.skip(reason)
-
-
-def inside(scenario: Any, minors: list[int]) -> Any:  # noqa: F811 - given by a test
-    argv = ["unshare", "--mount", sys.executable, "-m", "tests.tools.test_lvm_placement", scenario.__name__]
-    done = subprocess.run([*argv, json.dumps(minors)], capture_output=True, text=True, cwd=lab.ROOT, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def target(vg: str = "vg0") -> Target:

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import random
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from csi.node.lvm import report as lvm_report
 from csi.node.lvm.command import _REPORT, Lvm
 from csi.node.lvm.model import Report, VolumeGroup
 from tests.tools import test_lvm_devices as lab
-from tests.tools.test_lvm_devices import minors  # noqa: F401 - a fixture
+from tests.tools.test_lvm_devices import inside, minors  # noqa: F401 - one is a fixture
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,13 +31,6 @@ def _needs() -> None:
         pytest.fail(reason)
     if reason is not None:
         pytest.skip(reason)
-
-
-def inside(scenario: Any, minors: list[int]) -> Any:  # noqa: F811 - given by a test
-    argv = ["unshare", "--mount", sys.executable, "-m", "tests.tools.test_lvm_proved", scenario.__name__]
-    done = subprocess.run([*argv, json.dumps(minors)], capture_output=True, text=True, cwd=lab.ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 class Counting(lab.WithoutDeviceMapper):

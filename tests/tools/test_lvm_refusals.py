@@ -6,7 +6,6 @@ Scenarios run as those of `test_lvm_devices` do: each in a process of its own, w
 import functools
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from csi.core.errors import CommandKilled
 from csi.node.lvm.command import Lvm, _metadata_size
 from csi.node.lvm.model import METADATA_MARGIN_BYTES
 from tests.tools import test_lvm_devices as lab
-from tests.tools.test_lvm_devices import minors  # noqa: F401 - a fixture
+from tests.tools.test_lvm_devices import inside, minors  # noqa: F401 - one is a fixture
 
 TAGS = ("sl:v1", "sl:state=creating")
 
@@ -31,13 +30,6 @@ def _needs() -> None:
         pytest.fail(reason)
     if reason is not None:
         pytest.skip(reason)
-
-
-def inside(scenario: Any, minors: list[int]) -> Any:  # noqa: F811 - given by a test
-    argv = ["unshare", "--mount", sys.executable, "-m", "tests.tools.test_lvm_refusals", scenario.__name__]
-    done = subprocess.run([*argv, json.dumps(minors)], capture_output=True, text=True, cwd=lab.ROOT, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _create(vg: str, extents: int = 1, **how: Any) -> str:

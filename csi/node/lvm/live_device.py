@@ -36,8 +36,3 @@ class LiveDevice:
     def held(self) -> bool:
         """Whether anything but loop devices has it open."""
         return self.open_count > self.loops
-
-    @property
-    def held_by_program(self) -> bool:
-        """Whether anything but loop devices and a mounted filesystem has it open."""
-        return self.open_count > self.loops + self.mounted
