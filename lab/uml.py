@@ -1,6 +1,7 @@
 """A node in User-mode Linux: a real kernel with LVM and dm-crypt as an ordinary process, where there is none."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 from lab.node import REPOSITORY, Node
 
 _MEMORY_MIB = 3072
+_CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "uml"
 
 
 class UmlNode(Node):
@@ -44,7 +46,12 @@ class UmlNode(Node):
             stdout=console,
             stderr=console,
             pass_fds=(theirs.fileno(),),
-            env={"PATH": os.environ["PATH"], "TMPDIR": memory, "HOME": str(self.folder)},
+            env={
+                "PATH": os.environ["PATH"],
+                "TMPDIR": memory,
+                "HOME": str(self.folder),
+                "LD_PRELOAD": str(_wide_registers()),
+            },
             process_group=0,
         )
         console.close()
@@ -101,3 +108,16 @@ class UmlNode(Node):
 
     def _console(self) -> str:
         return (self.folder / "console.log").read_text(errors="replace")
+
+
+def _wide_registers() -> Path:
+    """The library that lets this kernel run on processors with more registers than it knows; compiled once."""
+    source = Path(__file__).with_name("uml_registers.c")
+    library = _CACHE / f"registers-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+    if not library.exists():
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        draft = library.with_suffix(f".{os.getpid()}")
+        compiler = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", str(draft), str(source), "-ldl"]
+        subprocess.run(compiler, check=True)
+        draft.rename(library)
+    return library
