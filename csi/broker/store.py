@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from csi.broker import audit, deadline, schema
 from csi.broker.audit import Entry, Event
+from csi.broker.owner import Owner
 from csi.broker.seals import Row, Seals, tampered
 from csi.core.errors import InvalidInput, NotFound, Tampered, Unavailable
 from csi.kbs import strict_json
@@ -26,16 +28,17 @@ _SELECT = "SELECT volume_id, revision, record, wrapped_secret, owner, mac FROM v
 _EPOCH_BYTES = 16
 _PROBE_SECONDS = 1.0
 
+_T = TypeVar("_T")
 Change = Callable[[VolumeRecord], VolumeRecord]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredVolume:
-    """A record, its wrapped secret (None once it was shredded), and the workload that owns it (None: nobody yet)."""
+    """A record, its wrapped secret (None once it was shredded), and whose it is (None: nobody's yet)."""
 
     record: VolumeRecord
     wrapped_secret: bytes | None
-    owner: str | None = None
+    owner: Owner | None = None
 
 
 Check = Callable[[StoredVolume], Event]
@@ -128,7 +131,7 @@ class Store:
         return wrapped if row is None else self._bytes(row[0])
 
     def allocate(
-        self, record: VolumeRecord, wrapped_secret: bytes, event: Event, *, owner: str | None = None
+        self, record: VolumeRecord, wrapped_secret: bytes, event: Event, *, owner: Owner | None = None
     ) -> VolumeRecord | None:
         """Add a volume unless it is there: of two guests that come first at the same time, both get one secret.
 
@@ -141,7 +144,7 @@ class Store:
             self._write(StoredVolume(record=record, wrapped_secret=wrapped_secret, owner=owner), event)
             return None
 
-    def release(self, volume_id: str, check: Check, claim: tuple[str, Event] | None = None) -> StoredVolume | None:
+    def release(self, volume_id: str, check: Check, claim: tuple[Owner, Event] | None = None) -> StoredVolume | None:
         """A stored volume whose secret is about to be given out: `check` says no by raising, else what to note.
 
         A volume without an owner becomes the one of `claim`, with its entry. One transaction, so that no secret leaves
@@ -182,8 +185,8 @@ class Store:
             self._forget_old_pages()
         return record
 
-    def hand_over(self, volume_id: str, owner: str, change: Change, event: Event) -> None:
-        """Give a volume to another workload; the entry says whose it was."""
+    def hand_over(self, volume_id: str, owner: Owner, change: Change, event: Event) -> None:
+        """Give a volume to another owner; the entry says whose it was."""
         with self._transaction():
             stored = self._present(volume_id)
             detail = f"from={stored.owner or 'nobody'} to={owner}"
@@ -309,9 +312,9 @@ class Store:
                 row.volume_id,
                 f"it is of revision {row.revision}, the audit log's newest is {noted.get(row.volume_id)}",
             )
-        return StoredVolume(
-            record=_decode(row.volume_id, row.record), wrapped_secret=row.wrapped_secret, owner=row.owner
-        )
+        owner = None if row.owner is None else _decode(row.volume_id, row.owner, Owner, "owner")
+        record = _decode(row.volume_id, row.record, VolumeRecord, "record")
+        return StoredVolume(record=record, wrapped_secret=row.wrapped_secret, owner=owner)
 
     def _write(self, stored: StoredVolume, event: Event) -> None:
         """The row and its entry in the log, which names the revision."""
@@ -321,7 +324,7 @@ class Store:
             revision=record.revision,
             record=_encode(record),
             wrapped_secret=stored.wrapped_secret,
-            owner=stored.owner,
+            owner=None if stored.owner is None else strict_json.encode(stored.owner).decode(),
         )
         members = (row.volume_id, row.revision, row.record, row.wrapped_secret, row.owner, self._seals.of_row(row))
         self._db.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?, ?, ?)", members)
@@ -335,8 +338,8 @@ def _encode(record: VolumeRecord) -> str:
     return strict_json.encode(record).decode()
 
 
-def _decode(volume_id: str, text: str) -> VolumeRecord:
+def _decode(volume_id: str, text: str, kind: type[_T], what: str) -> _T:
     try:
-        return strict_json.decode(text, VolumeRecord, "record")
+        return strict_json.decode(text, kind, what)
     except InvalidInput as error:
         raise Tampered(f"the stored record of volume {volume_id} can't be read: {error}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from csi.broker import rules as register
 from csi.broker.audit import Event
+from csi.broker.owner import Owner
 from csi.broker.release import Allocate, ReleasePolicy
 from csi.broker.sessions import Guest
 from csi.broker.store import Store, StoredVolume
@@ -19,6 +20,7 @@ from csi.core.errors import NotFound, NotReleased
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.kbs import strict_json, volumes_api
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord
 
 
@@ -48,10 +50,23 @@ class Call:
         self.tickets.check(ticket, self.session_id, self.volume_id)
 
     def check_owner(self, stored: StoredVolume) -> None:
-        """Raise `NotReleased` for a volume of another workload, whatever its patterns say."""
-        if stored.owner is not None and stored.owner not in self.workloads:
+        """Raise `NotReleased` for a volume of another owner, whatever patterns say."""
+        names = {UNNAMED} | self.guest.named
+        self._require(any(stored.owner is None or stored.owner.admits(self.workloads, name) for name in names))
+
+    def check_use(self, stored: StoredVolume, used_as: ClaimName) -> None:
+        """The same for the one claim that the guest wants to use it as."""
+        self._require(stored.owner is None or stored.owner.admits(self.workloads, used_as))
+
+    def check_named(self, used_as: ClaimName) -> None:
+        """Raise `NotReleased` for names that the guest's measured policy doesn't give."""
+        if used_as not in {UNNAMED} | self.guest.named:
+            raise NotReleased(f"no rule of the guest's measured policy uses a volume as {used_as}")
+
+    def _require(self, admitted: bool) -> None:
+        if not admitted:
             raise NotReleased(
-                f"volume {self.volume_id} belongs to another workload; an operator can hand it over: "
+                f"volume {self.volume_id} belongs to another workload or claim; an operator can hand it over: "
                 f"sealed-local broker volume hand-over {self.volume_id} --to {self.workloads[0]}"
             )
 
@@ -67,17 +82,19 @@ class Volumes:
 
     def open(self, call: Call) -> Secret:
         """The record and the secret; the first contact allocates both."""
-        profile = strict_json.decode(call.body, volumes_api.OpenRequest, "open").profile
+        request = strict_json.decode(call.body, volumes_api.OpenRequest, "open")
+        call.check_named(request.used_as)
+        profile, owner = request.profile, Owner(workload=call.workloads[0], used_as=request.used_as)
 
         def check(stored: StoredVolume) -> Event:
-            call.check_owner(stored)
+            call.check_use(stored, request.used_as)
             register.check_open(stored.record, profile)
             return call.event("secret-released", f"revision={stored.record.revision} state={stored.record.state}")
 
-        claim = (call.workloads[0], call.event("claimed", f"by={call.workloads[0]}"))
+        claim = (owner, call.event("claimed", f"by={owner}"))
         stored = self.store.release(call.volume_id, check, claim)
         if stored is None:
-            self._allocate(call, profile)
+            self._allocate(call, profile, owner)
             stored = self.store.release(call.volume_id, check, claim)
         if stored is None or stored.wrapped_secret is None:
             raise NotFound(f"there is no secret of volume {call.volume_id}")
@@ -150,14 +167,13 @@ class Volumes:
         record = self.store.change(call.volume_id, rule, event, check=call.check_owner)
         return volumes_api.encode_answer(record, self.store.epoch())
 
-    def _allocate(self, call: Call, profile: Profile) -> None:
+    def _allocate(self, call: Call, profile: Profile, owner: Owner) -> None:
         if call.policy.allocate is Allocate.NEVER:
             raise NotReleased(
                 f'volume {call.volume_id} is not in the register, and the policy says allocate = "never"; '
                 f"if it is meant to be new: sealed-local broker volume allocate {call.volume_id}"
             )
         record, wrapped = new_volume(self.vault, call.volume_id, profile, random=self.random)
-        owner = call.workloads[0]
         self.store.allocate(record, wrapped, call.event("allocated", f"profile={profile} owner={owner}"), owner=owner)
 
 

@@ -73,7 +73,7 @@ def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -
     policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     with closing(kbs_client.BrokerRegister(policy.broker)) as register:
-        got = released.ask(register, volume_id, rule.profile)
+        got = released.ask(register, volume_id, rule.profile, rule.used_as)
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -113,7 +113,7 @@ def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tupl
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     with guest.notes.only_one(volume_id), closing(kbs_client.BrokerRegister(policy.broker)) as register:
         device = _known_device(guest.machine, wanted, volume_id)
-        got = released.ask(register, volume_id, rule.profile)
+        got = released.ask(register, volume_id, rule.profile, rule.used_as)
         progress(f"the broker released the key of {volume_id} (register: {got.record.state})")
         session = Session(
             volume_id=volume_id,

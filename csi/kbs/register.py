@@ -12,6 +12,7 @@ import msgspec
 
 from csi.core.sealed import PAYLOAD_BLOCK_BYTES, Profile
 from csi.core.secret import Secret
+from csi.kbs.claim_name import UNNAMED, ClaimName
 
 
 class VolumeState(StrEnum):
@@ -116,8 +117,11 @@ class Register(Protocol):
     answer was lost: the repeat gets the first answer, or `Busy` when the record has moved on since.
     """
 
-    def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
-        """The record (allocated at first contact, if the broker's policy allows it) and the volume's 32-byte secret."""
+    def open(self, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> tuple[VolumeRecord, Secret]:
+        """The record (allocated at first contact, if the broker's policy allows it) and the volume's 32-byte secret.
+
+        `used_as` has to be the owner's, as far as the owner has names, and stand in the guest's measured policy.
+        """
         ...
 
     def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:

@@ -17,6 +17,7 @@ from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.kbs import jwe, strict_json
 from csi.kbs import messages as kbs
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.jwk import Jwk
 from csi.kbs.register import Epoch, Generation, Nonce, PayloadBytes, Revision, Sha256, VolumeRecord
 
@@ -33,6 +34,7 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Body of `open`."""
 
     profile: Profile
+    used_as: ClaimName = UNNAMED
 
 
 class BeginFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

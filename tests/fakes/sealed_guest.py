@@ -39,6 +39,7 @@ from csi.guest.seal import head as device_head
 from csi.guest.seal.head import Head
 from csi.guest.seal.mapping import Mapping
 from csi.guest.session import Session
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord, VolumeState
 
 UNIT = 8 * 1024
@@ -401,7 +402,7 @@ class ModelRegister:
 
     machine: Machine
 
-    def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
+    def open(self, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> tuple[VolumeRecord, Secret]:
         machine = self.machine
 
         def allocate() -> None:

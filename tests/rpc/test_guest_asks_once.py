@@ -150,3 +150,22 @@ def test_the_passphrase_goes_to_a_new_private_file_only(world: World, tmp_path: 
     assert bytes(world.machine.disk.content[2 * 16384 :][:32]) == opened, "it opens the header on the disk"
     assert "File exists" in world.run("recover-key", "--to", str(target), status=2)
     assert world.actions().count("secret-released") == 3
+
+
+def test_the_claim_that_the_measured_policy_names_becomes_the_owner_and_stays_it(world: World) -> None:
+    text = world.policy.read_text()
+
+    def measured(claim: str) -> None:
+        rules = f'{text}namespace = "team"\nclaim = "{claim}"\n'.replace("'''", '\\"\\"\\"')
+        world.policy.write_text(
+            f'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n"sealed-local.toml" = """{rules}"""\n'
+        )
+
+    measured("data")
+    world.run("open", "--device", DEVICE)
+    world.run("close")
+    assert str(world.broker.broker.store.stored(VOLUME).owner) == "spark (team/data)"
+    measured("other")
+    assert "belongs to another workload or claim" in world.run("open", status=6)
+    world.policy.write_text(text)
+    assert "belongs to another workload or claim" in world.run("open", status=6)

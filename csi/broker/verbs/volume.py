@@ -13,12 +13,14 @@ import msgspec
 from csi.broker import rules as register
 from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
+from csi.broker.owner import Owner
 from csi.broker.store import StoredVolume
 from csi.broker.verbs.common import as_json
 from csi.broker.volumes import new_volume
 from csi.core.errors import Busy, InvalidInput, Refused
 from csi.core.sealed import Profile
-from csi.kbs import disk_state, volumes_api
+from csi.kbs import disk_state, strict_json, volumes_api
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord
 
@@ -50,9 +52,11 @@ def show(arguments: Namespace) -> int:
 def allocate(arguments: Namespace) -> int:
     """Make a record and its secret before any guest asks."""
     volumes_api.check_volume_id(arguments.id)
-    directory, profile, owner = BrokerDirectory(arguments.dir), Profile(arguments.profile), arguments.workload
-    if owner is not None:
-        _check_workload(directory, owner)
+    directory, profile = BrokerDirectory(arguments.dir), Profile(arguments.profile)
+    used_as = _used_as(arguments)
+    if arguments.workload is None and used_as != UNNAMED:
+        raise InvalidInput("--namespace", "needs --workload")
+    owner = None if arguments.workload is None else _owner(directory, arguments.workload, used_as)
     detail = f"profile={profile}" + (f" owner={owner}" if owner else "")
     event = Event(actor=OPERATOR, action="allocated", subject=arguments.id, detail=detail)
     with closing(directory.open_store()) as store:
@@ -69,13 +73,13 @@ def allocate(arguments: Namespace) -> int:
 
 
 def hand_over(arguments: Namespace) -> int:
-    """Give a volume to another workload."""
+    """Give a volume to another owner."""
     directory = BrokerDirectory(arguments.dir)
-    _check_workload(directory, arguments.to)
+    owner = _owner(directory, arguments.to, _used_as(arguments))
     event = Event(actor=OPERATOR, action="handed-over", subject=arguments.id)
     with closing(directory.open_store()) as store:
-        store.hand_over(arguments.id, arguments.to, register.hand_over, event)
-    print(f"volume {arguments.id} belongs to workload {arguments.to}")
+        store.hand_over(arguments.id, owner, register.hand_over, event)
+    print(f"volume {arguments.id} belongs to {owner}")
     return 0
 
 
@@ -150,7 +154,7 @@ def _members(stored: StoredVolume, epoch: str) -> dict[str, object]:
     return {
         **msgspec.to_builtins(stored.record),
         "generation": stored.record.generation,
-        "owner": stored.owner,
+        "owner": None if stored.owner is None else msgspec.to_builtins(stored.owner),
         "epoch": epoch,
     }
 
@@ -158,11 +162,17 @@ def _members(stored: StoredVolume, epoch: str) -> dict[str, object]:
 def _columns(stored: StoredVolume) -> tuple[str, str, str, str, str, str]:
     record = stored.record
     generation, revision = str(record.generation), str(record.revision)
-    return record.volume_id, record.state, record.profile, generation, revision, stored.owner or "-"
+    return record.volume_id, record.state, record.profile, generation, revision, str(stored.owner or "-")
 
 
-def _check_workload(directory: BrokerDirectory, name: str) -> None:
-    """A misspelt name would be an owner that no guest ever is."""
-    names = [work.name for work in directory.load_policy().workloads]
-    if name not in names:
-        raise InvalidInput("workload", f"{name!r} is not in the policy; there are: {', '.join(names) or 'none'}")
+def _owner(directory: BrokerDirectory, name: str, used_as: ClaimName) -> Owner:
+    """A misspelt workload would be an owner that no guest ever is."""
+    known = [work.name for work in directory.load_policy().workloads]
+    if name not in known:
+        raise InvalidInput("workload", f"{name!r} is not in the policy; there are: {', '.join(known) or 'none'}")
+    return Owner(workload=name, used_as=used_as)
+
+
+def _used_as(arguments: Namespace) -> ClaimName:
+    names = {"namespace": arguments.namespace, "claim": arguments.claim}
+    return strict_json.convert(names, ClaimName, "--namespace, --claim")

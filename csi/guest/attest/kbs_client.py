@@ -23,6 +23,7 @@ from csi.guest.attest.https import HttpsTransport, Response
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import base64url, jwe, jwk, signed_answers, strict_json, volumes_api
 from csi.kbs import messages as kbs
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord, VolumeState
 
 _ATTEMPTS = 3
@@ -45,6 +46,7 @@ class _Held:
     ticket: str
     session: str | None
     epoch: str
+    used_as: ClaimName
 
 
 class _TokenKey(msgspec.Struct, frozen=True):
@@ -93,16 +95,16 @@ class BrokerRegister:
         with _answer_of_the_broker():
             return jwe.decrypt(self._key, response.body)
 
-    def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
+    def open(self, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> tuple[VolumeRecord, Secret]:
         """See `Register.open`."""
-        answer = self._asked(volume_id, "open", lambda _: volumes_api.OpenRequest(profile=profile))
+        answer = self._asked(volume_id, "open", lambda _: volumes_api.OpenRequest(profile=profile, used_as=used_as))
         with _answer_of_the_broker():
             record, secret = answer.record, volumes_api.secret_of(answer)
         if secret is None or answer.ticket is None:
             raise Refused(f"the broker answered without the secret or the ticket of volume {volume_id}")
         if record.profile is not profile:
             raise Refused(f"the broker answered with profile {record.profile} for volume {volume_id}, not {profile}")
-        self._held[volume_id] = _Held(ticket=answer.ticket, session=self._cookie, epoch=answer.epoch)
+        self._held[volume_id] = _Held(ticket=answer.ticket, session=self._cookie, epoch=answer.epoch, used_as=used_as)
         return record, secret
 
     def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
@@ -186,7 +188,7 @@ class BrokerRegister:
         def body() -> bytes:
             held = self._held.get(volume_id)
             if reopen is not None and (held is None or held.session != self._cookie):
-                self.open(volume_id, reopen)
+                self.open(volume_id, reopen, UNNAMED if held is None else held.used_as)
                 held = self._held[volume_id]
             return strict_json.encode(request("" if held is None else held.ticket))
 
