@@ -119,7 +119,9 @@ class Volumes:
                 lifetime_seconds=call.policy.format_deadline_seconds,
             )
 
-        return self._change(call, rule, call.event("format-begun", f"payload_bytes={request.payload_bytes}"))
+        event = call.event("format-begun", f"payload_bytes={request.payload_bytes}")
+        # Given once and kept nowhere: what it becomes a part of is in the volume's header alone.
+        return self._change(call, rule, event, share=Secret(self.random(volumes_api.SECRET_BYTES)))
 
     def commit_format(self, call: Call) -> Secret:
         """Say that the volume is formatted."""
@@ -163,9 +165,11 @@ class Volumes:
 
         return self._change(call, rule, call.event("opened", f"generation={request.generation}"))
 
-    def _change(self, call: Call, rule: Callable[[VolumeRecord], VolumeRecord], event: Event) -> Secret:
+    def _change(
+        self, call: Call, rule: Callable[[VolumeRecord], VolumeRecord], event: Event, share: Secret | None = None
+    ) -> Secret:
         record = self.store.change(call.volume_id, rule, event, check=call.check_owner)
-        return volumes_api.encode_answer(record, self.store.epoch())
+        return volumes_api.encode_answer(record, self.store.epoch(), share=share)
 
     def _allocate(self, call: Call, profile: Profile, owner: Owner) -> None:
         if call.policy.allocate is Allocate.NEVER:

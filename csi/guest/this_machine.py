@@ -59,11 +59,19 @@ class ThisMachine:
         """See `Machine`."""
         sealed_device.write(device, offset, content, number)
 
-    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
+    def make_header(
+        self, profile: Profile, *, device: str, passphrase: Secret, volume_key: Secret, luks_uuid: str
+    ) -> bytes:
         """See `Machine`."""
-        with memfd.writable(HEADER_BYTES) as descriptor:
+        with memfd.writable(HEADER_BYTES) as descriptor, memfd.sealed(volume_key.reveal()) as key:
             cryptsetup.luks_format(
-                self._runner, profile, header=descriptor, device=device, passphrase=passphrase, luks_uuid=luks_uuid
+                self._runner,
+                profile,
+                header=descriptor,
+                device=device,
+                passphrase=passphrase,
+                volume_key=key,
+                luks_uuid=luks_uuid,
             )
             return os.pread(descriptor, HEADER_BYTES, 0)
 

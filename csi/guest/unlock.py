@@ -132,14 +132,18 @@ def _require_free_mount_point(session: Session) -> None:
 def _format(session: Session, record: VolumeRecord, head: Head, decision: Format) -> Opened:
     nonce = new_nonce()
     payload = decision.payload_bytes
-    record = session.register.begin_format(record, nonce=nonce, payload_bytes=payload)
+    record, share = session.register.begin_format(record, nonce=nonce, payload_bytes=payload)
     grant = session.granted(record, nonce)
     intent = state_record.intent(record.profile, record.key_version, payload)
     session.write_record(head, intent)
     session.progress("formatting, once and for all")
     keys = session.keys
     header = session.machine.make_header(
-        session.rule.profile, device=session.device, passphrase=keys.passphrase, luks_uuid=keys.luks_uuid
+        session.rule.profile,
+        device=session.device,
+        passphrase=keys.passphrase,
+        volume_key=session.new_volume_key(share, record.key_version),
+        luks_uuid=keys.luks_uuid,
     )
     # A cryptsetup that writes anything else would make a volume that no later open accepts.
     luks_header.check(header, session.rule.profile, uuid=keys.luks_uuid)

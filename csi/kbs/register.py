@@ -124,8 +124,9 @@ class Register(Protocol):
         """
         ...
 
-    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
-        """Take the one permission to format; the answer is in state `formatting` with this nonce.
+    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> tuple[VolumeRecord, Secret]:
+        """Take the one permission to format; the answer is in state `formatting` with this nonce. Beside it come 32 random
+        bytes for the volume's key, which the register keeps nowhere: a repeat gets others.
 
         A record already in `formatting` is taken over by a guest of the same measurement before its deadline: nothing
         was committed, so nothing that a tenant wrote can be lost.

@@ -75,12 +75,15 @@ class CommitOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The record after the change, and the register's epoch; secret and ticket only in the answer to `open`."""
+    """The record after the change, and the register's epoch; secret and ticket only in the answer to `open`, the broker's
+    share of a volume key only in that to `begin-format`.
+    """
 
     record: VolumeRecord
     epoch: Epoch
     secret: str | None = None
     ticket: Ticket | None = None
+    share: str | None = None
 
 
 def check_volume_id(volume_id: str) -> None:
@@ -95,10 +98,20 @@ def volume_path(volume_id: str, action: str) -> str:
     return f"{kbs.PREFIX}/volumes/{volume_id}/{action}"
 
 
-def encode_answer(record: VolumeRecord, epoch: str, secret: Secret | None = None, ticket: str | None = None) -> Secret:
+def encode_answer(
+    record: VolumeRecord,
+    epoch: str,
+    secret: Secret | None = None,
+    ticket: str | None = None,
+    share: Secret | None = None,
+) -> Secret:
     """The text of an answer, itself a secret until it is encrypted."""
-    text = None if secret is None else base64.b64encode(secret.reveal()).decode("ascii")
-    return Secret(strict_json.encode(Answer(record=record, epoch=epoch, secret=text, ticket=ticket)))
+    answer = Answer(record=record, epoch=epoch, secret=_text(secret), ticket=ticket, share=_text(share))
+    return Secret(strict_json.encode(answer))
+
+
+def _text(secret: Secret | None) -> str | None:
+    return None if secret is None else base64.b64encode(secret.reveal()).decode("ascii")
 
 
 def decode_answer(text: Secret) -> Answer:
@@ -108,11 +121,20 @@ def decode_answer(text: Secret) -> Answer:
 
 def secret_of(answer: Answer) -> Secret | None:
     """The secret in an answer; None when it holds none. Raises `InvalidInput` for one of another length."""
-    if answer.secret is None:
+    return _secret(answer.secret, "answer.secret")
+
+
+def share_of(answer: Answer) -> Secret | None:
+    """The broker's share of a volume key, in the same way."""
+    return _secret(answer.share, "answer.share")
+
+
+def _secret(text: str | None, field: str) -> Secret | None:
+    if text is None:
         return None
-    secret = kbs.standard_base64(answer.secret, "answer.secret")
+    secret = kbs.standard_base64(text, field)
     if len(secret) != SECRET_BYTES:
-        raise InvalidInput("answer.secret", f"{len(secret)} bytes instead of {SECRET_BYTES}")
+        raise InvalidInput(field, f"{len(secret)} bytes instead of {SECRET_BYTES}")
     return Secret(secret)
 
 

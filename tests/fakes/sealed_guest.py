@@ -129,6 +129,8 @@ class Machine:
     disk: Disk = field(default_factory=Disk.blank)
     record: VolumeRecord | None = None
     epoch: str = "0e" * 16
+    share: bytes | None = None
+    """What a bad generator of the broker gives for every volume key; None is a good one."""
     lost_writes: int = 0
     """Write-backs that failed and that nobody was told of yet."""
     live: dict[str, Live] = field(default_factory=dict)
@@ -261,11 +263,13 @@ class Machine:
         assert offset + len(data) <= PAYLOAD_OFFSET
         self.effect(lambda: self.disk.write(offset, data), self.disk.flush)
 
-    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
+    def make_header(
+        self, profile: Profile, *, device: str, passphrase: Secret, volume_key: Secret, luks_uuid: str
+    ) -> bytes:
         assert device == DEVICE
         self._note_making()
         self.effect()
-        return luks_copy(luks_uuid, passphrase, volume_key=os.urandom(64))
+        return luks_copy(luks_uuid, passphrase, volume_key=volume_key.reveal())
 
     def map_volume(
         self,
@@ -413,8 +417,8 @@ class ModelRegister:
         register.check_open(machine.record, profile)
         return machine.record, SECRET
 
-    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
-        return self._change(
+    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> tuple[VolumeRecord, Secret]:
+        granted = self._change(
             register.begin_format,
             record,
             nonce=nonce,
@@ -424,6 +428,7 @@ class ModelRegister:
             now_unix=NOW,
             lifetime_seconds=60,
         )
+        return granted, Secret(self.machine.share or os.urandom(32))
 
     def commit_format(
         self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int

@@ -39,7 +39,7 @@ def broker(tmp_path: Path) -> Iterator[RunningBroker]:
 
 def formatted(guest: BrokerRegister, volume: str = "pvc-1") -> VolumeRecord:
     record, _ = guest.open(volume, Profile.XTS)
-    record = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
+    record, _ = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
     return guest.commit_format(record, nonce=NONCE, header_sha256=HEADER, payload_bytes=4096)
 
 
@@ -186,7 +186,7 @@ def test_an_ended_session_is_renewed(broker: RunningBroker) -> None:
     guest = broker.guest()
     record, _ = guest.open("pvc-1", Profile.XTS)
     broker.broker.sessions._sessions.clear()
-    assert guest.begin_format(record, nonce=NONCE, payload_bytes=4096).state is VolumeState.FORMATTING
+    assert guest.begin_format(record, nonce=NONCE, payload_bytes=4096)[0].state is VolumeState.FORMATTING
 
 
 def test_a_guest_does_not_attest_for_ever(broker: RunningBroker) -> None:
@@ -353,3 +353,13 @@ def test_a_guest_that_is_refused_often_does_not_fill_the_log(broker: RunningBrok
 def test_a_guest_key_of_the_other_curve_works(broker: RunningBroker) -> None:
     guest = broker.guest(key=ec.generate_private_key(ec.SECP521R1()))
     assert len(guest.open("pvc-1", Profile.XTS)[1].reveal()) == 32
+
+
+def test_the_share_of_a_volume_key_is_new_each_time_and_kept_nowhere(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    record, _ = guest.open("pvc-1", Profile.XTS)
+    shares = [guest.begin_format(record, nonce=NONCE, payload_bytes=4096)[1].reveal() for _ in range(2)]
+    assert shares[0] != shares[1]
+    kept = b"".join(path.read_bytes() for path in broker.directory.root.glob("broker.sqlite*"))
+    for share in shares:
+        assert not any(form in kept for form in (share, share.hex().encode(), base64.b64encode(share)))

@@ -54,7 +54,7 @@ def operate(broker: RunningBroker, *words: str) -> int:
 
 
 def active(guest: BrokerRegister) -> VolumeRecord:
-    record = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce="1e" * 32, payload_bytes=4096)
+    record, _ = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce="1e" * 32, payload_bytes=4096)
     return guest.commit_format(record, nonce="1e" * 32, header_sha256="ab" * 32, payload_bytes=4096)
 
 

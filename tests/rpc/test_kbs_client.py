@@ -47,10 +47,16 @@ class Script:
     nonce: str | None = None
     """Over which nonce it signs; None for the one of the request."""
 
-    def sealed(self, record: VolumeRecord, secret: Secret | None = None) -> Callable[[], Answer]:
+    def sealed(
+        self, record: VolumeRecord, secret: Secret | None = None, share: Secret | None = None
+    ) -> Callable[[], Answer]:
         def answer() -> Answer:
             assert self.tee_key is not None
-            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, "0e" * 16, secret, TICKET))
+            return (
+                200,
+                {},
+                jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, "0e" * 16, secret, TICKET, share)),
+            )
 
         return answer
 

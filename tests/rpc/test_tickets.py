@@ -52,7 +52,7 @@ class Relay:
 
 
 def active(guest: BrokerRegister, volume: str) -> VolumeRecord:
-    record = guest.begin_format(guest.open(volume, Profile.XTS)[0], nonce=NONCE, payload_bytes=4096)
+    record, _ = guest.begin_format(guest.open(volume, Profile.XTS)[0], nonce=NONCE, payload_bytes=4096)
     return guest.commit_format(record, nonce=NONCE, header_sha256="ab" * 32, payload_bytes=4096)
 
 

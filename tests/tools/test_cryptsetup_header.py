@@ -22,6 +22,7 @@ from tests.unit.test_luks_header import DOCUMENT, reseal, text_of, with_area
 
 UUID = "5d0c7a52-7be0-4bd1-8f5b-0a2f6d3e9c11"
 PASSPHRASE = Secret(bytes(range(32)))
+VOLUME_KEY = Secret(bytes(range(64, 128)))
 DEVICE_BYTES = PAYLOAD_OFFSET + (4 << 20)
 RANDOM_TEXT = re.compile(rb'"(salt|digest)":"[A-Za-z0-9+/]{43}="')
 
@@ -49,9 +50,15 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def header(device: Path) -> bytes:
     """What the guest makes at the first format."""
-    with memfd.writable(HEADER_BYTES) as descriptor:
+    with memfd.writable(HEADER_BYTES) as descriptor, memfd.sealed(VOLUME_KEY.reveal()) as key:
         cryptsetup.luks_format(
-            LocalRunner(), Profile.XTS, header=descriptor, device=str(device), passphrase=PASSPHRASE, luks_uuid=UUID
+            LocalRunner(),
+            Profile.XTS,
+            header=descriptor,
+            device=str(device),
+            passphrase=PASSPHRASE,
+            volume_key=key,
+            luks_uuid=UUID,
         )
         return os.pread(descriptor, HEADER_BYTES + 1, 0)
 
@@ -64,6 +71,18 @@ def try_key(path: str, *header: int, key: Secret = PASSPHRASE) -> None:
          "--disable-external-tokens", "--key-file", "-", "--keyfile-size", "32", path],
         timeout=60, stdin=key, pass_fds=header,
     )  # fmt: skip
+
+
+def test_the_header_is_for_the_key_that_was_given(header: bytes, device: Path, tmp_path: Path) -> None:
+    """And not for one that cryptsetup made up: both shares would have been mixed in vain."""
+    found = tmp_path / "key"
+    with memfd.sealed(header) as descriptor:
+        LocalRunner().run(
+            ["cryptsetup", "luksDump", "--batch-mode", "--dump-volume-key", "--volume-key-file", str(found),
+             "--key-file", "-", "--keyfile-size", "32", "--header", memfd.path_of(descriptor), str(device)],
+            timeout=60, stdin=PASSPHRASE, pass_fds=(descriptor,),
+        )  # fmt: skip
+    assert found.read_bytes() == VOLUME_KEY.reveal()
 
 
 def test_the_header_of_a_format_is_accepted(header: bytes) -> None:

@@ -107,19 +107,24 @@ class BrokerRegister:
         self._held[volume_id] = _Held(ticket=answer.ticket, session=self._cookie, epoch=answer.epoch, used_as=used_as)
         return record, secret
 
-    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
+    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> tuple[VolumeRecord, Secret]:
         """See `Register.begin_format`."""
-        answer = self._change(
+        answer = self._changed(
             record,
             "begin-format",
             lambda ticket: volumes_api.BeginFormatRequest(
                 ticket=ticket, revision=record.revision, nonce=nonce, payload_bytes=payload_bytes
             ),
         )
+        granted = answer.record
         # The one answer that lets data be overwritten is read twice, even from a broker that is trusted.
-        if answer.state is not VolumeState.FORMATTING or answer.grant is None or answer.grant.nonce != nonce:
+        if granted.state is not VolumeState.FORMATTING or granted.grant is None or granted.grant.nonce != nonce:
             raise Refused(f"the broker gave no permission to format volume {record.volume_id}")
-        return answer
+        with _answer_of_the_broker():
+            share = volumes_api.share_of(answer)
+        if share is None:
+            raise Refused(f"the broker gave no share of a key for volume {record.volume_id}")
+        return granted, share
 
     def commit_format(
         self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
@@ -168,6 +173,9 @@ class BrokerRegister:
         self.close()
 
     def _change(self, record: VolumeRecord, action: str, request: _Request) -> VolumeRecord:
+        return self._changed(record, action, request).record
+
+    def _changed(self, record: VolumeRecord, action: str, request: _Request) -> volumes_api.Answer:
         held = self._held.get(record.volume_id)
         if held is None:
             raise Refused(
@@ -177,7 +185,7 @@ class BrokerRegister:
         if answer.epoch != held.epoch:
             raise Busy(f"the broker's register was restored while volume {record.volume_id} was at work; start over")
         _check_same_volume(answer.record, record)
-        return answer.record
+        return answer
 
     def _asked(
         self, volume_id: str, action: str, request: _Request, reopen: Profile | None = None
