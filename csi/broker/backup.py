@@ -142,7 +142,8 @@ def _hold_back(store: Store, findings: Iterable[Finding], replaced: Store) -> tu
     lines = []
     for finding in findings:
         event = Event(actor=OPERATOR, action="held", subject=finding.volume_id, detail=finding.what)
-        store.adopt(_held(finding, store, replaced), event)
+        held = _held(finding, store, replaced)
+        store.adopt(held, event, _header(finding, store, replaced))
         lines.append(f"{finding.volume_id}: {finding.advice()}")
     return tuple(lines)
 
@@ -209,6 +210,19 @@ def _held(finding: Finding, store: Store, replaced: Store) -> StoredVolume:
         case What.OPENED | What.CHANGED:
             older = store.stored(finding.volume_id)
             return replace(older, record=_retired(older.record))
+        case _:
+            assert_never(finding.what)
+
+
+def _header(finding: Finding, store: Store, replaced: Store) -> bytes | None:
+    """The wrapped header that belongs to what is held."""
+    match finding.what:
+        case What.MADE | What.FORMATTED:
+            return replaced.header(finding.volume_id)
+        case What.SHREDDED:
+            return None
+        case What.OPENED | What.CHANGED:
+            return store.header(finding.volume_id)
         case _:
             assert_never(finding.what)
 

@@ -168,11 +168,13 @@ class Store:
         event: Event,
         *,
         destroy_secret: bool = False,
+        wrapped_header: bytes | None = None,
         check: Callable[[StoredVolume], None] = _anybody,
     ) -> VolumeRecord:
         """Replace a record by `change(record)`, atomically; an error of `check` or `change` leaves everything as it was.
 
-        A change that returns the same record (a repeated request) stores and notes nothing.
+        A change that returns the same record (a repeated request) stores and notes nothing. `wrapped_header` is stored with
+        the new record; the header goes when the secret is destroyed.
         """
         with self._transaction():
             stored = self._present(volume_id)
@@ -181,6 +183,8 @@ class Store:
             if record != stored.record:
                 kept = None if destroy_secret else stored.wrapped_secret
                 self._write(replace(stored, record=record, wrapped_secret=kept), event)
+                if destroy_secret or wrapped_header is not None:
+                    self._put_header(volume_id, None if destroy_secret else wrapped_header)
         if destroy_secret:
             self._forget_old_pages()
         return record
@@ -192,10 +196,17 @@ class Store:
             detail = f"from={stored.owner or 'nobody'} to={owner}"
             self._write(replace(stored, owner=owner, record=change(stored.record)), replace(event, detail=detail))
 
-    def adopt(self, stored: StoredVolume, event: Event) -> None:
-        """Put a volume as it is in the place of what is here, if anything: a restore takes it over."""
+    def adopt(self, stored: StoredVolume, event: Event, wrapped_header: bytes | None) -> None:
+        """Put a volume as it is in the place of what is here, if anything, its header too: a restore takes it over."""
         with self._transaction():
             self._write(stored, event)
+            self._put_header(stored.record.volume_id, wrapped_header)
+
+    def header(self, volume_id: str) -> bytes | None:
+        """The wrapped header of a volume; None where none is kept."""
+        with self._reading():
+            row = self._db.execute("SELECT wrapped FROM headers WHERE volume_id = ?", (volume_id,)).fetchone()
+        return None if row is None else self._bytes(row[0])
 
     def renew_epoch(self, event: Event) -> str:
         """Begin a new life of the register; returns its id."""
@@ -283,7 +294,7 @@ class Store:
     def _bytes(self, value: object) -> bytes:
         """A column of SQLite holds whatever was written into it."""
         if not isinstance(value, bytes):
-            raise schema.damaged(self._path, "a wrapped secret is not bytes")
+            raise schema.damaged(self._path, "a wrapped secret or header is not bytes")
         return value
 
     def _present(self, volume_id: str) -> StoredVolume:
@@ -329,6 +340,12 @@ class Store:
         members = (row.volume_id, row.revision, row.record, row.wrapped_secret, row.owner, self._seals.of_row(row))
         self._db.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?, ?, ?)", members)
         self._note(replace(event, subject=record.volume_id), record.revision)
+
+    def _put_header(self, volume_id: str, wrapped: bytes | None) -> None:
+        if wrapped is None:
+            self._db.execute("DELETE FROM headers WHERE volume_id = ?", (volume_id,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO headers VALUES (?, ?)", (volume_id, wrapped))
 
     def _note(self, event: Event, revision: int | None = None) -> None:
         audit.append(self._db, event, int(self._clock()), self._seals, revision)

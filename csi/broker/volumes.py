@@ -1,8 +1,9 @@
-"""The register's five requests: decode, apply the rule of `csi.broker.rules` in one transaction, encode the answer.
+"""The register's six requests: decode, apply the rule of `csi.broker.rules` in one transaction, encode the answer.
 
 Whether the guest may ask at all was decided before (`csi.broker.appraise`).
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from csi.broker.store import Store, StoredVolume
 from csi.broker.tickets import Tickets
 from csi.broker.vault import Vault
 from csi.core.errors import NotFound, NotReleased
-from csi.core.sealed import Profile
+from csi.core.sealed import HEADER_PARTS_BYTES, Profile
 from csi.core.secret import Secret
 from csi.kbs import strict_json, volumes_api
 from csi.kbs.claim_name import UNNAMED, ClaimName
@@ -99,7 +100,7 @@ class Volumes:
         if stored is None or stored.wrapped_secret is None:
             raise NotFound(f"there is no secret of volume {call.volume_id}")
         secret = self.vault.unwrap(stored.wrapped_secret, *secret_purpose(stored.record))
-        return volumes_api.encode_answer(stored.record, self.store.epoch(), secret, call.ticket)
+        return self._answer(stored.record, secret=volumes_api.text_of(secret), ticket=call.ticket)
 
     def begin_format(self, call: Call) -> Secret:
         """Ask for the permission to format."""
@@ -121,12 +122,14 @@ class Volumes:
 
         event = call.event("format-begun", f"payload_bytes={request.payload_bytes}")
         # Given once and kept nowhere: what it becomes a part of is in the volume's header alone.
-        return self._change(call, rule, event, share=Secret(self.random(volumes_api.SECRET_BYTES)))
+        return self._change(call, rule, event, share=self.random(volumes_api.SECRET_BYTES))
 
     def commit_format(self, call: Call) -> Secret:
         """Say that the volume is formatted."""
         request = strict_json.decode(call.body, volumes_api.CommitFormatRequest, "commit-format")
         call.check_ticket(request.ticket)
+        header = volumes_api.decode_header(request.header, "commit-format.header")
+        digest = hashlib.sha256(header).hexdigest()
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.commit_format(
@@ -134,11 +137,30 @@ class Volumes:
                 revision=request.revision,
                 nonce=request.nonce,
                 measurement=call.guest.claims.measurement,
-                header_sha256=request.header_sha256,
+                header_sha256=digest,
                 payload_bytes=request.payload_bytes,
             )
 
-        return self._change(call, rule, call.event("formatted", f"header_sha256={request.header_sha256}"))
+        parts = Secret(header[:HEADER_PARTS_BYTES])
+        wrapped = self.vault.wrap(parts, *header_purpose(call.volume_id, digest))
+        return self._change(call, rule, call.event("formatted", f"header_sha256={digest}"), wrapped_header=wrapped)
+
+    def header(self, call: Call) -> Secret:
+        """The header that was committed, for a disk that has lost both copies."""
+        request = strict_json.decode(call.body, volumes_api.HeaderRequest, "header")
+        call.check_ticket(request.ticket)
+
+        def check(stored: StoredVolume) -> Event:
+            call.check_owner(stored)
+            register.check_open(stored.record, stored.record.profile)
+            return call.event("header-released")
+
+        stored = self.store.release(call.volume_id, check)
+        wrapped = self.store.header(call.volume_id)
+        if stored is None or stored.record.header_sha256 is None or wrapped is None:
+            raise NotFound(f"the broker keeps no header of volume {call.volume_id}")
+        parts = self.vault.unwrap(wrapped, *header_purpose(call.volume_id, stored.record.header_sha256))
+        return self._answer(stored.record, header=volumes_api.encode_header(parts.reveal()))
 
     def begin_open(self, call: Call) -> Secret:
         """Announce a generation."""
@@ -166,10 +188,18 @@ class Volumes:
         return self._change(call, rule, call.event("opened", f"generation={request.generation}"))
 
     def _change(
-        self, call: Call, rule: Callable[[VolumeRecord], VolumeRecord], event: Event, share: Secret | None = None
+        self,
+        call: Call,
+        rule: Callable[[VolumeRecord], VolumeRecord],
+        event: Event,
+        share: bytes | None = None,
+        wrapped_header: bytes | None = None,
     ) -> Secret:
-        record = self.store.change(call.volume_id, rule, event, check=call.check_owner)
-        return volumes_api.encode_answer(record, self.store.epoch(), share=share)
+        record = self.store.change(call.volume_id, rule, event, check=call.check_owner, wrapped_header=wrapped_header)
+        return self._answer(record, share=None if share is None else volumes_api.text_of(Secret(share)))
+
+    def _answer(self, record: VolumeRecord, **members: str | None) -> Secret:
+        return volumes_api.encode_answer(volumes_api.Answer(record=record, epoch=self.store.epoch(), **members))
 
     def _allocate(self, call: Call, profile: Profile, owner: Owner) -> None:
         if call.policy.allocate is Allocate.NEVER:
@@ -183,6 +213,7 @@ class Volumes:
 
 ACTIONS: dict[str, Callable[[Volumes, Call], Secret]] = {
     "open": Volumes.open,
+    "header": Volumes.header,
     "begin-format": Volumes.begin_format,
     "commit-format": Volumes.commit_format,
     "begin-open": Volumes.begin_open,
@@ -202,3 +233,8 @@ def new_volume(
 def secret_purpose(record: VolumeRecord) -> tuple[str, ...]:
     """What a volume's wrapped secret is bound to."""
     return "volume", record.volume_id, str(record.key_version)
+
+
+def header_purpose(volume_id: str, header_sha256: str) -> tuple[str, ...]:
+    """What a volume's wrapped header is bound to: it is no other volume's, and none that the volume had before."""
+    return "header", volume_id, header_sha256

@@ -156,7 +156,7 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     mac = state_record.header_mac(digest, len(header), keys)
     first = state_record.opened(intent, digest, mac, grant)
     session.write_record(head, first)
-    record = session.register.commit_format(record, nonce=nonce, header_sha256=digest.hex(), payload_bytes=payload)
+    record = session.register.commit_format(record, nonce=nonce, header=header, payload_bytes=payload)
     session.progress("formatted and committed to the register")
     # Mounted is generation 2 at the earliest, so a disk that shows generation 1 never held anybody's data: where the
     # register, restored from a backup, permits the format once more, the disk still forbids it.

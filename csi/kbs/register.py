@@ -133,10 +133,15 @@ class Register(Protocol):
         """
         ...
 
-    def commit_format(
-        self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
-    ) -> VolumeRecord:
-        """The volume is formatted and flushed: `active`, generation 1, from now on never formatted again."""
+    def commit_format(self, record: VolumeRecord, *, nonce: str, header: bytes, payload_bytes: int) -> VolumeRecord:
+        """The volume is formatted and flushed: `active`, generation 1, from now on never formatted again.
+
+        The register keeps a copy of the header, from which `header` gives it back.
+        """
+        ...
+
+    def header(self, record: VolumeRecord) -> bytes:
+        """The header copy that the record's digest is of. Raises `NotFound` when the register keeps none."""
         ...
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:

@@ -45,6 +45,7 @@ from csi.kbs.register import VolumeRecord, VolumeState
 UNIT = 8 * 1024
 """What stands for 1 MiB here."""
 HEADER_BYTES = 16 * UNIT
+HEADER_PARTS_BYTES = 8 * UNIT
 RECORD_OFFSETS = (32 * UNIT, 33 * UNIT)
 PAYLOAD_OFFSET = 34 * UNIT
 PAYLOAD_BYTES = 32 * 1024
@@ -129,6 +130,8 @@ class Machine:
     disk: Disk = field(default_factory=Disk.blank)
     record: VolumeRecord | None = None
     epoch: str = "0e" * 16
+    escrow: bytes = b""
+    """The header that the broker keeps."""
     share: bytes | None = None
     """What a bad generator of the broker gives for every volume key; None is a good one."""
     lost_writes: int = 0
@@ -430,17 +433,22 @@ class ModelRegister:
         )
         return granted, Secret(self.machine.share or os.urandom(32))
 
-    def commit_format(
-        self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
-    ) -> VolumeRecord:
-        return self._change(
+    def commit_format(self, record: VolumeRecord, *, nonce: str, header: bytes, payload_bytes: int) -> VolumeRecord:
+        committed = self._change(
             register.commit_format,
             record,
             nonce=nonce,
             measurement="m",
-            header_sha256=header_sha256,
+            header_sha256=hashlib.sha256(header).hexdigest(),
             payload_bytes=payload_bytes,
         )
+        self.machine.escrow = header
+        return committed
+
+    def header(self, record: VolumeRecord) -> bytes:
+        self.machine.effect()
+        assert hashlib.sha256(self.machine.escrow).hexdigest() == record.header_sha256
+        return self.machine.escrow
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         self.machine._began_at = len(self.machine.disk.seen)
@@ -475,7 +483,7 @@ def luks_copy(uuid: str, passphrase: Secret, volume_key: bytes) -> bytes:
     area = json.dumps(document).encode().ljust(12288, b"\0")
     copies = b"".join(_binary(uuid, magic, offset, area) for magic, offset in ((b"LUKS", 0), (b"SKUL", 16384)))
     keys = hashlib.sha256(passphrase.reveal()).digest() + volume_key
-    return copies + keys.ljust(HEADER_BYTES - len(copies), b"\xa5")
+    return copies + keys.ljust(HEADER_PARTS_BYTES - len(copies), b"\xa5") + bytes(HEADER_BYTES - HEADER_PARTS_BYTES)
 
 
 def _binary(uuid: str, magic: bytes, offset: int, area: bytes) -> bytes:
@@ -492,6 +500,7 @@ def small_format() -> Iterator[None]:
     """The format's places in the sizes of this module."""
     sizes = {
         "HEADER_BYTES": HEADER_BYTES,
+        "HEADER_PARTS_BYTES": HEADER_PARTS_BYTES,
         "HEADER_B_OFFSET": HEADER_BYTES,
         "STATE_RECORD_OFFSETS": RECORD_OFFSETS,
         "PAYLOAD_OFFSET": PAYLOAD_OFFSET,

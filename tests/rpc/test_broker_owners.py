@@ -55,14 +55,14 @@ def operate(broker: RunningBroker, *words: str) -> int:
 
 def active(guest: BrokerRegister) -> VolumeRecord:
     record, _ = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce="1e" * 32, payload_bytes=4096)
-    return guest.commit_format(record, nonce="1e" * 32, header_sha256="ab" * 32, payload_bytes=4096)
+    return guest.commit_format(record, nonce="1e" * 32, header=b"header".ljust(16 << 20, b"\0"), payload_bytes=4096)
 
 
 CALLS: dict[str, Callable[[BrokerRegister, VolumeRecord], object]] = {
     "open": lambda guest, _: guest.open("pvc-1", Profile.XTS),
     "begin-format": lambda guest, record: guest.begin_format(record, nonce="0f" * 32, payload_bytes=4096),
     "commit-format": lambda guest, record: guest.commit_format(
-        record, nonce="0f" * 32, header_sha256="ab" * 32, payload_bytes=4096
+        record, nonce="0f" * 32, header=b"header".ljust(16 << 20, b"\0"), payload_bytes=4096
     ),
     "begin-open": lambda guest, record: guest.begin_open(record, nonce="0f" * 32, generation=2),
     "commit-open": lambda guest, record: guest.commit_open(record, nonce="0f" * 32, generation=2),

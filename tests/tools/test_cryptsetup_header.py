@@ -15,9 +15,18 @@ import pytest
 
 from csi.core.command import LocalRunner
 from csi.core.errors import CommandError, Tampered
-from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, PAYLOAD_OFFSET, Profile
+from csi.core.sealed import (
+    HEADER_A_OFFSET,
+    HEADER_B_OFFSET,
+    HEADER_BYTES,
+    HEADER_PARTS_BYTES,
+    PAYLOAD_OFFSET,
+    Profile,
+    header_of,
+)
 from csi.core.secret import Secret
 from csi.guest.seal import cryptsetup, luks_header, memfd
+from csi.guest.this_machine import ThisMachine
 from tests.unit.test_luks_header import DOCUMENT, reseal, text_of, with_area
 
 UUID = "5d0c7a52-7be0-4bd1-8f5b-0a2f6d3e9c11"
@@ -50,17 +59,9 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def header(device: Path) -> bytes:
     """What the guest makes at the first format."""
-    with memfd.writable(HEADER_BYTES) as descriptor, memfd.sealed(VOLUME_KEY.reveal()) as key:
-        cryptsetup.luks_format(
-            LocalRunner(),
-            Profile.XTS,
-            header=descriptor,
-            device=str(device),
-            passphrase=PASSPHRASE,
-            volume_key=key,
-            luks_uuid=UUID,
-        )
-        return os.pread(descriptor, HEADER_BYTES + 1, 0)
+    return ThisMachine(LocalRunner()).make_header(
+        Profile.XTS, device=str(device), passphrase=PASSPHRASE, volume_key=VOLUME_KEY, luks_uuid=UUID
+    )
 
 
 def try_key(path: str, *header: int, key: Secret = PASSPHRASE) -> None:
@@ -123,10 +124,11 @@ def test_the_json_is_the_documented_one(header: bytes) -> None:
     assert text.count(b'"iterations":1000') == 2
 
 
-def test_the_whole_keyslot_area_is_random(header: bytes) -> None:
-    """So all of it must be under the MAC; a block of zeroes would show that another version leaves gaps."""
+def test_the_keyslot_is_random_and_nothing_is_behind_it(header: bytes) -> None:
+    """So the parts that the broker keeps are the whole header, and all of the keyslot must be under the MAC."""
     blank = [at for at in range(32768, HEADER_BYTES, 4096) if header[at : at + 4096] == bytes(4096)]
-    assert blank == []
+    assert blank == [*range(HEADER_PARTS_BYTES, HEADER_BYTES, 4096)]
+    assert header_of(header[:HEADER_PARTS_BYTES]) == header
 
 
 def test_a_sealed_private_copy_opens_and_stays_as_it_is(header: bytes, device: Path) -> None:

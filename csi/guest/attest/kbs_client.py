@@ -4,6 +4,7 @@ Works against Trustee for resources; the register is our broker's own. Nothing i
 encrypted to a key that lives in this process only.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -126,21 +127,31 @@ class BrokerRegister:
             raise Refused(f"the broker gave no share of a key for volume {record.volume_id}")
         return granted, share
 
-    def commit_format(
-        self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
-    ) -> VolumeRecord:
+    def commit_format(self, record: VolumeRecord, *, nonce: str, header: bytes, payload_bytes: int) -> VolumeRecord:
         """See `Register.commit_format`."""
-        return self._change(
+        answer = self._change(
             record,
             "commit-format",
             lambda ticket: volumes_api.CommitFormatRequest(
                 ticket=ticket,
                 revision=record.revision,
                 nonce=nonce,
-                header_sha256=header_sha256,
+                header=volumes_api.encode_header(header),
                 payload_bytes=payload_bytes,
             ),
         )
+        if answer.header_sha256 != hashlib.sha256(header).hexdigest():
+            raise Refused(f"the broker committed another header of volume {record.volume_id} than it was given")
+        return answer
+
+    def header(self, record: VolumeRecord) -> bytes:
+        """See `Register.header`."""
+        answer = self._changed(record, "header", lambda ticket: volumes_api.HeaderRequest(ticket=ticket))
+        with _answer_of_the_broker():
+            found = None if answer.header is None else volumes_api.decode_header(answer.header, "answer.header")
+        if found is None or hashlib.sha256(found).hexdigest() != record.header_sha256:
+            raise Refused(f"the broker answered without the header of volume {record.volume_id}")
+        return found
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         """See `Register.begin_open`."""
