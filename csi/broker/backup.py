@@ -17,9 +17,10 @@ from typing import assert_never
 from csi.broker import rules, schema, since, turns
 from csi.broker.audit import OPERATOR, Entry, Event
 from csi.broker.directory import BrokerDirectory
+from csi.broker.rows import StoredVolume
 from csi.broker.seals import Seals
 from csi.broker.since import Finding, What
-from csi.broker.store import Store, StoredVolume
+from csi.broker.store import Store
 from csi.core.errors import NotFound, Refused, SealedLocalError
 from csi.core.files import flush_directory
 from csi.kbs.register import VolumeRecord, VolumeState

@@ -167,8 +167,12 @@ def _add_accept(actions: _Commands) -> None:
         actions, "accept", volume.accept, "take the state that a disk shows for the volume's, after a restore or a loss"
     )
     accept.add_argument("id", metavar="ID")
-    accept.add_argument(
-        "--found", metavar="STATE", required=True, help="the disk's state, as a guest that refuses it prints it"
+    state = accept.add_mutually_exclusive_group(required=True)
+    state.add_argument("--found", metavar="STATE", help="the disk's state, as a guest that refuses it prints it")
+    state.add_argument(
+        "--unread",
+        action="store_true",
+        help="no state record of the disk can be read; `sealed-local guest repair` then writes one",
     )
     accept.add_argument(
         "--reason", metavar="TEXT", required=True, help="why; it is kept in the record and the audit log"

@@ -10,35 +10,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from csi.broker import audit, deadline, schema
 from csi.broker.audit import Entry, Event
 from csi.broker.owner import Owner
+from csi.broker.rows import StoredVolume, row_of, stored_of
 from csi.broker.seals import Row, Seals, tampered
-from csi.core.errors import InvalidInput, NotFound, Tampered, Unavailable
-from csi.kbs import strict_json
+from csi.core.errors import NotFound, Unavailable
 from csi.kbs.register import VolumeRecord
 
 _SELECT = "SELECT volume_id, revision, record, wrapped_secret, owner, mac FROM volumes"
 _EPOCH_BYTES = 16
 _PROBE_SECONDS = 1.0
 
-_T = TypeVar("_T")
 Change = Callable[[VolumeRecord], VolumeRecord]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredVolume:
-    """A record, its wrapped secret (None once it was shredded), and whose it is (None: nobody's yet)."""
-
-    record: VolumeRecord
-    wrapped_secret: bytes | None
-    owner: Owner | None = None
 
 
 Check = Callable[[StoredVolume], Event]
@@ -323,20 +312,11 @@ class Store:
                 row.volume_id,
                 f"it is of revision {row.revision}, the audit log's newest is {noted.get(row.volume_id)}",
             )
-        owner = None if row.owner is None else _decode(row.volume_id, row.owner, Owner, "owner")
-        record = _decode(row.volume_id, row.record, VolumeRecord, "record")
-        return StoredVolume(record=record, wrapped_secret=row.wrapped_secret, owner=owner)
+        return stored_of(row)
 
     def _write(self, stored: StoredVolume, event: Event) -> None:
         """The row and its entry in the log, which names the revision."""
-        record = stored.record
-        row = Row(
-            volume_id=record.volume_id,
-            revision=record.revision,
-            record=_encode(record),
-            wrapped_secret=stored.wrapped_secret,
-            owner=None if stored.owner is None else strict_json.encode(stored.owner).decode(),
-        )
+        row, record = row_of(stored), stored.record
         members = (row.volume_id, row.revision, row.record, row.wrapped_secret, row.owner, self._seals.of_row(row))
         self._db.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?, ?, ?)", members)
         self._note(replace(event, subject=record.volume_id), record.revision)
@@ -349,14 +329,3 @@ class Store:
 
     def _note(self, event: Event, revision: int | None = None) -> None:
         audit.append(self._db, event, int(self._clock()), self._seals, revision)
-
-
-def _encode(record: VolumeRecord) -> str:
-    return strict_json.encode(record).decode()
-
-
-def _decode(volume_id: str, text: str, kind: type[_T], what: str) -> _T:
-    try:
-        return strict_json.decode(text, kind, what)
-    except InvalidInput as error:
-        raise Tampered(f"the stored record of volume {volume_id} can't be read: {error}") from error

@@ -13,8 +13,9 @@ from csi.broker import rules as register
 from csi.broker.audit import Event
 from csi.broker.owner import Owner
 from csi.broker.release import Allocate, ReleasePolicy
+from csi.broker.rows import StoredVolume
 from csi.broker.sessions import Guest
-from csi.broker.store import Store, StoredVolume
+from csi.broker.store import Store
 from csi.broker.tickets import Tickets
 from csi.broker.vault import Vault
 from csi.core.errors import NotFound, NotReleased

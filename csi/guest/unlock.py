@@ -13,7 +13,7 @@ from csi.core.errors import InUse, Refused, RolledBack, SealedLocalError
 from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET
 from csi.guest import decide as plan
 from csi.guest.close import close
-from csi.guest.decide import DiskView, Format, HeaderCopy, Open
+from csi.guest.decide import DiskView, Format, HeaderCopy, Open, Repair
 from csi.guest.opened import Opened
 from csi.guest.seal import dm_table, luks_header, state_record
 from csi.guest.seal.head import Head
@@ -70,6 +70,51 @@ def map_only(session: Session, record: VolumeRecord) -> Mapping:
     except BaseException:
         _close_quietly(session)
         raise
+
+
+def repair(session: Session, record: VolumeRecord) -> bool:
+    """Write anew what of the head is lost, and say what; returns whether there was anything. The register isn't changed.
+
+    Raises `Refused` or an `Untrusted` for a disk that needs a person's word at the broker first.
+    """
+    if session.machine.mapping(session.name) is not None:
+        raise InUse(f"volume {session.volume_id} is open; close it first")
+    if session.read_only:
+        raise Refused(f"the policy lets this guest read volume {session.volume_id} only; a repair writes")
+    head = session.machine.read_head(session.device)
+    decision = plan.repair(record, _view(head, session.keys, session.volume_id))
+    if not decision.needed:
+        return False
+    header = _committed_header(session, record, head, decision)
+    # Copy B first, as everywhere: at each moment that is whole of which something is whole now.
+    for copy in reversed(decision.copies):
+        session.write(head, _offset(copy), header)
+        session.progress(f"header copy {copy.value} is written anew")
+    if decision.sequence is not None:
+        _write_lost_record(session, record, head, header, decision.sequence)
+    return True
+
+
+def _committed_header(session: Session, record: VolumeRecord, head: Head, decision: Repair) -> bytes | memoryview:
+    """The header that the register's digest is of: a copy of the disk, else the broker's."""
+    whole = [copy for copy in HeaderCopy if copy not in decision.copies]
+    header = _copy(head, whole[0]) if whole else session.register.header(record)
+    if hashlib.sha256(header).hexdigest() != record.header_sha256:
+        raise Refused(f"the broker has no copy of the header of volume {session.volume_id} as it is now")
+    luks_header.check(header, session.rule.profile, uuid=session.keys.luks_uuid)
+    return header
+
+
+def _write_lost_record(
+    session: Session, record: VolumeRecord, head: Head, header: bytes | memoryview, sequence: int
+) -> None:
+    digest = hashlib.sha256(header).digest()
+    mac = state_record.header_mac(digest, len(header), session.keys)
+    if record.head is None or record.payload_bytes is None:
+        raise Refused(f"volume {session.volume_id} was never committed; there is nothing to repair")
+    begun = state_record.intent(record.profile, record.key_version, record.payload_bytes)
+    session.write_record(head, state_record.rebuilt(begun, digest, mac, record.head, sequence=sequence))
+    session.progress(f"the state record is written anew, under generation {record.head.generation}")
 
 
 def _mounted_already(session: Session, record: VolumeRecord) -> Opened | None:

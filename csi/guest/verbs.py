@@ -62,6 +62,16 @@ def inspect_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str
         return list(inspect.described(record, unlock.look(session)))
 
 
+def repair_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str]:
+    """Write anew what of the head can't be read, then say what is there as `inspect` does."""
+    from csi.guest import inspect, unlock
+
+    with _released(guest, wanted, progress) as (session, record):
+        if not unlock.repair(session, record):
+            progress("header copies and state record are whole; nothing was written")
+        return list(inspect.described(record, unlock.look(session)))
+
+
 def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -> None:
     """Write the passphrase of keyslot 0, 32 raw bytes, to a new file that its owner alone can read. Needs no device."""
     from csi.core import process

@@ -99,6 +99,8 @@ class VolumeRecord:
     last_nonce: Nonce | None = None
     """The nonce of the last change if a guest made it, by which it is recognised when it is repeated."""
     accepted: tuple[Accepted, ...] = ()
+    unwritten: bool = False
+    """`head` is a person's word that the disk's records can't be read: no disk shows it before a guest's `repair`."""
 
     @property
     def generation(self) -> int:

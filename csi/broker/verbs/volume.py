@@ -14,7 +14,7 @@ from csi.broker import rules as register
 from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.owner import Owner
-from csi.broker.store import StoredVolume
+from csi.broker.rows import StoredVolume
 from csi.broker.verbs.common import as_json
 from csi.broker.volumes import new_volume
 from csi.core.errors import Busy, InvalidInput, Refused
@@ -23,6 +23,8 @@ from csi.kbs import disk_state, strict_json, volumes_api
 from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord
+
+_NONCE_BYTES = 32
 
 
 def list_all(arguments: Namespace) -> int:
@@ -85,21 +87,31 @@ def hand_over(arguments: Namespace) -> int:
 
 def accept(arguments: Namespace) -> int:
     """Take the state that a disk shows for the volume's."""
-    found = disk_state.parse(arguments.found, "--found")
+    found = None if arguments.found is None else disk_state.parse(arguments.found, "--found")
     with closing(BrokerDirectory(arguments.dir).open_store()) as store:
         was = store.volume(arguments.id)
-        print(f"the register:  {_state_of(was)}\nthe disk:      {found}")
+        shown = "no record that can be read" if found is None else found
+        print(f"the register:  {_state_of(was)}\nthe disk:      {shown}")
         if not arguments.yes:
             raise Refused(
                 f"accepting the disk's state makes it the only one of volume {arguments.id} that opens; what was written "
                 "under any other one is given up. Is it the newest disk there is? Then add --yes"
             )
-        rule = partial(register.accept, found=found, reason=arguments.reason, now_unix=int(time.time()))
-        detail = f"was={_state_of(was)} now={found} reason={arguments.reason}"
+        rule = _accepting(found, store.epoch(), arguments.reason)
+        detail = f"was={_state_of(was)} now={shown} reason={arguments.reason}"
         event = Event(actor=OPERATOR, action="accepted", subject=arguments.id, detail=detail)
         record = store.change(arguments.id, lambda now: rule(_unchanged(now, was)), event)
-    print(f"volume {record.volume_id} is {record.state} at generation {record.generation}, by that state alone")
+    then = "; now a guest writes its record: sealed-local guest repair" if record.unwritten else ""
+    print(f"volume {record.volume_id} is {record.state} at generation {record.generation}, by that state alone{then}")
     return 0
+
+
+def _accepting(found: DiskState | None, epoch: str, reason: str) -> Callable[[VolumeRecord], VolumeRecord]:
+    now = int(time.time())
+    if found is not None:
+        return partial(register.accept, found=found, reason=reason, now_unix=now)
+    nonce = os.urandom(_NONCE_BYTES).hex()
+    return partial(register.accept_unread, nonce=nonce, epoch=epoch, reason=reason, now_unix=now)
 
 
 def reset(arguments: Namespace) -> int:
