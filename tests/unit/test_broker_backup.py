@@ -166,10 +166,17 @@ def test_after_kill_9_the_old_write_ahead_log_is_not_replayed_into_the_restored_
     assert kept == {"whole": [""], "noise": ["", "-wal"], "gone": ["-wal"]}[main_file], "what was replaced is kept"
 
 
+def give_headers(root: Path, *volumes: str) -> None:
+    with closing(BrokerDirectory(root).open_store()) as store, store._transaction():
+        for volume in volumes:
+            store._put_header(volume, f"header of {volume}".encode())
+
+
 def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
     make(root, "pvc-same", "pvc-format", "pvc-open", "pvc-shred", "pvc-retire")
     for volume in ("pvc-same", "pvc-open", "pvc-shred", "pvc-retire"):
         change(root, volume, "formatted", formatted)
+    give_headers(root, "pvc-same", "pvc-open", "pvc-shred")
     run("backup", tmp_path / "kept")
     before = records(root)
     make(root, "pvc-made")
@@ -178,6 +185,7 @@ def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: 
     change(root, "pvc-retire", "retired", rules.retire)
     change(root, "pvc-shred", "retired", rules.retire)
     change(root, "pvc-shred", "shredded", rules.shred, destroy_secret=True)
+    give_headers(root, "pvc-format", "pvc-shred")
     said = run("restore", tmp_path / "kept")
     lines = {line.partition(":")[0]: line for line in said.splitlines() if line.startswith("pvc-")}
     assert set(lines) == {"pvc-made", "pvc-format", "pvc-open", "pvc-shred", "pvc-retire"}
@@ -190,6 +198,13 @@ def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: 
     with closing(BrokerDirectory(root).open_store()) as store:
         assert store.stored("pvc-made").wrapped_secret == b"wrapped-pvc-made"
         assert store.stored("pvc-shred").wrapped_secret is None
+        headers = {volume: store.header(volume) for volume in ("pvc-same", "pvc-format", "pvc-open", "pvc-shred")}
+    assert headers == {
+        "pvc-same": b"header of pvc-same",
+        "pvc-format": b"header of pvc-format",
+        "pvc-open": b"header of pvc-open",
+        "pvc-shred": None,
+    }, "each has the header that its record is of"
     run("volume", "reinstate", "pvc-format")
     assert records(root)["pvc-format"].state is VolumeState.ACTIVE, "and not formatted once more"
     assert "the chain is whole" in run("audit", "--verify")
