@@ -140,7 +140,7 @@ class Broker:
         guest = caller.guest
         volumes_api.check_volume_id(volume_id)
         if action not in ACTIONS:
-            raise NotFound(f"the register has no action {action!r}; there are: {', '.join(ACTIONS)}")
+            raise NotFound(f"the register has no action {action[:40]!r}; there are: {', '.join(ACTIONS)}")
         policy = self.policy
         with self._refusals_noted(guest, policy, action, volume_id):
             workloads = appraise.workloads_for_volume(policy, guest.claims, volume_id)
