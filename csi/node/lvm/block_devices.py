@@ -13,6 +13,8 @@ from typing import Final
 from csi.core.device_number import DeviceNumber
 
 _NO_DISKS: Final = ("ram", "sr", "fd")
+_ATTRIBUTE_BYTES: Final = 4096
+"""The most that an attribute of sysfs can hold (Documentation/filesystems/sysfs.rst)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,12 @@ def _entries(folder: Path) -> list[Path]:
 def _text(file: Path) -> str:
     """A file of sysfs; empty when it isn't there, or goes away meanwhile."""
     try:
-        return file.read_text().strip()
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(descriptor, _ATTRIBUTE_BYTES).decode().strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)

@@ -117,11 +117,6 @@ def volumes(report: Report) -> tuple[Volume, ...]:
     return tuple(volume for lv in report.lvs if isinstance(volume := decode(lv), Volume))
 
 
-def unreadable(report: Report) -> tuple[Unreadable, ...]:
-    """What is ours on the node, and this version can't read."""
-    return tuple(found for lv in report.lvs if isinstance(found := decode(lv), Unreadable))
-
-
 def _pack(words: tuple[str, ...]) -> str:
     return base64.urlsafe_b64encode(json.dumps(words).encode()).decode()
 

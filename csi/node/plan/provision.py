@@ -39,12 +39,8 @@ def by_name(report: Report, name_digest: str) -> Volume | None:
     """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, or it is there with tags that
     this version can't read, `Unavailable` when it may be in a group that can't be looked into.
     """
-    found = _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
-    if found is None:
-        tag = volume_tags.name_tag(name_digest)
-        _require_no_unreadable(report, lambda lv: tag in lv.tags)
-        report.require_readable("the volume of this name", lambda lv: tag in lv.tags)
-    return found
+    tag = volume_tags.name_tag(name_digest)
+    return _found(report, "the volume of this name", lambda lv: tag in lv.tags)
 
 
 def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
@@ -54,10 +50,18 @@ def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     has that name and tags that this version can't read: to call it absent would leak it. Raises `Unavailable` when it may
     be in a group that can't be looked into.
     """
-    found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
+    return _found(report, f"volume {volume_id}", lambda lv: lv.name == volume_id)
+
+
+def _found(report: Report, what: str, is_it: Callable[[LogicalVolume], bool]) -> Volume | None:
+    """Reads the tags of those LVs alone that can be it: a node may have a thousand, and each call looks for one."""
+    here = [(lv, volume_tags.decode(lv)) for lv in report.lvs if is_it(lv)]
+    found = _only([volume for _, volume in here if isinstance(volume, Volume)])
     if found is None:
-        _require_no_unreadable(report, lambda lv: lv.name == volume_id)
-        report.require_readable(f"volume {volume_id}", lambda lv: lv.name == volume_id)
+        for _, other in here:
+            if isinstance(other, volume_tags.Unreadable):
+                raise _unreadable(other)
+        report.require_readable(what, is_it)
     return found
 
 
@@ -96,13 +100,11 @@ def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> N
         )
 
 
-def _require_no_unreadable(report: Report, is_it: Callable[[LogicalVolume], bool]) -> None:
-    for found in volume_tags.unreadable(report):
-        if is_it(found.lv):
-            raise Refused(
-                f"logical volume {found.lv.vg}/{found.lv.name} carries this driver's tags, and this version can't read "
-                f"them ({found.why}); was it made by a newer driver? Use that one. Nothing was changed"
-            )
+def _unreadable(found: volume_tags.Unreadable) -> Refused:
+    return Refused(
+        f"logical volume {found.lv.vg}/{found.lv.name} carries this driver's tags, and this version can't read "
+        f"them ({found.why}); was it made by a newer driver? Use that one. Nothing was changed"
+    )
 
 
 def _require_same(existing: Volume, wanted: Wanted) -> None:
