@@ -4,6 +4,7 @@ Only what this driver itself makes is understood: linear and striped volumes on 
 pool, a mirror, a key or a flag that isn't listed here (another version of LVM) is for LVM to explain.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -175,7 +176,7 @@ def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int, used: 
         uuid=_word(raw, "id"),
         vg_uuid=known.uuid,
         size_bytes=extents * extent_sectors * SECTOR_BYTES,
-        tags=frozenset(_words(raw, "tags")),
+        tags=_tags(raw),
         partial=False,
     )
 
@@ -225,6 +226,11 @@ def _word(raw: Section, name: str) -> str:
     if not isinstance(found, str):
         raise NotUnderstood(f"the metadata text has no text {name}")
     return found
+
+
+def _tags(raw: Section) -> frozenset[str]:
+    """Most are the same in all volumes of a node: one string each, not one a volume."""
+    return frozenset(sys.intern(word) for word in _words(raw, "tags"))
 
 
 def _words(raw: Section, name: str) -> list[str]:
