@@ -86,6 +86,11 @@ class Lvm:
         self._strange = tuple(pv.name for one in report.strangers for pv in one.vg.pvs if not pv.missing)
         return report
 
+    @property
+    def known_groups(self) -> frozenset[str]:
+        """Names of this node's own groups, as far as they were confirmed or used, whether they are here or not."""
+        return self._trust.known
+
     def _visible(self) -> list[BlockDevice]:
         patterns = self._process.patterns()
         return [device for device in self._devices() if filters.takes(patterns, device.names)]

@@ -1,6 +1,6 @@
 """CreateVolume: (what LVM shows, what is wanted) to steps, an empty plan being idempotent success; and finding volumes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from csi.core.errors import AlreadyExists, ForeignContent, Refused, Unavailable
 from csi.node.config import NodeConfig
@@ -75,9 +75,12 @@ def _only(found: Sequence[Volume]) -> Volume | None:
     return found[0] if found else None
 
 
-def require_gone(config: NodeConfig, report: Report, volume_id: str) -> None:
-    """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it."""
-    _require_all_groups(config, report, volume_id)
+def require_gone(config: NodeConfig, report: Report, volume_id: str, known: Collection[str] = ()) -> None:
+    """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it.
+
+    `known` are the groups that this node has used.
+    """
+    _require_all_groups(config, report, volume_id, known)
     for lv in report.lvs:
         if lv.name == volume_id and config.allows(lv.vg) and not volume_tags.was_ours(lv):
             raise ForeignContent(
@@ -87,12 +90,19 @@ def require_gone(config: NodeConfig, report: Report, volume_id: str) -> None:
             )
 
 
-def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
-    """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
-    to be gone. Disks may come late after a boot.
+def _require_all_groups(config: NodeConfig, report: Report, volume_id: str, known: Collection[str]) -> None:
+    """Raises `Unavailable` while a group is missing that the configuration names, or that it allows and that was used here:
+    the volume may be in it, so it is not yet known to be gone. Disks may come late after a boot.
     """
     here = {vg.name for vg in report.vgs} | {group.name for group in report.unreadable}
     missing = sorted({vg for pool in config.pools for vg in pool.vgs} - here)
+    late = sorted(vg for vg in known if vg not in here and vg not in missing and config.allows(vg))
+    if late:
+        raise Unavailable(
+            f"volume {volume_id} is not in any group that is here, and volume group {', '.join(late)}, which this node has "
+            "used, is missing. Bring its disks back. If it is gone for good, exclude it in the configuration's listConfig, "
+            "or take its line out of groups.json in kubelet's directory of this driver and restart the driver here"
+        )
     if missing:
         raise Unavailable(
             f"volume {volume_id} is not in any group that is here, and volume group {', '.join(missing)} of this node's "
