@@ -22,7 +22,9 @@ def delete(
     """Steps that wipe and remove the volume. Killed anywhere and repeated, they end the same.
 
     `published` are paths that still show the volume, `staged_at` is where it is staged for guests; `node_is_right` says
-    whether its path in /dev leads to its own device now, `was_given` whether this node remembers that a pod had it. Raises `InUse` when there are any, something holds the device, or
+    whether its path in /dev leads to its own device now, `was_given` whether this node remembers that a pod had it.
+
+    Raises `InUse` when there are any, something holds the device, or
     LVM has other things that depend on the volume; and `Refused` when what is to be wiped can't be reached.
     """
     _require_unused(volume, published, staged_at)
