@@ -1,5 +1,5 @@
 """What a process does to itself: one that handles keys allows no core dumps, no swap of its memory and no tracing by
-others; a thread with long work steps back behind others.
+others; a thread with long work steps back behind others; a server of many threads keeps little memory.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ _PR_SET_DUMPABLE: Final = 4
 _MCL_CURRENT_AND_FUTURE: Final = 3
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
 _IOPRIO_WHO_PROCESS: Final = 1
+_M_ARENA_MAX: Final = -8
 _IOPRIO_BEST_EFFORT_LAST: Final = 2 << 13 | 7
 
 
@@ -29,6 +30,22 @@ def harden() -> None:
     # Under a bound the lock may succeed now and let a later thread fail for want of locked memory.
     if bounded or libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
         _log.info("memory is not locked, so it may be swapped out", extra={"bounded": bounded})
+
+
+def share_one_heap() -> None:
+    """Let all threads allocate from one heap (mallopt(3)): Python runs one of them at a time, and heaps of their own are
+    memory that none gives back. Where the C library has no such setting nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the kernel (malloc_trim(3)), where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def lower_io_priority() -> None:

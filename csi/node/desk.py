@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 
 from csi.core import mounts
@@ -172,7 +172,7 @@ class Desk:
     @property
     def given(self) -> Given:
         """Which volumes somebody was given."""
-        return Given(Path(self.settings.kubelet_dir) / "plugins" / self.settings.driver_name)
+        return Given(self.settings.plugin_dir)
 
     @property
     def topology(self) -> tuple[str, str]:
@@ -298,7 +298,7 @@ def real(settings: Settings) -> Desk:
         lock_file=settings.state_dir / "lvm.lock",
         device_filter=config.device_filter,
         allows=config.allows,
-        trust=own_groups.trust(config, settings.state_dir / "groups.json"),
+        trust=own_groups.trust(config, settings.plugin_dir / "groups.json"),
     )
     registry = KataRegistry(settings.registry_root)
     return Desk(

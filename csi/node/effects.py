@@ -93,6 +93,11 @@ class Effects:
                 )
 
     def _require_filesystem(self, step: steps.RequireFilesystem) -> None:
+        if step.made is not None:
+            with disks.reading(step.device) as read:
+                if filesystem_use.holds(read, step.fstype, step.made):
+                    return
+        # mkfsOptions may ask for another UUID.
         found = filesystems.signature(self._runner, step.device)
         if found != step.fstype:
             raise ForeignContent(

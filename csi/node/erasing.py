@@ -59,7 +59,7 @@ def delete(desk: Desk, volume_id: VolumeId) -> Task:
 
     def plan(view: View) -> steps.Plan:
         if view.volume is None:
-            provision.require_gone(desk.settings.config, view.report, volume_id)
+            provision.require_gone(desk.settings.config, view.report, volume_id, desk.lvm.known_groups)
             return ()
         return deletion.delete(
             view.volume,
@@ -67,6 +67,7 @@ def delete(desk: Desk, volume_id: VolumeId) -> Task:
             view.publications().targets,
             staged_at=desk.staged_at(volume_id),
             node_is_right=view.node_is_right,
+            was_given=desk.given.knows(view.volume.lv),
         )
 
     return Task(kind=Kind.DELETE, volume_id=volume_id, plan=plan)

@@ -6,8 +6,10 @@ Formats: linux/Documentation/filesystems/ext4/super.rst; fs/xfs/libxfs/xfs_forma
 
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
+
+from csi.core.filesystem import Filesystem
 
 Read = Callable[[int, int], bytes]
 """So many bytes at an offset; fewer at the end of the device."""
@@ -21,6 +23,20 @@ _CHUNK_BYTES: Final = 1 << 20
 _HEAD_BYTES: Final = 4096
 
 
+def holds(read: Read, filesystem: Filesystem, uuid: UUID) -> bool:
+    """Whether the superblock at the beginning is one of that filesystem with that UUID."""
+    head = read(0, _HEAD_BYTES)
+    if len(head) < _HEAD_BYTES:
+        return False
+    match filesystem:
+        case Filesystem.EXT4:
+            return _is_ext4(head, uuid)
+        case Filesystem.XFS:
+            return _is_xfs(head, uuid)
+        case _:
+            assert_never(filesystem)
+
+
 def was_used(read: Read, uuid: UUID) -> bool:
     """Whether the filesystem of that UUID is there and was mounted for writing since it was made. In doubt it was."""
     head = read(0, _HEAD_BYTES)
@@ -30,15 +46,22 @@ def was_used(read: Read, uuid: UUID) -> bool:
 
 
 def _ext4_was_used(head: bytes, uuid: UUID) -> bool:
+    mounted_at, _, mounts = struct.unpack_from("<IIH", head, _EXT4_SUPERBLOCK + 0x2C)
+    return _is_ext4(head, uuid) and (mounted_at != 0 or mounts != 0)
+
+
+def _is_ext4(head: bytes, uuid: UUID) -> bool:
     superblock = head[_EXT4_SUPERBLOCK:]
-    mounted_at, _, mounts = struct.unpack_from("<IIH", superblock, 0x2C)
     (magic,) = struct.unpack_from("<H", superblock, 0x38)
-    ours = magic == _EXT4_MAGIC and superblock[0x68:0x78] == uuid.bytes
-    return ours and (mounted_at != 0 or mounts != 0)
+    return magic == _EXT4_MAGIC and superblock[0x68:0x78] == uuid.bytes
+
+
+def _is_xfs(head: bytes, uuid: UUID) -> bool:
+    return head[:4] == _XFS_MAGIC and head[32:48] == uuid.bytes
 
 
 def _xfs_was_used(head: bytes, read: Read, uuid: UUID) -> bool:
-    if head[:4] != _XFS_MAGIC or head[32:48] != uuid.bytes:
+    if not _is_xfs(head, uuid):
         return False
     (block_bytes,) = struct.unpack_from(">I", head, 4)
     (log_start,) = struct.unpack_from(">Q", head, 48)

@@ -26,12 +26,16 @@ class Given:
 
     def require_new(self, volume: Volume) -> None:
         """Raises `ForeignContent` for a volume that is `creating` by its tags, and that somebody was given."""
-        if volume.state is State.CREATING and volume.lv.uuid and (self._folder / volume.lv.uuid).exists():
+        if volume.state is State.CREATING and self.knows(volume.lv):
             raise ForeignContent(
                 f"volume {volume.volume_id} is new by its tags, and a pod has had it. Was an old backup of the group's "
                 "metadata restored (vgcfgrestore)? Nothing is changed. See docs/node.md, Trouble, for how to keep the "
                 f"data; if nobody needs it, delete the claim, or {self._folder / volume.lv.uuid}"
             )
+
+    def knows(self, lv: LogicalVolume) -> bool:
+        """Whether somebody was given the LV."""
+        return bool(lv.uuid) and (self._folder / lv.uuid).exists()
 
     def remember(self, lv: LogicalVolume) -> None:
         """Durable when it returns. A folder that can't be written is logged: a pod must not wait for that."""

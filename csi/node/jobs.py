@@ -45,6 +45,11 @@ class Kind(StrEnum):
         return {Kind.DELETE: "DeleteVolume", Kind.PREPARE: "NodeStageVolume"}[self]
 
     @property
+    def rank(self) -> caller.Rank:
+        """A pod waits for its volume, and nobody for what was given up."""
+        return {Kind.DELETE: caller.Rank.LAST, Kind.PREPARE: caller.Rank.POD}[self]
+
+    @property
     def is_retried(self) -> bool:
         """Whether a failed one is tried again without being asked: what was given up must not stay on the disk, while a new
         volume may be wanted by nobody any more.
@@ -189,7 +194,7 @@ class Jobs:
     def _serve(self, vg: str) -> None:
         process.lower_io_priority()
         while (job := self._next(vg)) is not None:
-            with log.context(**job.log_fields, job=job.kind):
+            with log.context(**job.log_fields, job=job.kind), caller.ranked(job.kind.rank):
                 self._settle(job, _failure_of(job))
 
     def _next(self, vg: str) -> Job | None:

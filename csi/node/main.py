@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from csi.core import log
+from csi.core import log, process
 from csi.core.errors import InvalidInput, SealedLocalError
 from csi.node import desk, places, watch
 from csi.node import settings as node_settings
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    process.share_one_heap()
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     here = desk.real(settings)
     rules = UdevRules(settings.config, str(settings.kubelet_dir))

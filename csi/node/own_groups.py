@@ -1,9 +1,10 @@
 """What makes a volume group this node's own: the configuration, and the UUIDs at first use, which a file keeps.
 
-The file lies in the state directory: it outlives the driver, and a reboot only where that directory does.
+The file lies in kubelet's directory of this driver, so it outlives the driver and a reboot.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 from csi.node.config import NodeConfig
 from csi.node.lvm.trust import Trust
+
+_log = logging.getLogger(__name__)
 
 
 def trust(config: NodeConfig, pins: Path) -> Trust:
@@ -23,7 +26,14 @@ def trust(config: NodeConfig, pins: Path) -> Trust:
             return None
         return frozenset(number for device in pool.devices if (number := disks.leads_to(device)) is not None)
 
-    return Trust(uuids=config.vg_uuids, pool_disks=disks_of, pins=read(pins), keep=lambda uuids: write(pins, uuids))
+    def keep(uuids: Mapping[str, str]) -> None:
+        try:
+            write(pins, uuids)
+        except OSError as error:
+            # Volumes of a group that is used must not wait for another disk that is full.
+            _log.error("can't remember the groups of this node", extra={"path": str(pins), "error": str(error)})
+
+    return Trust(uuids=config.vg_uuids, pool_disks=disks_of, pins=read(pins), keep=keep)
 
 
 def read(path: Path) -> dict[str, str]:

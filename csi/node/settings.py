@@ -129,7 +129,7 @@ STATE_DIR: Final = Option(
     name="state-dir",
     check=_folder,
     default="/run/sealed-local",
-    help="where two lock files, the settings of LVM and the UUIDs of groups at their first use lie. Made if it is missing",
+    help="where two lock files and the settings of LVM lie. Made if it is missing",
 )
 METRICS_ADDRESS: Final = Option(
     name="metrics-address",
@@ -180,6 +180,11 @@ class Settings:
     log_level: str
     lvm_prefix: tuple[str, ...]
     config: NodeConfig
+
+    @property
+    def plugin_dir(self) -> Path:
+        """Kubelet's directory of this driver: what must outlive a reboot lies there."""
+        return Path(self.kubelet_dir) / "plugins" / self.driver_name
 
 
 def parser() -> argparse.ArgumentParser:

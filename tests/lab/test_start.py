@@ -88,7 +88,8 @@ def _partition(node: Node, disk: str, kind: int) -> str:
     entry = bytes([0, 0, 2, 0, kind, 0, 2, 0]) + (2048).to_bytes(4, "little") + (90 * 2048).to_bytes(4, "little")
     table = bytes(440) + b"\x01\x02\x03\x04\0\0" + entry + bytes(48) + b"\x55\xaa"
     node.write(disk, table, 0)
-    node.run(["blockdev", "--rereadpt", disk])
+    # Somebody may just be looking at the partition that goes.
+    wait_until("the partition", _SOON, lambda: node.run(["blockdev", "--rereadpt", disk], check=False).rc == 0)
     node.run(["udevadm", "settle"])
     return f"{disk}1" if node.exists(f"{disk}1") else f"{disk}p1"
 

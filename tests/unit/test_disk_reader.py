@@ -115,7 +115,7 @@ class Machine:
         (self.sysfs / "kernel").mkdir(parents=True)
         self.dev.mkdir()
         self.announce(1)
-        self.devices = BlockDevices(sysfs=self.sysfs, dev=self.dev)
+        self.devices = BlockDevices(sysfs=str(self.sysfs), dev=str(self.dev))
 
     def announce(self, number: int) -> None:
         (self.sysfs / "kernel/uevent_seqnum").write_text(f"{number}\n")
@@ -134,7 +134,7 @@ class Machine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
     # Any file in this /dev is the node that is asked for, if it has the device's name.
-    monkeypatch.setattr("csi.node.lvm.block_devices._is", lambda path, number: path.exists())
+    monkeypatch.setattr("csi.node.lvm.block_devices._is", lambda path, number: Path(path).exists())
     for name in ("sda", "sdb", "dm-0", "dm-1", "loop0", "ram0", "sr0", "md0"):
         (made.dev / name).touch()
     return made
@@ -197,5 +197,5 @@ def test_a_device_without_a_node_is_none_that_anybody_can_read(machine: Machine)
 @pytest.mark.parametrize(("text", "held"), [("1", True), ("0", False)])
 def test_a_suspended_device_is_known_before_it_is_read(machine: Machine, text: str, held: bool) -> None:
     machine.add("dm-0", 1, **{"dm/suspended": text})
-    assert suspended("dm-0", machine.sysfs) is held
-    assert not suspended("sda", machine.sysfs)
+    assert suspended("dm-0", str(machine.sysfs)) is held
+    assert not suspended("sda", str(machine.sysfs))

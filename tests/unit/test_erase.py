@@ -88,6 +88,14 @@ def test_the_content_is_wiped_as_the_class_says(wipe: Wipe, profile: Profile, si
     assert plan == (MARK, ACTIVATE, WRITABLE, *wiped, RELEASE, REMOVE)
 
 
+def test_a_volume_that_an_old_backup_calls_new_is_wiped_when_the_node_remembers_that_a_pod_had_it() -> None:
+    restored = volume(state=State.CREATING, holds=None)
+    assert deletion.delete(restored, NOTHING_ELSE, ()) == (REMOVE,)
+    plan = deletion.delete(restored, NOTHING_ELSE, (), was_given=True)
+    assert any(isinstance(step, steps.ZeroRange) for step in plan)
+    assert plan[-1] == REMOVE
+
+
 @given(
     wipe=st.sampled_from([Wipe.AUTO, Wipe.ZERO, Wipe.DISCARD]),
     profile=st.sampled_from(Profile),

@@ -16,6 +16,7 @@ from csi.core import command, files
 from csi.core.command import LocalRunner
 from csi.core.errors import CommandTimeout, Unavailable
 from csi.node import caller
+from csi.node.caller import Rank
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.turns import Queue, Turns
 
@@ -153,6 +154,46 @@ def test_a_group_is_had_in_the_order_in_which_it_was_asked_for(tmp_path: Path) -
     for thread in threads:
         thread.join()
     assert had == list(range(8))
+    assert turns.queues() == {}
+
+
+def test_a_pod_goes_before_claims_and_these_before_deletions_that_came_earlier(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock")
+    had: list[str] = []
+    order = [("deletion 1", Rank.LAST), ("deletion 2", Rank.LAST), ("claim", Rank.CLAIM), ("pod", Rank.POD)]
+
+    def take(name: str, rank: Rank) -> Callable[[], None]:
+        def work() -> None:
+            with caller.ranked(rank), turns.group("vg0", name):
+                had.append(name)
+
+        return work
+
+    threads = []
+    with turns.group("vg0", "the first"):
+        for number, (name, rank) in enumerate(order, 1):
+            threads.append(in_a_thread(take(name, rank)))
+            until(lambda number=number: waiting(turns, "vg0") == number)
+    for thread in threads:
+        thread.join()
+    assert had == ["pod", "claim", "deletion 1", "deletion 2"]
+
+
+def test_who_gives_up_while_his_turn_comes_leaves_it_to_the_next(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock")
+    left = threading.Event()
+
+    def impatient() -> None:
+        with pytest.raises(Unavailable), turns.group("vg0", "impatient", still_wanted=lambda: False):
+            pytest.fail("nobody waits for this")
+        left.set()
+
+    with turns.group("vg0", "the first"):
+        thread = in_a_thread(impatient)
+        assert left.wait(PATIENCE)
+    thread.join()
+    with turns.group("vg0", "the next", 0.1):
+        pass
     assert turns.queues() == {}
 
 

@@ -113,6 +113,12 @@ def test_uuids_at_first_use_outlive_the_driver(tmp_path: Path) -> None:
     assert seen(own_groups.trust(confirmed, path), group(OTHER, THEIRS)) == ([OTHER], [])
 
 
+def test_a_memory_that_cannot_be_written_does_not_stop_the_groups_that_are_used(tmp_path: Path) -> None:
+    (tmp_path / "groups.new").mkdir()
+    on = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),))
+    assert seen(own_groups.trust(on, tmp_path / "groups.json"), group(OWN, OURS)) == ([OWN], [])
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
 def test_a_file_that_cannot_be_read_is_no_absent_one(tmp_path: Path, content: str) -> None:
     (tmp_path / "groups.json").write_text(content)

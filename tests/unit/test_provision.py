@@ -1,6 +1,7 @@
 """Create is idempotent by name and never takes what is not its own; delete wipes as promised, never what is in use."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -203,6 +204,13 @@ def test_a_volume_is_not_known_to_be_gone_while_a_group_of_the_configuration_is_
     late = dataclasses.replace(here, vgs=here.vgs[:1])
     with pytest.raises(Unavailable, match="volume group vg1 of this node's configuration is missing"):
         provision.require_gone(CONFIG, late, "pvc-1")
+
+
+def test_a_volume_is_not_known_to_be_gone_while_a_group_that_was_used_and_is_still_allowed_is_missing() -> None:
+    config = dataclasses.replace(CONFIG, include=(re.compile("late-.*"),))
+    provision.require_gone(config, node(), "pvc-1", {"other"})
+    with pytest.raises(Unavailable, match=r"volume group late-0, which this node has used, is missing.*groups\.json"):
+        provision.require_gone(config, node(), "pvc-1", {"late-0", "other"})
 
 
 def test_an_lv_of_that_very_name_that_another_program_made_is_not_taken_for_a_deleted_volume() -> None:

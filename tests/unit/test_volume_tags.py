@@ -267,5 +267,7 @@ def test_what_is_ours_and_can_not_be_read_is_told_apart_from_what_is_not_ours() 
         lvs=(lv(TAGS, "one"), lv((), "root"), lv(with_tag("state", "odd"), "odd")),
     )
     report = Report(vgs=(vg,))
-    assert [found.lv.name for found in volume_tags.unreadable(report)] == ["odd"]
+    read = {one.name: volume_tags.decode(one) for one in report.lvs}
+    assert [name for name, found in read.items() if isinstance(found, volume_tags.Unreadable)] == ["odd"]
+    assert read["root"] is None
     assert [volume.volume_id for volume in volume_tags.volumes(report)] == ["one"]

@@ -5,14 +5,15 @@ or multipath device, which show the label of the whole.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from csi.core.device_number import DeviceNumber
 
 _NO_DISKS: Final = ("ram", "sr", "fd")
+_ATTRIBUTE_BYTES: Final = 4096
+"""The most that an attribute of sysfs can hold (Documentation/filesystems/sysfs.rst)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,116 +37,139 @@ class BlockDevice:
         return self.path, *self.links
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listing:
+    """What was found, and what the kernel and the folders of names said then."""
+
+    announced: str = ""
+    changed: tuple[int, ...] = ()
+    links: Mapping[DeviceNumber, list[str]] = field(default_factory=dict)
+    devices: tuple[BlockDevice, ...] = ()
+
+
 @dataclass(slots=True)
 class BlockDevices:
     """Lists them, anew only when the kernel has announced a change since (it counts its announcements), or names have
     come or gone: whether LVM may look at a device is told by its names, and these come a moment after the announcement.
+
+    Paths are plain strings here: every look of every call goes through this.
     """
 
-    sysfs: Path = Path("/sys")
-    dev: Path = Path("/dev")
-    _announced: tuple[str, tuple[int, ...]] = ("", ())
-    _listed: tuple[BlockDevice, ...] = field(default=())
+    sysfs: str = "/sys"
+    dev: str = "/dev"
+    _last: _Listing = field(default_factory=_Listing)
+    """Replaced as a whole: many calls look at the same time."""
 
     def now(self) -> tuple[BlockDevice, ...]:
         """All devices of some size that have a node, sorted by name."""
-        changed = tuple(_changed_at(folder) for folder in (self.dev, *self._folders()))
-        announced = _text(self.sysfs / "kernel/uevent_seqnum"), changed
-        if not announced[0] or announced != self._announced:
-            self._listed = self._list()
-            self._announced = announced
-        return self._listed
+        announced = _text(f"{self.sysfs}/kernel/uevent_seqnum")
+        folders = self._folders()
+        changed = tuple(_changed_at(folder) for folder in (self.dev, *folders))
+        last = self._last
+        if announced and announced == last.announced and changed == last.changed:
+            return last.devices
+        # Links lead elsewhere only after their folder, or that of what they lead to, has changed.
+        links = last.links if changed == last.changed else _links(folders)
+        found = _Listing(announced=announced, changed=changed, links=links, devices=self._list(links))
+        self._last = found
+        return found.devices
 
-    def _list(self) -> tuple[BlockDevice, ...]:
-        entries = sorted((self.sysfs / "class/block").iterdir())
-        links = self._links()
-        found = (self._device(entry, links) for entry in entries if not entry.name.startswith(_NO_DISKS))
+    def _list(self, links: Mapping[DeviceNumber, list[str]]) -> tuple[BlockDevice, ...]:
+        names = sorted(os.listdir(f"{self.sysfs}/class/block"))
+        found = (self._device(name, links) for name in names if not name.startswith(_NO_DISKS))
         return tuple(device for device in found if device is not None)
 
-    def _device(self, entry: Path, links: Mapping[DeviceNumber, list[str]]) -> BlockDevice | None:
-        number, sectors = _text(entry / "dev"), _text(entry / "size")
-        if not number or sectors in ("", "0") or _is_left_out(entry):
+    def _device(self, name: str, links: Mapping[DeviceNumber, list[str]]) -> BlockDevice | None:
+        entry = f"{self.sysfs}/class/block/{name}"
+        shown, sectors = _text(f"{entry}/dev"), _text(f"{entry}/size")
+        if not shown or sectors in ("", "0") or _is_left_out(entry, name):
             return None
-        path = self._node(entry.name, DeviceNumber.parse(number))
-        return (
-            BlockDevice(
-                name=entry.name,
-                path=path,
-                number=DeviceNumber.parse(number),
-                sectors=int(sectors),
-                sequence=_text(entry / "diskseq"),
-                links=tuple(links.get(DeviceNumber.parse(number), ())),
-            )
-            if path is not None
-            else None
+        number = DeviceNumber.parse(shown)
+        path = self._node(name, number)
+        if path is None:
+            return None
+        return BlockDevice(
+            name=name,
+            path=path,
+            number=number,
+            sectors=int(sectors),
+            sequence=_text(f"{entry}/diskseq"),
+            links=tuple(links.get(number, ())),
         )
 
-    def _links(self) -> dict[DeviceNumber, list[str]]:
-        """Names in udev's folders by the device that they lead to. Where no udev runs, /dev/mapper has nodes, not links."""
-        found: dict[DeviceNumber, list[str]] = {}
-        for folder in self._folders():
-            for link in sorted(_entries(folder)):
-                number = _leads_to(link)
-                if number is not None:
-                    found.setdefault(number, []).append(str(link))
-        return found
-
-    def _folders(self) -> list[Path]:
-        return [self.dev / "mapper", self.dev / "block", *_entries(self.dev / "disk")]
+    def _folders(self) -> list[str]:
+        return [f"{self.dev}/mapper", f"{self.dev}/block", *_entries(f"{self.dev}/disk")]
 
     def _node(self, name: str, number: DeviceNumber) -> str | None:
         """The node with the kernel's name (which has `!` for `/`), else any that leads there."""
-        usual = self.dev / name.replace("!", "/")
-        paths = (usual, *(Path(entry.path) for entry in os.scandir(self.dev))) if not _is(usual, number) else (usual,)
-        return next((str(path) for path in paths if _is(path, number)), None)
+        usual = f"{self.dev}/{name.replace('!', '/')}"
+        paths = (usual, *(entry.path for entry in os.scandir(self.dev))) if not _is(usual, number) else (usual,)
+        return next((path for path in paths if _is(path, number)), None)
 
 
-def suspended(name: str, sysfs: Path = Path("/sys")) -> bool:
+def _links(folders: Iterable[str]) -> dict[DeviceNumber, list[str]]:
+    """Names in udev's folders by the device that they lead to. Where no udev runs, /dev/mapper has nodes, not links."""
+    found: dict[DeviceNumber, list[str]] = {}
+    for folder in folders:
+        for link in sorted(_entries(folder)):
+            number = _leads_to(link)
+            if number is not None:
+                found.setdefault(number, []).append(link)
+    return found
+
+
+def suspended(name: str, sysfs: str = "/sys") -> bool:
     """Whether device-mapper holds back everything that is sent to the device."""
-    return name.startswith("dm-") and _text(sysfs / "class/block" / name / "dm/suspended") == "1"
+    return name.startswith("dm-") and _text(f"{sysfs}/class/block/{name}/dm/suspended") == "1"
 
 
-def _is_left_out(entry: Path) -> bool:
-    is_volume = entry.name.startswith("dm-") and _text(entry / "dm/uuid").startswith("LVM-")
-    return is_volume or any(_is_whole(holder) for holder in _entries(entry / "holders"))
+def _is_left_out(entry: str, name: str) -> bool:
+    is_volume = name.startswith("dm-") and _text(f"{entry}/dm/uuid").startswith("LVM-")
+    return is_volume or any(_is_whole(holder) for holder in _entries(f"{entry}/holders"))
 
 
-def _is(path: Path, number: DeviceNumber) -> bool:
+def _is(path: str, number: DeviceNumber) -> bool:
     try:
-        return DeviceNumber.of_block_device(path.lstat()) == number
+        return DeviceNumber.of_block_device(os.lstat(path)) == number
     except OSError:
         return False
 
 
-def _leads_to(link: Path) -> DeviceNumber | None:
+def _leads_to(link: str) -> DeviceNumber | None:
     try:
-        return DeviceNumber.of_block_device(link.stat())
+        return DeviceNumber.of_block_device(os.stat(link))
     except OSError:
         return None
 
 
-def _changed_at(folder: Path) -> int:
+def _changed_at(folder: str) -> int:
     """When a name came or went last, in nanoseconds; 0 for a folder that isn't there."""
     try:
-        return folder.stat().st_mtime_ns
+        return os.stat(folder).st_mtime_ns
     except OSError:
         return 0
 
 
-def _is_whole(holder: Path) -> bool:
-    return holder.name.startswith("md") or _text(holder / "dm/uuid").startswith("mpath-")
+def _is_whole(holder: str) -> bool:
+    return os.path.basename(holder).startswith("md") or _text(f"{holder}/dm/uuid").startswith("mpath-")
 
 
-def _entries(folder: Path) -> list[Path]:
+def _entries(folder: str) -> list[str]:
     try:
-        return list(folder.iterdir())
+        return [f"{folder}/{name}" for name in os.listdir(folder)]
     except OSError:
         return []
 
 
-def _text(file: Path) -> str:
+def _text(file: str) -> str:
     """A file of sysfs; empty when it isn't there, or goes away meanwhile."""
     try:
-        return file.read_text().strip()
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return os.read(descriptor, _ATTRIBUTE_BYTES).decode().strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ A command that writes is never ended because a caller lost patience: half-made v
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ class Lvm:
         self._inactive_at_boot: tuple[str, str] = _SKIP_ACTIVATION
         self._process = LvmProcess(runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent)
         self._devices = devices or BlockDevices().now
+        self._gates: dict[str, threading.Lock] = {}
         self._proved = ProvedReport(self._visible, DiskViews(DiskReader()), allows, self._ask)
 
     def report(self) -> Report:
@@ -84,6 +86,11 @@ class Lvm:
         self._strange = tuple(pv.name for one in report.strangers for pv in one.vg.pvs if not pv.missing)
         return report
 
+    @property
+    def known_groups(self) -> frozenset[str]:
+        """Names of this node's own groups, as far as they were confirmed or used, whether they are here or not."""
+        return self._trust.known
+
     def _visible(self) -> list[BlockDevice]:
         patterns = self._process.patterns()
         return [device for device in self._devices() if filters.takes(patterns, device.names)]
@@ -91,7 +98,8 @@ class Lvm:
     def _ask(self, vg: str, groups: int) -> tuple[VolumeGroup, ...]:
         """LVM's own word on the groups of this name. A single one is asked for by name, so that no other one is locked."""
         argv = (*_REPORT, vg) if groups == 1 else _REPORT
-        said = lvm_report.parse(*self._process.said(argv, _READ_SECONDS, without=self._frozen()))
+        with self._gate(vg):
+            said = lvm_report.parse(*self._process.said(argv, _READ_SECONDS, without=self._frozen()))
         known = tuple(found for found in said.vgs if found.name == vg)
         self._require_not_hidden(vg, {pv.uuid for found in known for pv in found.pvs if pv.missing})
         return known
@@ -180,7 +188,7 @@ class Lvm:
     def _require(self, vg: str, name: str, what: str, right: Callable[[LogicalVolume | None], bool]) -> None:
         """An exit status is no proof. Raises `ToolFailed` unless the group's metadata shows what the command should do."""
         if not right(self._find(vg, name)):
-            raise ToolFailed(f"LVM says that {vg}/{name} was {what}, and the group's metadata shows that it was not")
+            raise _not_done(vg, name, what)
 
     def remove(self, vg: str, name: str) -> None:
         """Remove an inactive LV on which nothing depends.
@@ -195,7 +203,8 @@ class Lvm:
             raise InUse(
                 f"{vg}/{name} has a snapshot, so it is left where it is. Look at lvs -a {vg}; the call is repeated"
             )
-        self._require(vg, name, "removed", lambda lv: lv is None)
+        if left is not None:
+            raise _not_done(vg, name, "removed")
 
     def change_tags(self, vg: str, name: str, *, remove: Sequence[str], add: Sequence[str]) -> None:
         """Change tags of an LV in one metadata change. LVM adds before it removes: no tag may be in both."""
@@ -281,7 +290,17 @@ class Lvm:
         touches no group while two have its name.
         """
         with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
-            self._process.run(argv, _WRITE_SECONDS, hints=hints, without=self._hidden())
+            hidden = self._hidden()
+            with self._gate(vg):
+                self._process.run(argv, _WRITE_SECONDS, hints=hints, without=hidden)
+
+    def _gate(self, vg: str) -> threading.Lock:
+        """Who runs LVM on a group has it: a look takes no turn, and is no reason for a second process of one group."""
+        return self._gates.setdefault(vg, threading.Lock())
+
+
+def _not_done(vg: str, name: str, what: str) -> ToolFailed:
+    return ToolFailed(f"LVM says that {vg}/{name} was {what}, and the group's metadata shows that it was not")
 
 
 def _metadata_size(devices: Sequence[str]) -> tuple[str, str]:

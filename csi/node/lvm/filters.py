@@ -5,8 +5,9 @@ names is accepted, left out when one is rejected and none accepted, and taken wh
 names such as /dev/block/43:0, so nothing may accept all names at the end.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,8 +45,14 @@ class DeviceFilter:
         return found
 
 
-def takes(patterns: Sequence[str], names: Iterable[str]) -> bool:
+def takes(patterns: Iterable[str], names: Iterable[str]) -> bool:
     """Whether LVM takes a device of these names."""
+    return _takes(tuple(patterns), tuple(names))
+
+
+@functools.lru_cache(maxsize=4096)
+def _takes(patterns: tuple[str, ...], names: tuple[str, ...]) -> bool:
+    """Remembered: every look asks it for every device of the node."""
     rejected = False
     for name in names:
         verdict = _verdict(patterns, name)
@@ -64,7 +71,7 @@ def is_rejecting(pattern: str) -> bool:
     return parts[1] == "r"
 
 
-def _verdict(patterns: Sequence[str], name: str) -> str:
+def _verdict(patterns: tuple[str, ...], name: str) -> str:
     for pattern in patterns:
         parts = _PATTERN.fullmatch(pattern)
         if parts is not None and re.search(parts[3], name):

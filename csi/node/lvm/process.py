@@ -35,7 +35,7 @@ class LvmProcess:
         pass_fds: Sequence[int] = (),
     ) -> Result:
         """Run one verb; `without` are disks that it must not look at. See `Runner.run` for what it raises."""
-        text = settings.text(udev=self._udev, patterns=self.patterns(without), hints=hints)
+        text = settings.text(udev=self._udev, patterns=tuple(self.patterns(without)), hints=hints)
         own = {**_ENVIRONMENT, **environment, "LVM_SYSTEM_DIR": str(self._system_dirs.holding(text))}
         # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
         return self._runner.run(["lvm", *argv], timeout=timeout, env=own, pass_fds=pass_fds)

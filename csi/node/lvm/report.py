@@ -5,6 +5,7 @@ attribute strings: lvs(8) and vgs(8).
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -145,7 +146,7 @@ def _lv(raw: _Lv, vg: _Vg) -> LogicalVolume:
         uuid=raw.lv_uuid,
         vg_uuid=vg.vg_uuid,
         size_bytes=int(raw.lv_size),
-        tags=frozenset(tag for tag in raw.lv_tags.split(",") if tag),
+        tags=frozenset(sys.intern(tag) for tag in raw.lv_tags.split(",") if tag),
         partial=raw.lv_attr[8] == "p",
         origin=raw.origin,
         pool=raw.pool_lv,

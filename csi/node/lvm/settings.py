@@ -5,6 +5,7 @@ there would change what a report says or what a command does. So all that the re
 said here, LVM's defaults included, as distributions build LVM with defaults of their own.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from typing import Final
@@ -71,7 +72,8 @@ _REPORT: Final = (
 )  # fmt: skip
 
 
-def text(*, udev: bool, patterns: Sequence[str], hints: bool = False) -> str:
+@functools.lru_cache(maxsize=64)
+def text(*, udev: bool, patterns: tuple[str, ...], hints: bool = False) -> str:
     """The whole `lvm.conf`, with these patterns as its filter of devices.
 
     With `hints` the administrator's own commands are told that disks changed: hints go stale when disks come and go, and

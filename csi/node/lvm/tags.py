@@ -5,7 +5,6 @@ LVM allows letters, digits and `_+.-/=!:&#` in a tag. Readers ignore tags that t
 
 import base64
 import binascii
-import functools
 import json
 import time
 from collections.abc import Callable
@@ -77,7 +76,6 @@ class Unreadable:
     why: str
 
 
-@functools.lru_cache(maxsize=4096)
 def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
     """The volume that an LV is; None for an LV that isn't ours."""
     if OURS not in lv.tags:
@@ -115,11 +113,6 @@ def was_ours(lv: LogicalVolume) -> bool:
 def volumes(report: Report) -> tuple[Volume, ...]:
     """Every volume of this driver on the node whose tags can be read."""
     return tuple(volume for lv in report.lvs if isinstance(volume := decode(lv), Volume))
-
-
-def unreadable(report: Report) -> tuple[Unreadable, ...]:
-    """What is ours on the node, and this version can't read."""
-    return tuple(found for lv in report.lvs if isinstance(found := decode(lv), Unreadable))
 
 
 def _pack(words: tuple[str, ...]) -> str:

@@ -41,6 +41,12 @@ class Trust:
         strangers = tuple(Stranger(vg=vg, why=why) for vg, why in found if why)
         return replace(report, vgs=own, strangers=strangers)
 
+    @property
+    def known(self) -> frozenset[str]:
+        """Names of the groups that are this node's own, whether their disks are here or not."""
+        with self._lock:
+            return frozenset((*self.uuids, *self.pins))
+
     def _why_strange(self, vg: VolumeGroup, report: Report) -> str:
         """Empty for a group of this node."""
         disks = self.pool_disks(vg.name)

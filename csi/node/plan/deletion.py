@@ -17,11 +17,14 @@ def delete(
     *,
     staged_at: str | None = None,
     node_is_right: bool = False,
+    was_given: bool = False,
 ) -> steps.Plan:
     """Steps that wipe and remove the volume. Killed anywhere and repeated, they end the same.
 
     `published` are paths that still show the volume, `staged_at` is where it is staged for guests; `node_is_right` says
-    whether its path in /dev leads to its own device now. Raises `InUse` when there are any, something holds the device, or
+    whether its path in /dev leads to its own device now, `was_given` whether this node remembers that a pod had it.
+
+    Raises `InUse` when there are any, something holds the device, or
     LVM has other things that depend on the volume; and `Refused` when what is to be wiped can't be reached.
     """
     _require_unused(volume, published, staged_at)
@@ -31,7 +34,7 @@ def delete(
     forget: steps.Plan = (steps.ForgetStaged(volume_id=volume.volume_id),) if staged_at is not None else ()
     release = steps.ReleaseDevice(vg=vg, name=name)
     off: steps.Plan = (release,) if volume.live is not None else ()
-    erased = erase.at_deletion(volume)
+    erased = erase.at_deletion(volume, was_given=was_given)
     if not erased:
         # Removing is one change of LVM's: there is no middle that a mark would have to tell of.
         return (*forget, *off, steps.RemoveLV(vg=vg, name=name))

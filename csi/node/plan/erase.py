@@ -50,10 +50,13 @@ def shows_raw_device(volume: Volume, content: Content) -> bool:
             assert_never(content)
 
 
-def at_deletion(volume: Volume) -> tuple[ErasingStep, ...]:
-    """What is erased before a volume is removed; nothing of one that nobody was ever given: it holds nothing of anybody."""
+def at_deletion(volume: Volume, *, was_given: bool = False) -> tuple[ErasingStep, ...]:
+    """What is erased before a volume is removed; nothing of one that nobody was ever given: it holds nothing of anybody.
+
+    `was_given` tells of one that somebody had though its tags, of an old backup, don't say so.
+    """
     device, size = volume.lv.path, volume.lv.size_bytes
-    if volume.holds is None or volume_tags.ABANDON_WIPE in volume.lv.tags:
+    if (volume.holds is None and not was_given) or volume_tags.ABANDON_WIPE in volume.lv.tags:
         return ()
     match volume.wipe:
         case Wipe.NONE:

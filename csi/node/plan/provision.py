@@ -1,6 +1,6 @@
 """CreateVolume: (what LVM shows, what is wanted) to steps, an empty plan being idempotent success; and finding volumes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from csi.core.errors import AlreadyExists, ForeignContent, Refused, Unavailable
 from csi.node.config import NodeConfig
@@ -39,12 +39,8 @@ def by_name(report: Report, name_digest: str) -> Volume | None:
     """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, or it is there with tags that
     this version can't read, `Unavailable` when it may be in a group that can't be looked into.
     """
-    found = _only([volume for volume in volume_tags.volumes(report) if volume.name_digest == name_digest])
-    if found is None:
-        tag = volume_tags.name_tag(name_digest)
-        _require_no_unreadable(report, lambda lv: tag in lv.tags)
-        report.require_readable("the volume of this name", lambda lv: tag in lv.tags)
-    return found
+    tag = volume_tags.name_tag(name_digest)
+    return _found(report, "the volume of this name", lambda lv: tag in lv.tags)
 
 
 def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
@@ -54,10 +50,18 @@ def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     has that name and tags that this version can't read: to call it absent would leak it. Raises `Unavailable` when it may
     be in a group that can't be looked into.
     """
-    found = _only([volume for volume in volume_tags.volumes(report) if volume.volume_id == volume_id])
+    return _found(report, f"volume {volume_id}", lambda lv: lv.name == volume_id)
+
+
+def _found(report: Report, what: str, is_it: Callable[[LogicalVolume], bool]) -> Volume | None:
+    """Reads the tags of those LVs alone that can be it: a node may have a thousand, and each call looks for one."""
+    here = [(lv, volume_tags.decode(lv)) for lv in report.lvs if is_it(lv)]
+    found = _only([volume for _, volume in here if isinstance(volume, Volume)])
     if found is None:
-        _require_no_unreadable(report, lambda lv: lv.name == volume_id)
-        report.require_readable(f"volume {volume_id}", lambda lv: lv.name == volume_id)
+        for _, other in here:
+            if isinstance(other, volume_tags.Unreadable):
+                raise _unreadable(other)
+        report.require_readable(what, is_it)
     return found
 
 
@@ -71,9 +75,12 @@ def _only(found: Sequence[Volume]) -> Volume | None:
     return found[0] if found else None
 
 
-def require_gone(config: NodeConfig, report: Report, volume_id: str) -> None:
-    """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it."""
-    _require_all_groups(config, report, volume_id)
+def require_gone(config: NodeConfig, report: Report, volume_id: str, known: Collection[str] = ()) -> None:
+    """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it.
+
+    `known` are the groups that this node has used.
+    """
+    _require_all_groups(config, report, volume_id, known)
     for lv in report.lvs:
         if lv.name == volume_id and config.allows(lv.vg) and not volume_tags.was_ours(lv):
             raise ForeignContent(
@@ -83,12 +90,19 @@ def require_gone(config: NodeConfig, report: Report, volume_id: str) -> None:
             )
 
 
-def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> None:
-    """Raises `Unavailable` while a group of the configuration is missing: the volume may be in it, so it is not yet known
-    to be gone. Disks may come late after a boot.
+def _require_all_groups(config: NodeConfig, report: Report, volume_id: str, known: Collection[str]) -> None:
+    """Raises `Unavailable` while a group is missing that the configuration names, or that it allows and that was used here:
+    the volume may be in it, so it is not yet known to be gone. Disks may come late after a boot.
     """
     here = {vg.name for vg in report.vgs} | {group.name for group in report.unreadable}
     missing = sorted({vg for pool in config.pools for vg in pool.vgs} - here)
+    late = sorted(vg for vg in known if vg not in here and vg not in missing and config.allows(vg))
+    if late:
+        raise Unavailable(
+            f"volume {volume_id} is not in any group that is here, and volume group {', '.join(late)}, which this node has "
+            "used, is missing. Bring its disks back. If it is gone for good, exclude it in the configuration's listConfig, "
+            "or take its line out of groups.json in kubelet's directory of this driver and restart the driver here"
+        )
     if missing:
         raise Unavailable(
             f"volume {volume_id} is not in any group that is here, and volume group {', '.join(missing)} of this node's "
@@ -96,13 +110,11 @@ def _require_all_groups(config: NodeConfig, report: Report, volume_id: str) -> N
         )
 
 
-def _require_no_unreadable(report: Report, is_it: Callable[[LogicalVolume], bool]) -> None:
-    for found in volume_tags.unreadable(report):
-        if is_it(found.lv):
-            raise Refused(
-                f"logical volume {found.lv.vg}/{found.lv.name} carries this driver's tags, and this version can't read "
-                f"them ({found.why}); was it made by a newer driver? Use that one. Nothing was changed"
-            )
+def _unreadable(found: volume_tags.Unreadable) -> Refused:
+    return Refused(
+        f"logical volume {found.lv.vg}/{found.lv.name} carries this driver's tags, and this version can't read "
+        f"them ({found.why}); was it made by a newer driver? Use that one. Nothing was changed"
+    )
 
 
 def _require_same(existing: Volume, wanted: Wanted) -> None:

@@ -174,7 +174,7 @@ def _make(volume: Volume, wanted: Content) -> steps.Plan:
                     device=device, fstype=filesystem, options=volume.mkfs_options, uuid=volume.filesystem_uuid
                 ),
                 # What mkfs says it made counts only when it can be seen: a disk may lie, and options may make nothing.
-                steps.RequireFilesystem(device=device, fstype=filesystem),
+                steps.RequireFilesystem(device=device, fstype=filesystem, made=volume.filesystem_uuid),
             )
         case Raw() | Sealed():
             return ()

@@ -174,10 +174,14 @@ class MakeFilesystem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequireFilesystem:
-    """Refuse to go on unless the device shows this filesystem: a formatted volume that shows none is a fault to report."""
+    """Refuse to go on unless the device shows this filesystem: a formatted volume that shows none is a fault to report.
+
+    `made` is the UUID of one that was made a moment ago on what was blank: its own superblock is proof enough then.
+    """
 
     device: str
     fstype: Filesystem
+    made: UUID | None = None
 
     def describe(self) -> str:
         """One line for the log."""

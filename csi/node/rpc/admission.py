@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import grpc
 
+from csi.core import process
 from csi.core.errors import Unavailable
 
 _IDENTITY: Final = "/csi.v1.Identity/"
@@ -30,6 +31,10 @@ class Kind(Enum):
     """A pod that ends must not wait for volumes that begin or are deleted."""
     OTHER = "other"
 
+
+_SETTLED_SECONDS: Final = 0.5
+_CROWD: Final = 16
+"""So many calls at once leave memory behind that is worth to be given back."""
 
 _AT_ONCE: Final = {Kind.TEARDOWN: 64, Kind.OTHER: 192}
 """A provisioner works at 100 volumes at once, and kubelet at as many as the node has pods."""
@@ -68,6 +73,7 @@ class Admission(grpc.ServerInterceptor):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[Kind, Counter[str]] = {one: Counter() for one in _AT_ONCE}
+        self._crowded = False
 
     def intercept_service(
         self,
@@ -100,6 +106,7 @@ class Admission(grpc.ServerInterceptor):
                     "disk may not answer: see this node's driver log"
                 )
             calls[name] += 1
+            self._crowded = self._crowded or calls.total() >= _CROWD
         try:
             yield
         finally:
@@ -107,3 +114,10 @@ class Admission(grpc.ServerInterceptor):
                 calls[name] -= 1
                 if not calls[name]:
                     del calls[name]
+                over = self._crowded and not any(self._running.values())
+                self._crowded = self._crowded and not over
+            if over:
+                # A moment later, when gRPC has sent the answers and freed what they took.
+                later = threading.Timer(_SETTLED_SECONDS, process.give_back_memory)
+                later.daemon = True
+                later.start()

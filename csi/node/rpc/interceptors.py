@@ -94,7 +94,7 @@ class Around(grpc.ServerInterceptor):
         if volume_id:
             fields["volume_id"] = volume_id
         started = time.monotonic()
-        with log.context(**fields), caller.waiting(context.is_active):
+        with log.context(**fields), caller.waiting(context.is_active), caller.ranked(_rank(name)):
             _log.log(_level(name), "request", extra={"request": for_log(request)})
             try:
                 answer = behavior(request, context)
@@ -120,6 +120,12 @@ class Around(grpc.ServerInterceptor):
             extra={"code": code.name, "ms": round(seconds * 1000), "error": text},
         )
         context.abort(code, text)
+
+
+def _rank(name: str) -> caller.Rank:
+    if name.startswith("Node"):
+        return caller.Rank.POD
+    return caller.Rank.LAST if name == "DeleteVolume" else caller.Rank.CLAIM
 
 
 def _level(name: str) -> int:
