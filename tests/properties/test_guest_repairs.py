@@ -3,14 +3,16 @@
 Whatever died, the data is there afterwards, and what was whole before is never made worse.
 """
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from csi.broker import rules as register
-from csi.core.errors import Refused, SealedLocalError
+from csi.core.errors import Refused, SealedLocalError, Tampered
 from tests.fakes.sealed_guest import HEADER_BYTES, NOW, RECORD_OFFSETS, Died, Fate, Machine, small_format
 
 ENOUGH = 60
@@ -84,5 +86,18 @@ def test_with_another_header_than_the_registers_nothing_is_written(tmp_path: Pat
     image = bytes(machine.disk.content)
     machine.escrow = machine.escrow[:-1] + b"x"
     with pytest.raises(Refused, match="no copy of the header of volume pvc-1 as it is now"):
+        machine.repair()
+    assert bytes(machine.disk.content) == image
+
+
+def test_a_header_that_the_allow_list_refuses_is_not_written(tmp_path: Path) -> None:
+    machine = damaged(tmp_path, ("copy A", "copy B"))
+    image = bytes(machine.disk.content)
+    machine.escrow = machine.escrow[:-1] + b"x"
+    assert machine.record is not None
+    machine.record = replace(machine.record, header_sha256=hashlib.sha256(machine.escrow).hexdigest(), unwritten=True)
+    record = register.accept_unread(machine.record, nonce="6b" * 32, epoch=machine.epoch, reason="r", now_unix=NOW)
+    machine.record = record
+    with pytest.raises(Tampered, match="behind its keyslot"):
         machine.repair()
     assert bytes(machine.disk.content) == image
