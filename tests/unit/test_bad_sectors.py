@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from csi.core.errors import Refused
 from csi.guest.seal import sealed_device
 
 BLOCK = 4096
@@ -58,3 +59,16 @@ def test_another_error_than_the_mediums_is_no_bad_sector(disk: int, monkeypatch:
     broken(monkeypatch, {3}, errno.EINVAL)
     with pytest.raises(OSError, match="Invalid argument"):
         sealed_device._pread(disk, LENGTH, 0)
+
+
+def test_64_bad_blocks_are_borne_and_not_one_more(disk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch, set(range(0, 128, 2)))
+    assert bytes(sealed_device._pread(disk, LENGTH, 0)).count(b"\xff" * BLOCK) == 64
+    broken(monkeypatch, set(range(0, 130, 2)))
+    with pytest.raises(OSError, match="Input/output error"):
+        sealed_device._pread(disk, LENGTH, 0)
+
+
+def test_a_device_that_ends_early_is_not_used(disk: int) -> None:
+    with pytest.raises(Refused, match="ends before its size"):
+        sealed_device._pread(disk, LENGTH, BLOCK)
