@@ -17,10 +17,10 @@ class Owner:
         """Whether a guest of these workloads that uses the volume as this claim is the owner. A name that the owner has
         not is not compared.
         """
-        of_owner = (self.used_as.namespace, self.used_as.claim)
-        of_guest = (used_as.namespace, used_as.claim)
-        fits = all(mine in (None, theirs) for mine, theirs in zip(of_owner, of_guest, strict=True))
-        return fits and self.workload in workloads
+        mine = self.used_as
+        if mine.namespace not in (None, used_as.namespace) or mine.claim not in (None, used_as.claim):
+            return False
+        return self.workload in workloads
 
     def __str__(self) -> str:
         """For people."""
