@@ -210,7 +210,8 @@ def _held(finding: Finding, store: Store, replaced: Store) -> StoredVolume:
             return replace(older, record=rules.shred(_retired(older.record)), wrapped_secret=None)
         case What.OPENED | What.CHANGED:
             older = store.stored(finding.volume_id)
-            return replace(older, record=_retired(older.record))
+            # Whose it was before a hand-over, it must not be again.
+            return replace(older, record=_retired(older.record), owner=replaced.stored(finding.volume_id).owner)
         case _:
             assert_never(finding.what)
 
