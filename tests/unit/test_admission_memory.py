@@ -8,6 +8,7 @@ import pytest
 from csi.core import process
 from csi.node.rpc.admission import Admission
 
+
 class Now:
     """A timer that does not wait."""
 
