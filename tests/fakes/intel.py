@@ -29,7 +29,7 @@ _AUTHENTICATION_AT = 636
 _QE_REPORT_AT = _AUTHENTICATION_AT + 134
 _QE_DATA_AT = _QE_REPORT_AT + 450
 _SGX_EXTENSION = ObjectIdentifier("1.2.840.113741.1.13.1")
-_FIELDS = {"mrtd": 136, "mrconfigid": 184, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472, "report_data": 520,
+FIELDS = {"mrtd": 136, "mrconfigid": 184, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472, "report_data": 520,
            "attributes": 120}  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def td_report(**changes: bytes) -> bytes:
     """What is signed of a quote."""
     signed = bytearray(QUOTE[:632])
     for name, value in changes.items():
-        at = 48 + _FIELDS[name]
+        at = 48 + FIELDS[name]
         signed[at : at + len(value)] = value
     return bytes(signed)
 

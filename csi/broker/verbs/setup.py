@@ -60,7 +60,8 @@ def serve(arguments: Namespace) -> int:
         if test:
             _log.warning(
                 f"DEVELOPMENT ONLY: {tee} evidence is verified against a test authority instead of {vendor}'s. Whoever has "
-                "its key can claim to be any guest; its evidence is good only while the policy says [tee.sample] allow = true"
+                "its key can claim to be any guest; its evidence is good only while the policy says [tee.sample] "
+                "allow = true"
             )
     server.serve(directory, broker, address)
     return 0
