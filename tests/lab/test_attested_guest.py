@@ -1,7 +1,7 @@
 """A confidential guest VM that attests by the kernel's files: TDX and SEV-SNP from the first format to the last refusal.
 
-The chips are made up, and the broker is told to trust their makers; everything from the guest's command on is what runs on a
-real machine. The node's volume, dm-crypt, the VM and its kernel are real.
+The chips are made up, and the broker is told to trust their makers; everything from the guest's command on is what runs
+on a real machine. The node's volume, dm-crypt, the VM and its kernel are real.
 """
 
 import dataclasses
