@@ -75,9 +75,13 @@ class World:
             chip = intel.chip(**({"mrconfigid": digest(text, 48)} | changes))
         return Guest(self.node, text, chip=chip).boot()
 
-    def refused(self, guest: Guest, device: str, status: int, policy: str = POLICY_PATH) -> str:
+    def tcb(self, status: str) -> None:
+        """Import collateral that says this of the TDX platform."""
+        collateral = intel.collateral_json(now=dt.datetime.now(dt.UTC), status=status)
+        self.broker.collateral(collateral, self.options[-1])
+
+    def refused(self, guest: Guest, device: str, inside: str, status: int, policy: str = POLICY_PATH) -> str:
         """Try to open the volume; answers what the guest says."""
-        inside = guest.plug(device)
         arguments = ["open", "--policy", policy, "--volume", device.rpartition("/")[2], "--device", inside]
         done = guest.sealed_local(*arguments, check=False)
         said = done.stderr.decode()
@@ -96,10 +100,11 @@ def world(node: Node, driver: Driver) -> Iterator[World]:
     snp, tdx = f"{broker.folder}/amd.pem", f"{broker.folder}/intel.pem"
     node.write(snp, _CHIP.authorities())
     node.write(tdx, intel.pem(intel.root()).encode())
-    broker.collateral(intel.collateral_json(now=dt.datetime.now(dt.UTC)), tdx)
     options = ("--snp-test-authority", snp, "--tdx-test-authority", tdx)
+    made = World(node, driver, broker, options, measured)
+    made.tcb("UpToDate")
     broker.start(*options)
-    yield World(node, driver, broker, options, measured)
+    yield made
     broker.stop()
 
 
@@ -142,15 +147,20 @@ def test_the_measured_guest_formats_writes_and_reopens_and_every_other_is_refuse
     first.sealed_local("close", "--volume", volume)
     first.kill()
     for what, (guest, status, said) in _cheats(world, kind).items():
-        assert said in world.refused(guest, device, status), what
+        assert said in world.refused(guest, device, guest.plug(device), status), what
         guest.kill()
     second = world.guest(kind)
+    inside = second.plug(device)
+    if kind == "tdx":
+        world.tcb("OutOfDate")
+        said = world.refused(second, device, inside, _NOT_RELEASED)
+        assert "tcb_status does not list OutOfDate" in said
+        world.tcb("UpToDate")
     second.write("/run/sealed-local/replaced.toml", init_data(world.broker, note="replaced").encode())
     register = {"tdx": "MRCONFIGID", "snp": "HOSTDATA"}[kind]
-    said = world.refused(second, device, _REFUSED, "/run/sealed-local/replaced.toml")
+    said = world.refused(second, device, inside, _REFUSED, "/run/sealed-local/replaced.toml")
     assert f"not the one that this guest was started with: {register} holds" in said
-    inside = second.run(["/usr/bin/ls", "/sys/block"]).text.split()[-1]
-    opened = json.loads(second.open(volume, f"/dev/{inside}").stdout)
+    opened = json.loads(second.open(volume, inside).stdout)
     assert (opened["formatted_now"], second.read(_FILE)) == (False, b"by an attested guest")
     second.sealed_local("close", "--volume", volume)
     second.kill()
