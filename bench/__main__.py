@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from lab.sealed import Broker, init_data
 
 _ROUNDS = 7
 _DISK = 16 * 1024 * MIB
+_SETTLED_SECONDS = 2.0
 _SIZE = 64 * MIB
 _SMALL = 8 * MIB
 _AROUND, _CROWD = 50, 750
@@ -131,6 +133,8 @@ class Bench:
             )
 
     def _memory(self, what: str, peers: Mapping[str, int] | None = None) -> None:
+        # What the process keeps is meant, not what it uses for a moment.
+        time.sleep(_SETTLED_SECONDS)
         found = self.bare("memory", pid=self.driver.pid)
         also = "".join(f", {name} {mib}" for name, mib in (peers or {}).items())
         self.note(f"{what} ({found['threads']} threads{also})", found["rss"] / 1024, None, 50, "MiB")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -82,11 +83,21 @@ class LocalRunner:
         full = (*self._prefix, *argv)
         self._stuck.require_few(argv[0])
         started = time.monotonic()
-        child = _start(full, {**_BASE_ENVIRONMENT, **(env or {})}, tuple(pass_fds))
-        try:
-            stdout, stderr = _finish(child, full, stdin, timeout)
-        finally:
-            self._stuck.add(argv[0], child)
+        data = stdin.reveal() if isinstance(stdin, Secret) else stdin
+        environment = {**_BASE_ENVIRONMENT, **(env or {})}
+        with contextlib.ExitStack() as files:
+            streams = _Pipes() if data else _Memory(files)
+            child = _start(full, environment, tuple(pass_fds), streams)
+            try:
+                stdout, stderr = streams.finish(child, data, timeout)
+            except subprocess.TimeoutExpired:
+                _kill_group(child)
+                raise CommandTimeout(full, timeout) from None
+            except BaseException:
+                _kill_group(child)
+                raise
+            finally:
+                self._stuck.add(argv[0], child)
         result = Result(argv=full, returncode=child.returncode, stdout=stdout, stderr=stderr)
         _log.debug(
             "command",
@@ -129,14 +140,63 @@ class _Stuck:
             )
 
 
-def _start(argv: tuple[str, ...], environment: dict[str, str], pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+class _Pipes:
+    """For a command that is given something: it gets that, and its output is taken, through pipes."""
+
+    stdin = stdout = stderr = subprocess.PIPE
+
+    def finish(self, child: subprocess.Popen[bytes], data: bytes, timeout: float) -> tuple[bytes, bytes]:
+        """Standard output and standard error. Raises `subprocess.TimeoutExpired`."""
+        return child.communicate(data, timeout=timeout)
+
+
+class _Memory:
+    """For a command that is given nothing: its output lies in files in memory, so that only its end is waited for, by the
+    kernel's word and not by looking again and again. They last as long as `files`.
+    """
+
+    stdin = subprocess.DEVNULL
+
+    def __init__(self, files: contextlib.ExitStack) -> None:
+        self._stdout = files.enter_context(os.fdopen(os.memfd_create("stdout"), "rb"))
+        self._stderr = files.enter_context(os.fdopen(os.memfd_create("stderr"), "rb"))
+        self.stdout, self.stderr = self._stdout.fileno(), self._stderr.fileno()
+
+    def finish(self, child: subprocess.Popen[bytes], _: bytes, timeout: float) -> tuple[bytes, bytes]:
+        """See `_Pipes.finish`."""
+        _wait(child, timeout)
+        self._stdout.seek(0)
+        self._stderr.seek(0)
+        return self._stdout.read(), self._stderr.read()
+
+
+def _wait(child: subprocess.Popen[bytes], timeout: float) -> None:
+    """Raises `subprocess.TimeoutExpired`."""
+    try:
+        descriptor = os.pidfd_open(child.pid)
+    except OSError:
+        # Linux before 5.3, or a filter that knows no such call.
+        child.wait(timeout)
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(timeout * 1000)
+    finally:
+        os.close(descriptor)
+    child.wait(0)
+
+
+def _start(
+    argv: tuple[str, ...], environment: dict[str, str], pass_fds: tuple[int, ...], streams: _Pipes | _Memory
+) -> subprocess.Popen[bytes]:
     try:
         # A process group of its own, so that a time-out ends children of the command too.
         return subprocess.Popen(
             argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdin=streams.stdin,
+            stdout=streams.stdout,
+            stderr=streams.stderr,
             env=environment,
             pass_fds=pass_fds,
             process_group=0,
@@ -145,20 +205,6 @@ def _start(argv: tuple[str, ...], environment: dict[str, str], pass_fds: tuple[i
         raise ToolFailed(f"{argv[0]}: not found on PATH; install the package that holds it") from error
     except OSError as error:
         raise ToolFailed(f"{argv[0]}: can't be started: {error.strerror}") from error
-
-
-def _finish(
-    child: subprocess.Popen[bytes], argv: tuple[str, ...], stdin: bytes | Secret, timeout: float
-) -> tuple[bytes, bytes]:
-    data = stdin.reveal() if isinstance(stdin, Secret) else stdin
-    try:
-        return child.communicate(data, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        _kill_group(child)
-        raise CommandTimeout(argv, timeout) from None
-    except BaseException:
-        _kill_group(child)
-        raise
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

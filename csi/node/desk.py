@@ -295,6 +295,7 @@ def real(settings: Settings) -> Desk:
     lvm = Lvm(
         runner,
         udev=config.udev,
+        elsewhere=bool(settings.lvm_prefix),
         lock_file=settings.state_dir / "lvm.lock",
         device_filter=config.device_filter,
         allows=config.allows,

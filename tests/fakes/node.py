@@ -145,6 +145,11 @@ class Node:
         self.loops.clear()
         self._late.clear()
 
+    @property
+    def known_groups(self) -> frozenset[str]:
+        """Its groups are always here."""
+        return frozenset()
+
     def report(self) -> Report:
         """What LVM would show."""
         self._settle()

@@ -68,7 +68,10 @@ class World:
         carry_out: Callable[[Any], None] = lambda step: self.node.apply((step,))  # noqa: E731
         return Process(
             settings=SimpleNamespace(
-                state_dir=self.folder, config=_CONFIG, kubelet_dir=PurePosixPath(self.folder), driver_name="d"
+                state_dir=self.folder,
+                config=_CONFIG,
+                kubelet_dir=PurePosixPath(self.folder),
+                plugin_dir=self.folder / "plugins" / "d",
             ),  # type: ignore[arg-type]
             runner=None,  # type: ignore[arg-type]
             lvm=self.node,  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ JOB = ("csi/node/jobs.py", '    DELETE = "delete"\n', '    DELETE = "delete"\n  
 
 ADDED = {
     "a kind of job": (JOB, {"csi/node/erasing.py _settle"}),
-    "a filesystem": (FILESYSTEM, {"csi/core/filesystem.py traits"}),
+    "a filesystem": (FILESYSTEM, {"csi/core/filesystem.py traits", "csi/node/filesystem_use.py holds"}),
     "a profile": (
         PROFILE,
         {

@@ -139,11 +139,21 @@ def test_lvm_that_does_not_see_the_settings_ends_the_start(tmp_path: Path) -> No
         Lvm(ReadsNoSettings(), udev=False, lock_file=tmp_path / "lock").version()
 
 
+@pytest.mark.parametrize("runs", [True, False])
 @pytest.mark.parametrize("udev", [True, False])
-def test_udev_is_used_where_it_runs_and_never_waited_for_elsewhere(udev: bool, tmp_path: Path) -> None:
+def test_udev_is_waited_for_where_that_is_configured_alone_and_its_list_taken_where_it_runs(
+    udev: bool, runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csi.node.lvm.process._UDEV_SOCKET", tmp_path if runs else tmp_path / "none")
     settings = told("version", tmp_path, udev=udev)
-    for name in ("devices/obtain_device_list_from_udev", "activation/udev_sync", "activation/udev_rules"):
+    for name in ("activation/udev_sync", "activation/udev_rules"):
         assert settings[name] == str(int(udev))
+    assert settings["devices/obtain_device_list_from_udev"] == str(int(udev or runs))
+
+
+def test_what_lies_here_says_nothing_of_where_a_prefix_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csi.node.lvm.process._UDEV_SOCKET", tmp_path)
+    assert told("version", tmp_path, elsewhere=True)["devices/obtain_device_list_from_udev"] == "0"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a command gets from us, and what remains of it: nothing of our environment, no descriptors, no children."""
 
+import errno
 import os
 import subprocess
 import time
@@ -76,13 +77,14 @@ def ends(pid: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("stdin", [b"", b"given"], ids=["given nothing", "given something"])
 @pytest.mark.parametrize(
     ("cause", "raised"),
     [(subprocess.TimeoutExpired("sh", 1), CommandTimeout), (KeyboardInterrupt(), KeyboardInterrupt)],
     ids=["time is up", "interrupted"],
 )
 def test_a_command_that_is_given_up_is_killed_with_its_children(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, raised: type[BaseException]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, raised: type[BaseException], stdin: bytes
 ) -> None:
     pids = tmp_path / "pids"
     script = f"sleep 1000 & echo $! $$ > {pids}.new; mv {pids}.new {pids}; wait"
@@ -100,7 +102,31 @@ def test_a_command_that_is_given_up_is_killed_with_its_children(
                 raise cause
             return super().communicate(*given, **more)
 
-    monkeypatch.setattr(command.subprocess, "Popen", GivenUp)
+    def given_up(*_: Any) -> None:
+        while not pids.exists():
+            time.sleep(0.01)
+        raise cause
+
+    monkeypatch.setattr(command.subprocess, "Popen", GivenUp if stdin else subprocess.Popen)
+    monkeypatch.setattr(command, "_wait", given_up)
     with pytest.raises(raised):
-        LocalRunner().run(["sh", "-c", script], timeout=100)
+        LocalRunner().run(["sh", "-c", script], timeout=100, stdin=stdin)
     assert all(ends(int(pid)) for pid in pids.read_text().split())
+
+
+def test_where_the_kernel_has_no_descriptors_of_processes_their_end_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(command.os, "pidfd_open", none)
+    assert LocalRunner().run(["sh", "-c", "echo out; echo err >&2"], timeout=100).stdout == b"out\n"
+    with pytest.raises(CommandTimeout):
+        LocalRunner().run(["sleep", "100"], timeout=0.1)
+
+
+def test_a_command_ends_in_time_though_a_child_of_it_goes_on_with_its_output_open() -> None:
+    began = time.monotonic()
+    assert LocalRunner().run(["sh", "-c", "sleep 60 & echo out"], timeout=100).stdout == b"out\n"
+    assert time.monotonic() - began < 30

@@ -66,12 +66,15 @@ class Lvm:
         allows: Callable[[str], bool] = lambda _: True,
         trust: Trust | None = None,
         devices: Callable[[], Sequence[BlockDevice]] | None = None,
+        elsewhere: bool = False,
     ) -> None:
         self.turns = Turns(lock_file)
         self._trust = trust or Trust()
         self._strange: tuple[str, ...] = ()
         self._inactive_at_boot: tuple[str, str] = _SKIP_ACTIVATION
-        self._process = LvmProcess(runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent)
+        self._process = LvmProcess(
+            runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent, elsewhere=elsewhere
+        )
         self._devices = devices or BlockDevices().now
         self._gates: dict[str, threading.Lock] = {}
         self._proved = ProvedReport(self._visible, DiskViews(DiskReader()), allows, self._ask)

@@ -101,6 +101,8 @@ class DiskReader:
             except OSError as error:
                 job.result = Trouble(f"{job.place.path} can't be read: {error.strerror}")
             job.done.set()
+            # A text may be large, and the next job may come much later.
+            del job
 
 
 def _read(place: Place) -> bytes | Trouble:

@@ -4,6 +4,7 @@ Only what this driver itself makes is understood: linear and striped volumes on 
 pool, a mirror, a key or a flag that isn't listed here (another version of LVM) is for LVM to explain.
 """
 
+import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ Used = dict[str, list[tuple[int, int]]]
 _POLICY: Final = AllocationPolicy.NORMAL
 """What LVM leaves out of the text."""
 _VOLUMES: Final = "logical_volumes"
-_NOTHING: Final[Mapping[tuple[int, str], "ReadVolume"]] = MappingProxyType({})
+_NOTHING: Final[Mapping[tuple[int, bytes], "ReadVolume"]] = MappingProxyType({})
 _CONTENTS: Final = {"contents": "Text Format Volume Group", "version": 1}
 _AROUND: Final = frozenset({"contents", "version", "description", "creation_host", "creation_time"})
 _VG_KEYS: Final = frozenset(
@@ -70,8 +71,10 @@ class ReadVolume:
     used: Used
 
 
-Remembered = Mapping[tuple[int, str], ReadVolume]
-"""Volumes by extent size and text. Of a group with many volumes a commit changes one."""
+Remembered = Mapping[tuple[int, bytes], ReadVolume]
+"""Volumes by extent size and the digest of their text, which itself would be half of a node's memory of its volumes. Of a
+group with many volumes a commit changes one.
+"""
 
 
 def volume_group(text: bytes, known: VolumeGroup, remembered: Remembered = _NOTHING) -> tuple[VolumeGroup, Remembered]:
@@ -83,7 +86,11 @@ def volume_group(text: bytes, known: VolumeGroup, remembered: Remembered = _NOTH
     frame, parts = metadata_text.cut(text, _VOLUMES)
     group = _frame(metadata_text.parse(frame), known)
     size = _number(group, "extent_size")
-    read = {(size, part): remembered.get((size, part)) or _volume(part, known, size) for part in parts}
+    digests = [(size, hashlib.sha256(part.encode()).digest()) for part in parts]
+    read = {
+        digest: remembered.get(digest) or _volume(part, known, size)
+        for digest, part in zip(digests, parts, strict=True)
+    }
     volumes = sorted((volume.lv for volume in read.values()), key=lambda lv: lv.name)
     if len({lv.name for lv in volumes}) != len(parts):
         raise NotUnderstood(f"group {known.name} has two volumes of one name")

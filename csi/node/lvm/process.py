@@ -12,16 +12,20 @@ from csi.node.lvm import settings
 from csi.node.lvm.filters import DeviceFilter
 from csi.node.lvm.system_dir import SystemDirs
 
+_UDEV_SOCKET: Final = Path("/run/udev/control")
 _ENVIRONMENT: Final = {"LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
 class LvmProcess:
-    """Runs `lvm`. `state_dir` is where the folders of settings lie."""
+    """Runs `lvm`. `state_dir` is where the folders of settings lie; `elsewhere` says that it runs among other files."""
 
-    def __init__(self, runner: Runner, *, udev: bool, device_filter: DeviceFilter, state_dir: Path) -> None:
+    def __init__(
+        self, runner: Runner, *, udev: bool, device_filter: DeviceFilter, state_dir: Path, elsewhere: bool = False
+    ) -> None:
         self._runner = runner
         self._udev = udev
         self._filter = device_filter
+        self._elsewhere = elsewhere
         self._system_dirs = SystemDirs(state_dir)
 
     def run(
@@ -35,10 +39,15 @@ class LvmProcess:
         pass_fds: Sequence[int] = (),
     ) -> Result:
         """Run one verb; `without` are disks that it must not look at. See `Runner.run` for what it raises."""
-        text = settings.text(udev=self._udev, patterns=tuple(self.patterns(without)), hints=hints)
+        patterns = tuple(self.patterns(without))
+        text = settings.text(udev=self._udev, patterns=patterns, hints=hints, listed=self._is_listed())
         own = {**_ENVIRONMENT, **environment, "LVM_SYSTEM_DIR": str(self._system_dirs.holding(text))}
         # stdin is empty, so a prompt that --yes does not answer ends the command instead of hanging it.
         return self._runner.run(["lvm", *argv], timeout=timeout, env=own, pass_fds=pass_fds)
+
+    def _is_listed(self) -> bool:
+        """Whether a udev runs here whose names LVM can read: its socket is beside them. Elsewhere nobody knows."""
+        return not self._elsewhere and _UDEV_SOCKET.exists()
 
     def said(self, argv: Sequence[str], timeout: float, *, without: Iterable[str] = ()) -> tuple[bytes, bytes]:
         """A report alone, and what LVM wrote to standard error meanwhile. Standard output also carries what LVM says of

@@ -73,11 +73,12 @@ _REPORT: Final = (
 
 
 @functools.lru_cache(maxsize=64)
-def text(*, udev: bool, patterns: tuple[str, ...], hints: bool = False) -> str:
+def text(*, udev: bool, patterns: tuple[str, ...], hints: bool = False, listed: bool = False) -> str:
     """The whole `lvm.conf`, with these patterns as its filter of devices.
 
     With `hints` the administrator's own commands are told that disks changed: hints go stale when disks come and go, and
-    a scan costs milliseconds, so no other command uses them.
+    a scan costs milliseconds, so no other command uses them. `listed` says that udev's list of devices and their names is
+    there to be read, which saves a walk through all of /dev.
     """
     on = int(udev)
     sections = {
@@ -85,7 +86,7 @@ def text(*, udev: bool, patterns: tuple[str, ...], hints: bool = False) -> str:
         "config": ("checks=0",),
         "devices": (
             *_DEVICES,
-            f"obtain_device_list_from_udev={on}",
+            f"obtain_device_list_from_udev={int(udev or listed)}",
             f'hints="{"all" if hints else "none"}"',
             f"global_filter=[{','.join(json.dumps(pattern) for pattern in patterns)}]",
         ),

@@ -5,7 +5,6 @@ LVM allows letters, digits and `_+.-/=!:&#` in a tag. Readers ignore tags that t
 
 import base64
 import binascii
-import functools
 import json
 import time
 from collections.abc import Callable
@@ -77,7 +76,6 @@ class Unreadable:
     why: str
 
 
-@functools.lru_cache(maxsize=4096)
 def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
     """The volume that an LV is; None for an LV that isn't ours."""
     if OURS not in lv.tags:

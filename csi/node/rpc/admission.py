@@ -32,6 +32,7 @@ class Kind(Enum):
     OTHER = "other"
 
 
+_SETTLED_SECONDS: Final = 0.5
 _CROWD: Final = 16
 """So many calls at once leave memory behind that is worth to be given back."""
 
@@ -116,4 +117,7 @@ class Admission(grpc.ServerInterceptor):
                 over = self._crowded and not any(self._running.values())
                 self._crowded = self._crowded and not over
             if over:
-                process.give_back_memory()
+                # A moment later, when gRPC has sent the answers and freed what they took.
+                later = threading.Timer(_SETTLED_SECONDS, process.give_back_memory)
+                later.daemon = True
+                later.start()
