@@ -296,3 +296,16 @@ def test_a_report_over_other_data_says_nothing_of_this_guest(served: Agent, wron
 
 def test_the_agent_s_place_is_the_one_that_guest_images_have() -> None:
     assert agent.ADDRESS == ("127.0.0.1", 8006)
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(0x81, False), (0x00, True)])
+def test_a_td_report_over_other_data_or_of_another_kind_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, asked: bool
+) -> None:
+    def answer(_: int, __: int, request: bytearray) -> None:
+        request[64] = kind
+        request[64 + 128 : 64 + 192] = request[:64] if asked else bytes(64)
+
+    monkeypatch.setattr(tdx.fcntl, "ioctl", answer)
+    with pytest.raises(Refused, match="not the TD report that was asked for"):
+        tdx.configuration(tmp_path / "measurements", Path("/dev/null"))
