@@ -6,6 +6,7 @@ travel in a second, tiny archive that the launcher appends, so that an edit rebu
 
 import compileall
 import hashlib
+import lzma
 import os
 import py_compile
 import re
@@ -27,13 +28,18 @@ _PROGRAMS = (
 )  # fmt: skip
 _LINKS = {"/usr/sbin/mkfs.ext4": "mke2fs", "/usr/bin/python3": "python3.11"}
 _MODULES = (
-    "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "dm-crypt", "xts", "ecb",
+    "configfs", "tsm", "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "dm-crypt",
+    "xts", "ecb",
 )  # fmt: skip
 _DISTRIBUTIONS = ("cryptography", "cffi", "msgspec", "pyudev", "rfc8785")
 _UNUSED_STDLIB = (
     "test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils", "venv", "unittest",
     "sqlite3", "curses", "dbm", "wsgiref", "xmlrpc", "__phello__", "config-3.11-x86_64-linux-gnu", "multiprocessing",
 )  # fmt: skip
+_KERNEL = "6.12"
+"""The first long-term kernel with configfs-tsm; Debian 12's own, 6.1, has none."""
+_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_LAB_CODE = ("guest_agent.py", "tee.py", "fuse.py")
 _SITE = "usr/lib/python3/dist-packages"
 _FOLDERS = (
     "proc", "sys", "dev", "run", "tmp", "data", "mnt", "root", "etc", "usr/bin", "usr/sbin", "usr/lib",
@@ -91,7 +97,8 @@ def own_code() -> dict[str, bytes]:
         folder = Path(made)
         shutil.copytree(REPOSITORY / "csi", folder / "csi", ignore=shutil.ignore_patterns("__pycache__"))
         _run(sys.executable, str(REPOSITORY / "scripts/reached.py"), str(folder), "guest")
-        shutil.copy(REPOSITORY / "lab/guest_agent.py", folder / "guest_agent.py")
+        for name in _LAB_CODE:
+            shutil.copy(REPOSITORY / "lab" / name, folder / name)
         _compile(folder)
         return {f"extra/python/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*.pyc")}
 
@@ -202,27 +209,41 @@ def _initramfs(unpacked: Path, version: str) -> bytes:
     order: list[str] = []
     for line in (modules / "modules.dep").read_text().splitlines():
         name, _, needs = line.partition(":")
-        if Path(name).stem in _MODULES:
+        if Path(name).name.partition(".")[0] in _MODULES:
             order += [*reversed(needs.split()), name]
     names = list(dict.fromkeys(order))
     for name in names:
-        tree[f"modules/{Path(name).name}"] = (modules / name).read_bytes()
-    tree["modules/order"] = "\n".join(Path(name).name for name in names).encode() + b"\n"
+        tree[f"modules/{Path(name).stem}"] = lzma.decompress((modules / name).read_bytes())
+    tree["modules/order"] = "\n".join(Path(name).stem for name in names).encode() + b"\n"
     return archive(tree, frozenset({"bin/busybox", "init"}))
 
 
 def _kernel_package() -> Path:
-    """Debian's cloud kernel, downloaded once and never installed."""
-    folder = CACHE / "debs"
+    """Debian's cloud kernel of the version that this guest is for, downloaded once and never installed."""
+    folder = CACHE / f"linux-{_KERNEL}"
     folder.mkdir(parents=True, exist_ok=True)
-    found = sorted(folder.glob("linux-image-*.deb"))
-    if not found:
-        depends = _output("apt-cache", "depends", "linux-image-cloud-amd64")
-        name = next(word for word in depends.split() if word.startswith("linux-image-") and word[12].isdigit())
-        print(f"lab: downloading {name}", flush=True)
-        subprocess.run(["apt-get", "-q", "download", name], cwd=folder, check=True, capture_output=True)
-        found = sorted(folder.glob("linux-image-*.deb"))
+    if not (found := _downloaded(folder)):
+        options = _backports(folder)
+        print(f"lab: downloading Linux {_KERNEL} from Debian's backports", flush=True)
+        _run("apt-get", *options, "-q", "update")
+        depends = _output("apt-cache", *options, "depends", "linux-image-cloud-amd64")
+        name = next(word for word in depends.split() if word.startswith(f"linux-image-{_KERNEL}."))
+        subprocess.run(["apt-get", *options, "-q", "download", name], cwd=folder, check=True, capture_output=True)
+        found = _downloaded(folder)
     return found[-1]
+
+
+def _downloaded(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"linux-image-{_KERNEL}.*.deb"))
+
+
+def _backports(folder: Path) -> list[str]:
+    """Lists of their own, so that the machine's stay as they are."""
+    lists, source = folder / "lists", folder / "backports.list"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    source.write_text(f"deb [signed-by={_KEYRING}] http://deb.debian.org/debian bookworm-backports main\n")
+    places = {"Dir::Etc::sourcelist": source, "Dir::Etc::sourceparts": "/dev/null", "Dir::State::lists": lists}
+    return [word for name, value in places.items() for word in ("-o", f"{name}={value}")]
 
 
 def _run(*argv: str) -> None:

@@ -5,7 +5,7 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,14 @@ from lab import guest_image
 from lab.kata import Rules
 from lab.node import Node, Result
 
+_PLAY_TEE = """
+set -e
+/usr/bin/python3 /run/sealed-local/python/tee.pyc /run/sealed-local/chip.json /sys/kernel/config
+if [ -e /sys/kernel/config/tdx_guest ]; then
+    : > /dev/tdx_guest
+    mount --bind /sys/kernel/config/tdx_guest /dev/tdx_guest
+fi
+"""
 _numbers = itertools.count(1)
 BROKER_PORT = 8443
 POLICY_PATH = "/run/sealed-local/initdata.toml"
@@ -61,16 +69,25 @@ class Broker:
 
     def allow(self, *init_data: str) -> None:
         """Write the policy that releases keys to guests with exactly these init-data texts."""
-        digests = []
-        for number, text in enumerate(init_data):
-            path = f"{self.folder}/initdata-{number}.toml"
-            self.node.write(path, text.encode())
-            digests.append(self._command("init-data", path).text.split()[0])
+        digests = [self.digest(text) for text in init_data]
         self.node.write(f"{self.folder}/policy.toml", _BROKER_POLICY.format(digests=json.dumps(digests)).encode())
 
-    def start(self) -> None:
+    def collateral(self, content: str, authority: str) -> None:
+        """Import Intel's collateral below a test authority."""
+        path = f"{self.folder}/collateral.json"
+        self.node.write(path, content.encode())
+        self._command("collateral", "import", path, "--dir", self.folder, "--tdx-test-authority", authority)
+
+    def digest(self, text: str) -> str:
+        """The digest of an init-data text, as the policy has it."""
+        path = f"{self.folder}/initdata.toml"
+        self.node.write(path, text.encode())
+        return self._command("init-data", path).text.split()[0]
+
+    def start(self, *options: str) -> None:
         """Serve."""
-        argv = [sys.executable, "-m", "csi", "broker", "serve", self.folder, "--listen", f"127.0.0.1:{self.port}"]
+        listen = f"127.0.0.1:{self.port}"
+        argv = [sys.executable, "-m", "csi", "broker", "serve", self.folder, "--listen", listen, *options]
         self._pid = self.node.spawn(argv, self.log)
         self.node.call("lab.sealed:wait_for_port", port=self.port)
 
@@ -109,11 +126,14 @@ def init_data(broker: Broker, *, access: str = "rw", note: str = "", host: str =
 class Guest:
     """A confidential guest VM in the node, with its init-data as part of what is measured."""
 
-    def __init__(self, node: Node, measured: str, *, memory_mib: int = 384) -> None:
+    def __init__(
+        self, node: Node, measured: str, *, memory_mib: int = 384, chip: Mapping[str, object] | None = None
+    ) -> None:
         self.node = node
         self.name = f"guest{next(_numbers)}"
         self.log = f"{node.shared}/{self.name}.log"
         self._measured = measured
+        self._chip = chip
         self._memory = memory_mib
         self.boot_seconds = 0.0
 
@@ -122,6 +142,8 @@ class Guest:
         image = {key: str(value) for key, value in asdict(guest_image.build()).items()}
         extra = self.node.shared / f"{self.name}.cpio"
         files = guest_image.own_code() | {"extra/initdata.toml": self._measured.encode()}
+        if self._chip is not None:
+            files["extra/chip.json"] = json.dumps(self._chip).encode()
         extra.write_bytes(guest_image.archive(files))
         self.boot_seconds = self.node.call(
             "lab.vm:start",
@@ -131,6 +153,8 @@ class Guest:
             memory_mib=self._memory,
             log=self.log,
         )
+        if self._chip is not None:
+            self.run(["/bin/sh", "-c", _PLAY_TEE])
         return self
 
     def hand_over(self, target_path: str, rules: Rules = Rules.RS, driver: str = "virtio-scsi") -> dict[str, Any]:

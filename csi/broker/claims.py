@@ -79,7 +79,7 @@ class TdAttributes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TdxClaims:
-    """A TD report whose quote verified against Intel's collateral.
+    """A TD report whose quote verified against Intel's collateral, or that of somebody's tests (`test_authority`).
 
     `init_data` is the digest of the text that the guest showed and that MRCONFIGID carries; None when it showed none.
     """
@@ -103,6 +103,7 @@ class TdxClaims:
     tcb_evaluation: int
     fmspc: str
     init_data: str | None
+    test_authority: bool = False
 
     @property
     def tee(self) -> str:

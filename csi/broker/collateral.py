@@ -14,6 +14,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from csi.broker.verifiers.intel_chain import INTEL, IntelRoot
 from csi.broker.verifiers.snp_chain import Roots, common_name, load_der
 from csi.broker.verifiers.tdx_collateral import TdxCollateral
 from csi.core.errors import InvalidInput, NotReleased, Refused
@@ -39,6 +40,7 @@ class CollateralFolder:
 
     root: Path
     roots: Roots = field(default_factory=Roots.of_amd)
+    intel: IntelRoot = INTEL
     _read: dict[str, tuple[tuple[int, int], TdxCollateral]] = field(default_factory=dict)
 
     def tdx(self, fmspc: str, ca: str) -> TdxCollateral | None:
@@ -51,7 +53,7 @@ class CollateralFolder:
             state = path.stat()
             known = self._read.get(name)
             if known is None or known[0] != (state.st_mtime_ns, state.st_size):
-                known = (state.st_mtime_ns, state.st_size), _tdx(path)
+                known = (state.st_mtime_ns, state.st_size), self._tdx(path)
                 self._read[name] = known
         except (FileNotFoundError, InvalidInput):
             return None
@@ -65,7 +67,7 @@ class CollateralFolder:
 
     def entries(self) -> list[Entry]:
         """Everything that is there; raises `InvalidInput` for a file that is not what was imported."""
-        tdx = [_entry(path, _tdx(path)) for path in self._files(_TDX)]
+        tdx = [_entry(path, self._tdx(path)) for path in self._files(_TDX)]
         return tdx + [
             _amd_entry(path, one) for path in self._files(_AMD) for one in _certificates(path.read_bytes(), "")
         ]
@@ -79,7 +81,7 @@ class CollateralFolder:
         raise InvalidInput("collateral", "neither JSON (Intel's collateral for TDX) nor PEM (AMD's VLEK chain)")
 
     def _add_tdx(self, content: bytes, now: dt.datetime) -> Entry:
-        found = TdxCollateral.parse(_text(content))
+        found = TdxCollateral.parse(_text(content), self.intel)
         if found.expires <= now:
             raise Refused(f"this collateral {in_words(found.expires, now)}; get newer collateral from Intel")
         path = self.root / f"tdx-{found.fmspc}-{found.ca}.json"
@@ -113,6 +115,9 @@ class CollateralFolder:
             entries.append(_amd_entry(path, certificate))
         return entries
 
+    def _tdx(self, path: Path) -> TdxCollateral:
+        return TdxCollateral.parse(_text(path.read_bytes()), self.intel)
+
     def _write(self, path: Path, content: bytes) -> None:
         self.root.mkdir(mode=0o755, exist_ok=True)
         write_atomic(path, content, mode=_MODE, temporary=path.with_name(f".{path.name}.new"))
@@ -127,10 +132,6 @@ def in_words(expires: dt.datetime, now: dt.datetime) -> str:
     if expires <= now:
         return f"ended on {moment}, {(now - expires).days} days ago"
     return f"is good until {moment}, {days} days from now"
-
-
-def _tdx(path: Path) -> TdxCollateral:
-    return TdxCollateral.parse(_text(path.read_bytes()))
 
 
 def _text(content: bytes) -> str:

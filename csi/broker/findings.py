@@ -38,7 +38,7 @@ def tee_findings(policy: ReleasePolicy, tee: str) -> Iterator[Finding]:
 
 def proves_nothing(claims: Claims) -> bool:
     """Whether anybody could have made this evidence."""
-    return claims.tee in SAMPLE_TEES or (isinstance(claims, SnpClaims) and claims.test_authority)
+    return isinstance(claims, SampleClaims) or claims.tee in SAMPLE_TEES or claims.test_authority
 
 
 def platform_findings(policy: ReleasePolicy, claims: Claims) -> Iterator[Finding]:
@@ -47,6 +47,7 @@ def platform_findings(policy: ReleasePolicy, claims: Claims) -> Iterator[Finding
         case SampleClaims():
             yield from tee_findings(policy, claims.tee)
         case TdxClaims():
+            yield from _test_authority(policy, claims)
             yield from _tdx_platform(policy.tdx, claims)
         case SnpClaims():
             yield from _test_authority(policy, claims)
@@ -98,7 +99,7 @@ def _tdx_platform(floor: TdxFloor, claims: TdxClaims) -> Iterator[Finding]:
     )
 
 
-def _test_authority(policy: ReleasePolicy, claims: SnpClaims) -> Iterator[Finding]:
+def _test_authority(policy: ReleasePolicy, claims: HardwareClaims) -> Iterator[Finding]:
     if claims.test_authority:
         refused = None if policy.allow_sample else "evidence of a test authority proves no more than the sample TEE"
         yield Finding(rule="[tee.sample] allow = false:", refusal=refused)

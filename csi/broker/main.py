@@ -14,6 +14,9 @@ from csi.core.errors import SealedLocalError
 from csi.core.sealed import Profile
 
 DIRECTORY_VARIABLE = "SEALED_LOCAL_BROKER_DIR"
+_TDX_AUTHORITY = (
+    "a PEM certificate that stands in the place of Intel's root; the same option imports collateral below it"
+)
 _DEFAULT_DIRECTORY = "/var/lib/sealed-local-broker"
 
 _DESCRIPTION = """\
@@ -111,12 +114,12 @@ def _add_serve(command: _Commands) -> None:
         default="info",
         help="the least that is written to standard error (default: %(default)s)",
     )
-    parser.add_argument(
-        "--snp-test-authority",
-        type=Path,
-        metavar="FILE",
-        help="DEVELOPMENT ONLY: PEM certificates that stand in the place of AMD's roots",
-    )
+    _add_test_authorities(parser)
+
+
+def _add_test_authorities(parser: argparse.ArgumentParser) -> None:
+    for tee, what in (("snp", "PEM certificates that stand in the place of AMD's roots"), ("tdx", _TDX_AUTHORITY)):
+        parser.add_argument(f"--{tee}-test-authority", type=Path, metavar="FILE", help=f"DEVELOPMENT ONLY: {what}")
 
 
 def _add_volume(command: _Commands) -> None:
@@ -230,7 +233,9 @@ def _add_collateral(command: _Commands) -> None:
         metavar="FILE",
         help="JSON: collateral of TDX platforms; PEM: AMD's chain for VLEK certificates",
     )
-    _add(actions, "list", collateral.list_all, "what is there and how long it is good")
+    listing = _add(actions, "list", collateral.list_all, "what is there and how long it is good")
+    for parser in (imported, listing):
+        _add_test_authorities(parser)
 
 
 def _add_policy(command: _Commands) -> None:

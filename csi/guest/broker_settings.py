@@ -15,5 +15,7 @@ class BrokerSettings:
     """The whole init-data text of this guest, byte for byte as it was measured; empty when there is none."""
     allow_sample: bool
     """Whether the development-only `sample` TEE, which proves nothing, may be used."""
+    attestation_agent: bool = False
+    """Whether evidence may come from Confidential Containers' attestation-agent where the kernel shows no configfs-tsm."""
     timeout_seconds: float = 30.0
     """Bound of one HTTP exchange."""

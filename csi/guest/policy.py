@@ -106,6 +106,7 @@ class _Broker(msgspec.Struct, forbid_unknown_fields=True):
     url: str
     ca: str
     allow_sample: bool = False
+    attestation_agent: bool = False
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
 
 
@@ -168,6 +169,7 @@ def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPol
         ca_pem=raw.broker.ca,
         init_data=measured,
         allow_sample=raw.broker.allow_sample,
+        attestation_agent=raw.broker.attestation_agent,
         timeout_seconds=raw.broker.timeout_seconds,
     )
     return GuestPolicy(broker=broker, volumes=volumes)

@@ -13,6 +13,9 @@ from csi.guest.opened import Opened, Progress
 from csi.guest.status import Notes
 
 if TYPE_CHECKING:
+    from csi.guest.attest.kbs_client import BrokerRegister
+    from csi.guest.attest.platform import Platform
+    from csi.guest.policy import GuestPolicy
     from csi.guest.session import Session
     from csi.kbs.register import VolumeRecord
 
@@ -23,6 +26,14 @@ class Guest:
 
     machine: Machine
     notes: Notes
+    root: Path = Path("/")
+    """Where the kernel's files about the TEE lie; a test has a folder of its own."""
+
+    def platform(self) -> "Platform":
+        """What this guest's machine is."""
+        from csi.guest.attest.platform import Platform
+
+        return Platform(root=self.root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +86,12 @@ def repair_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str]
 def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -> None:
     """Write the passphrase of keyslot 0, 32 raw bytes, to a new file that its owner alone can read. Needs no device."""
     from csi.core import process
-    from csi.guest import policy as guest_policy
     from csi.guest import released
-    from csi.guest.attest import kbs_client
 
     process.harden()
-    policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
+    policy = _measured_policy(guest, wanted)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
-    with closing(kbs_client.BrokerRegister(policy.broker)) as register:
+    with closing(_broker(guest, policy)) as register:
         got = released.ask(register, volume_id, rule.profile, rule.used_as)
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -114,14 +123,12 @@ def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tupl
     """What a verb needs that works with the volume's key: alone in this guest, with the broker's answer and the device."""
     from csi.core import process
     from csi.guest import find, released
-    from csi.guest import policy as guest_policy
-    from csi.guest.attest import kbs_client
     from csi.guest.session import Session
 
     process.harden()
-    policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
+    policy = _measured_policy(guest, wanted)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
-    with guest.notes.only_one(volume_id), closing(kbs_client.BrokerRegister(policy.broker)) as register:
+    with guest.notes.only_one(volume_id), closing(_broker(guest, policy)) as register:
         device = _known_device(guest.machine, wanted, volume_id)
         got = released.ask(register, volume_id, rule.profile, rule.used_as)
         progress(f"the broker released the key of {volume_id} (register: {got.record.state})")
@@ -135,6 +142,21 @@ def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tupl
             progress=progress,
         )
         yield session, got.record
+
+
+def _measured_policy(guest: Guest, wanted: Wanted) -> "GuestPolicy":
+    """The policy that `--policy` names, which a TEE has to vouch for before any word of it is obeyed."""
+    from csi.guest import policy as guest_policy
+
+    policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
+    guest.platform().require_measured(policy.broker)
+    return policy
+
+
+def _broker(guest: Guest, policy: "GuestPolicy") -> "BrokerRegister":
+    from csi.guest.attest.kbs_client import BrokerRegister
+
+    return BrokerRegister(policy.broker, attester=guest.platform().attester(policy.broker))
 
 
 def _known_device(machine: Machine, wanted: Wanted, volume_id: str) -> str | None:

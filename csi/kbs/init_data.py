@@ -1,6 +1,7 @@
 """Init-data of Confidential Containers: a TOML text whose digest the TEE measures. Says which hash and files."""
 
 import hashlib
+import hmac
 import re
 import tomllib
 from dataclasses import dataclass
@@ -29,6 +30,13 @@ class InitDataText:
     algorithm: str
     digest: str
     files: dict[str, str]
+
+    def fills(self, register: bytes) -> bool:
+        """Whether a TEE's register, which may be shorter or longer than the digest, holds as much of it as fits, or zeros
+        after it. What a register holds is never taken for the beginning of some other digest.
+        """
+        whole = bytes.fromhex(self.digest.partition(":")[2])
+        return hmac.compare_digest(register, whole[: len(register)].ljust(len(register), b"\0"))
 
 
 def check_size(text: str, field: str = "init-data") -> None:

@@ -4,6 +4,7 @@ import datetime as dt
 import struct
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -18,6 +19,10 @@ NOW = dt.datetime(2026, 11, 25, tzinfo=dt.UTC)
 OID = "1.3.6.1.4.1.3704.1"
 TCB = SnpTcb(bootloader=4, tee=0, snp=22, microcode=213)
 CPUS = {SnpProduct.MILAN: (0x19, 0x01), SnpProduct.GENOA: (0x19, 0x11), SnpProduct.TURIN: (0x1A, 0x02)}
+GUIDS = {
+    SnpKey.VCEK: bytes.fromhex("63da758de6644564adc5f4b93be8accd"),
+    SnpKey.VLEK: bytes.fromhex("a8074bc2a25a483eaae639c045a0b8a1"),
+}
 PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
 
 
@@ -48,8 +53,8 @@ def certificate(
         .issuer_name(name(issuer))
         .public_key(key)
         .serial_number(1)
-        .not_valid_before(NOW - dt.timedelta(days=100))
-        .not_valid_after(NOW + dt.timedelta(days=100))
+        .not_valid_before(NOW - dt.timedelta(days=3650))
+        .not_valid_after(NOW + dt.timedelta(days=3650))
     )
     for oid, value in (extensions or {}).items():
         builder = builder.add_extension(x509.UnrecognizedExtension(ObjectIdentifier(oid), value), critical=False)
@@ -128,6 +133,32 @@ class Platform:
             data = value if isinstance(value, bytes) else struct.pack("<Q", value)
             body[offset : offset + len(data)] = data
         return bytes(body) + self.signature(bytes(body))
+
+    def authorities(self) -> bytes:
+        """What a broker is told to trust, in PEM."""
+        both = (self.root(), self.intermediate())
+        return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in both)
+
+    def table(self) -> bytes:
+        """What the host gives its guests: this chip's certificate, then one that nobody knows."""
+        entries = ((GUIDS[self.kind], der(self.leaf())), (bytes(range(16)), b"other"))
+        at = 24 * (len(entries) + 1)
+        head = content = b""
+        for guid, one in entries:
+            head += guid + struct.pack("<II", at + len(content), len(one))
+            content += one
+        return (head + bytes(24) + content).ljust(4096, b"\0")
+
+    def chip(self, **changes: Any) -> dict[str, str | bool]:
+        """The platform for `lab.tee`; `changes` as for `report`."""
+        private = chip_key().private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        body = self.report(**changes)[:0x2A0]
+        return {
+            "provider": "sev_guest", "body": body.hex(), "key": private.decode(), "after": "",
+            "auxblob": self.table().hex(),
+        }  # fmt: skip
 
     def signature(self, body: bytes) -> bytes:
         r, s = decode_dss_signature(chip_key().sign(body, ec.ECDSA(hashes.SHA384())))

@@ -29,7 +29,7 @@ _AUTHENTICATION_AT = 636
 _QE_REPORT_AT = _AUTHENTICATION_AT + 134
 _QE_DATA_AT = _QE_REPORT_AT + 450
 _SGX_EXTENSION = ObjectIdentifier("1.2.840.113741.1.13.1")
-_FIELDS = {"mrtd": 136, "mrconfigid": 184, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472, "report_data": 520,
+FIELDS = {"mrtd": 136, "mrconfigid": 184, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424, "rtmr3": 472, "report_data": 520,
            "attributes": 120}  # fmt: skip
 
 
@@ -80,32 +80,54 @@ def raw_signature(name: str, content: bytes) -> bytes:
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
-def crl(real: str, signer: str) -> str:
+def crl(real: str, signer: str, now: dt.datetime | None = None) -> str:
     found = x509.load_der_x509_crl(bytes.fromhex(real))
     assert found.next_update_utc is not None
+    begins, ends = (found.last_update_utc, found.next_update_utc) if now is None else period(now)
     builder = x509.CertificateRevocationListBuilder().issuer_name(found.issuer)
-    builder = builder.last_update(found.last_update_utc).next_update(found.next_update_utc)
+    builder = builder.last_update(begins).next_update(ends)
     builder = builder.add_extension(x509.CRLNumber(1), critical=False)
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(key(signer).public_key())
     signed = builder.add_extension(authority, critical=False).sign(key(signer), hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.DER).hex()
 
 
-def collateral() -> TdxCollateral:
+def period(now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
+    """Thirty days, as Intel gives."""
+    return now - dt.timedelta(days=1), now + dt.timedelta(days=29)
+
+
+def dated(text: str, now: dt.datetime | None, status: str) -> str:
+    """TCB info or QE identity as Intel would say it at another time, or of a platform in another state."""
+    content = json.loads(text)
+    if now is not None:
+        content["issueDate"], content["nextUpdate"] = (f"{one:%Y-%m-%dT%H:%M:%SZ}" for one in period(now))
+    if content["id"] == "TDX":
+        content["tcbLevels"][0]["tcbStatus"] = status
+    return json.dumps(content, separators=(",", ":"))
+
+
+def collateral_json(*, now: dt.datetime | None = None, status: str = "UpToDate") -> str:
+    """What an operator would import for these platforms."""
     signing = like(real_chain(COLLATERAL["tcb_info_issuer_chain"])[0], "tcb", "root")
     pck_ca = like(real_pck()[1], "ca", "root")
+    info, identity = (dated(COLLATERAL[name], now, status) for name in ("tcb_info", "qe_identity"))
     parts = {
         "pck_crl_issuer_chain": pem(pck_ca, root()),
-        "root_ca_crl": crl(COLLATERAL["root_ca_crl"], "root"),
-        "pck_crl": crl(COLLATERAL["pck_crl"], "ca"),
+        "root_ca_crl": crl(COLLATERAL["root_ca_crl"], "root", now),
+        "pck_crl": crl(COLLATERAL["pck_crl"], "ca", now),
         "tcb_info_issuer_chain": pem(signing, root()),
-        "tcb_info": COLLATERAL["tcb_info"],
-        "tcb_info_signature": raw_signature("tcb", COLLATERAL["tcb_info"].encode()).hex(),
+        "tcb_info": info,
+        "tcb_info_signature": raw_signature("tcb", info.encode()).hex(),
         "qe_identity_issuer_chain": pem(signing, root()),
-        "qe_identity": COLLATERAL["qe_identity"],
-        "qe_identity_signature": raw_signature("tcb", COLLATERAL["qe_identity"].encode()).hex(),
+        "qe_identity": identity,
+        "qe_identity_signature": raw_signature("tcb", identity.encode()).hex(),
     }
-    return TdxCollateral.parse(json.dumps(parts), intel_root())
+    return json.dumps(parts)
+
+
+def collateral() -> TdxCollateral:
+    return TdxCollateral.parse(collateral_json(), intel_root())
 
 
 @dataclass(frozen=True)
@@ -121,10 +143,23 @@ class TestCollateral:
 
 def quote(**changes: bytes) -> bytes:
     """A signed quote; `changes` are registers of the TD."""
+    signed, after = td_report(**changes), certification()
+    authentication = raw_signature("attestation", signed) + after
+    return signed + struct.pack("<I", len(authentication)) + authentication
+
+
+def td_report(**changes: bytes) -> bytes:
+    """What is signed of a quote."""
     signed = bytearray(QUOTE[:632])
     for name, value in changes.items():
-        at = 48 + _FIELDS[name]
+        at = 48 + FIELDS[name]
         signed[at : at + len(value)] = value
+    return bytes(signed)
+
+
+@cache
+def certification() -> bytes:
+    """What stands after the signature: the attestation key, and who vouches for it."""
     numbers = key("attestation").public_key().public_numbers()
     attestation_key = numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
     qe_data = QUOTE[_QE_DATA_AT : _QE_DATA_AT + 32]
@@ -133,6 +168,15 @@ def quote(**changes: bytes) -> bytes:
     chain = pem(like(real_pck()[0], "pck", "ca"), like(real_pck()[1], "ca", "root"), root()).encode() + b"\0"
     nested = bytes(report) + raw_signature("pck", bytes(report)) + struct.pack("<H", len(qe_data)) + qe_data
     nested += struct.pack("<HI", 5, len(chain)) + chain
-    authentication = raw_signature("attestation", bytes(signed)) + attestation_key
-    authentication += struct.pack("<HI", 6, len(nested)) + nested
-    return bytes(signed) + struct.pack("<I", len(authentication)) + authentication
+    return attestation_key + struct.pack("<HI", 6, len(nested)) + nested
+
+
+def chip(**changes: bytes) -> dict[str, str | bool]:
+    """The platform for `lab.tee`; `changes` are registers of the TD."""
+    private = key("attestation").private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return {
+        "provider": "tdx_guest", "body": td_report(**changes).hex(), "key": private.decode(),
+        "after": certification().hex(), "auxblob": "",
+    }  # fmt: skip

@@ -80,6 +80,7 @@ version = 1
 [broker]
 url = "https://broker"
 ca = "pem"
+allow_sample = true
 [[volume]]
 name = "data"
 id = "pvc-1"
@@ -103,11 +104,15 @@ class World:
         self.mounted: tuple[Mount, ...] = ()
         self.closed: list[str] = []
         patch.setattr(process, "harden", lambda: None)
-        patch.setattr(kbs_client, "BrokerRegister", lambda _: SimpleNamespace(close=lambda: None, open=self._release))
+        patch.setattr(kbs_client, "BrokerRegister", self._register)
         patch.setattr(unlock, "unlock", self._unlock)
         patch.setattr(close, "close", self._close)
         machine: Any = SimpleNamespace(wait_for=lambda device, _: device, mounts=lambda: self.mounted)
         self.guest = Guest(machine=machine, notes=Notes(folder=self.folder))
+
+    def _register(self, _: object, *, attester: object) -> Any:
+        assert attester is not None
+        return SimpleNamespace(close=lambda: None, open=self._release)
 
     def _unlock(self, session: Session, _: VolumeRecord) -> Opened:
         self.asked.append(session)

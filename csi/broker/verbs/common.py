@@ -1,9 +1,14 @@
 """What several verbs need."""
 
+from argparse import Namespace
 from pathlib import Path
 
 import msgspec
 
+from csi.broker.collateral import CollateralFolder
+from csi.broker.directory import BrokerDirectory
+from csi.broker.verifiers.intel_chain import INTEL, IntelRoot
+from csi.broker.verifiers.snp_chain import Roots
 from csi.core.errors import InvalidInput, NotFound
 
 
@@ -20,3 +25,13 @@ def read(path: Path) -> bytes:
 def as_json(value: object) -> str:
     """One line of JSON."""
     return msgspec.json.encode(value).decode()
+
+
+def collateral_folder(directory: BrokerDirectory, arguments: Namespace) -> CollateralFolder:
+    """What an operator imported, below the vendors' roots, or below the test authorities of a development broker."""
+    snp, tdx = arguments.snp_test_authority, arguments.tdx_test_authority
+    return CollateralFolder(
+        directory.collateral.root,
+        roots=Roots.of_amd() if snp is None else Roots.of_tests(read(snp)),
+        intel=INTEL if tdx is None else IntelRoot.of_tests(read(tdx)),
+    )

@@ -7,9 +7,8 @@ import threading
 from argparse import Namespace
 
 from csi.broker.directory import BrokerDirectory, initialise, missing_hosts
-from csi.broker.verbs.common import read
+from csi.broker.verbs.common import collateral_folder, read
 from csi.broker.verifiers.known import known_verifiers
-from csi.broker.verifiers.snp_chain import Roots
 from csi.core import log, process
 from csi.core.errors import InvalidInput
 from csi.kbs import init_data as init_data_text
@@ -54,14 +53,16 @@ def serve(arguments: Namespace) -> int:
     # Before any key is in memory. Where memory is locked, every stack takes its whole size; 8 MiB each would be 300 in all.
     threading.stack_size(_STACK_BYTES)
     process.harden()
-    roots = None if arguments.snp_test_authority is None else Roots.of_tests(read(arguments.snp_test_authority))
+    folder = collateral_folder(directory, arguments)
     broker = directory.load_broker(os.environ)
-    if roots is not None:
-        broker.verifiers = known_verifiers(directory.collateral, snp_roots=roots)
-        _log.warning(
-            "DEVELOPMENT ONLY: SEV-SNP evidence is verified against a test authority instead of AMD's. Whoever has its key "
-            "can claim to be any guest; its evidence is good only while the policy says [tee.sample] allow = true"
-        )
+    broker.verifiers = known_verifiers(folder)
+    for tee, vendor, test in (("SEV-SNP", "AMD", folder.roots.test), ("TDX", "Intel", folder.intel.test)):
+        if test:
+            _log.warning(
+                f"DEVELOPMENT ONLY: {tee} evidence is verified against a test authority instead of {vendor}'s. Whoever has "
+                "its key can claim to be any guest; its evidence is good only while the policy says [tee.sample] "
+                "allow = true"
+            )
     server.serve(directory, broker, address)
     return 0
 

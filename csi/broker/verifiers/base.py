@@ -31,23 +31,20 @@ class Expected:
         if not hmac.compare_digest(found, self.report_data):
             raise NotReleased("the evidence does not carry this session's nonce and key")
 
-    def init_data_digest(self) -> str | None:
+    def init_data(self) -> init_data.InitDataText | None:
         """Parse the text, which names its hash; raises `InvalidInput` for a text that is not init-data."""
-        return None if self.init_data_text is None else init_data.parse(self.init_data_text).digest
+        return None if self.init_data_text is None else init_data.parse(self.init_data_text)
 
     def bound_init_data(self, register: bytes, name: str) -> str | None:
-        """The digest of the text that was sent, proven by a TEE's register, which may be shorter or longer than it.
-
-        The whole text was sent, so its whole digest is known; the register holds as much of it as fits, or zeros after
-        it. What the register holds is never taken for the beginning of some other digest. Raises `NotReleased`.
+        """The digest of the text that was sent, proven by a TEE's register (`InitDataText.fills`): the whole text was sent,
+        so its whole digest is known. Raises `NotReleased`.
         """
-        digest = self.init_data_digest()
-        if digest is None:
+        sent = self.init_data()
+        if sent is None:
             return None
-        whole = bytes.fromhex(digest.partition(":")[2])
-        if not hmac.compare_digest(register, whole[: len(register)].ljust(len(register), b"\0")):
-            raise NotReleased(f"{name} does not carry the digest of the init-data that was sent ({digest})")
-        return digest
+        if not sent.fills(register):
+            raise NotReleased(f"{name} does not carry the digest of the init-data that was sent ({sent.digest})")
+        return sent.digest
 
 
 class Verifier(Protocol):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, Self
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -25,6 +25,20 @@ class IntelRoot:
 
     sha256: str = ROOT_SHA256
     der: bytes | None = None
+
+    @classmethod
+    def of_tests(cls, pem: bytes) -> Self:
+        """An authority that is not Intel's, in the place of Intel's: one certificate in PEM. Raises `InvalidInput`."""
+        try:
+            (found,) = x509.load_pem_x509_certificates(pem)
+        except _UNREADABLE as error:
+            raise InvalidInput("test authority", f"not one certificate in PEM: {error}") from error
+        return cls(sha256=found.fingerprint(hashes.SHA256()).hex(), der=found.public_bytes(serialization.Encoding.DER))
+
+    @property
+    def test(self) -> bool:
+        """Whether it is not Intel's."""
+        return self.sha256 != ROOT_SHA256
 
 
 INTEL: Final = IntelRoot()

@@ -20,4 +20,7 @@ class SampleVerifier:
         except InvalidInput as error:
             raise NotReleased(f"malformed sample evidence: {error}") from error
         expected.check_digest(report_data)
-        return SampleClaims(launch_digest=_LAUNCH_DIGEST, init_data=expected.init_data_digest(), svn=sample.svn)
+        sent = expected.init_data()
+        return SampleClaims(
+            launch_digest=_LAUNCH_DIGEST, init_data=None if sent is None else sent.digest, svn=sample.svn
+        )

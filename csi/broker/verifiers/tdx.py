@@ -100,7 +100,7 @@ class TdxVerifier:
         report = _innermost(verified)
         expected.check_report_data(bytes.fromhex(report.report_data))
         init_data = expected.bound_init_data(bytes.fromhex(report.mr_config_id), "MRCONFIGID")
-        return _claims(verified, report, fmspc, init_data)
+        return _claims(verified, report, fmspc, init_data, test=self.root.test)
 
     def _collateral(self, quote: bytes) -> tuple[TdxCollateral, str]:
         try:
@@ -150,7 +150,7 @@ def _innermost(verified: _Verified) -> _Report:
     return report
 
 
-def _claims(verified: _Verified, report: _Report, fmspc: str, init_data: str | None) -> TdxClaims:
+def _claims(verified: _Verified, report: _Report, fmspc: str, init_data: str | None, *, test: bool) -> TdxClaims:
     return TdxClaims(
         mrtd=report.mr_td,
         rtmr0=report.rt_mr0,
@@ -171,6 +171,7 @@ def _claims(verified: _Verified, report: _Report, fmspc: str, init_data: str | N
         tcb_evaluation=verified.tcb.eval_data_number,
         fmspc=fmspc,
         init_data=init_data,
+        test_authority=test,
     )
 
 

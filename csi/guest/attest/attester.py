@@ -1,7 +1,7 @@
 """Where a guest's evidence comes from. An attester puts 48 bytes of report data into evidence that a broker can verify.
 
-So far only the development TEE `sample` is here; it proves nothing and works only where the measured policy allows it.
-Nothing falls back to it: a guest without a TEE gets an error.
+Those of real TEEs are modules beside this one. The development TEE `sample` proves nothing and works only where the
+measured policy allows it. Nothing falls back to it: a guest without a TEE gets an error, and a guest in one never uses it.
 """
 
 import logging

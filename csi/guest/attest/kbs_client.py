@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from csi.core.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable, Unsupported
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
-from csi.guest.attest.attester import Attester, SampleAttester
+from csi.guest.attest.attester import Attester
 from csi.guest.attest.https import HttpsTransport, Response
+from csi.guest.attest.platform import Platform
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import base64url, jwe, jwk, signed_answers, strict_json, volumes_api
 from csi.kbs import messages as kbs
@@ -72,7 +73,7 @@ class BrokerRegister:
         key: ec.EllipticCurvePrivateKey | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._attester = attester or SampleAttester(allowed=settings.allow_sample)
+        self._attester = attester or Platform().attester(settings)
         self._key = key or _process_key()
         self._init_data = settings.init_data
         self._cookie: str | None = None
