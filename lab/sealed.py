@@ -100,6 +100,10 @@ class Broker:
         """What the register knows of a volume."""
         return dict(json.loads(self._command("volume", "show", volume_id, "--dir", self.folder).text))
 
+    def operate(self, *words: str, check: bool = True) -> Result:
+        """Any of the operator's commands: `volume accept ...`, `backup FILE`, `restore FILE`."""
+        return self._command(*words, "--dir", self.folder, check=check)
+
     def shred(self, volume_id: str) -> None:
         """Destroy a volume's secret."""
         self._command("volume", "retire", volume_id, "--dir", self.folder)
@@ -109,8 +113,8 @@ class Broker:
         """The audit log."""
         return [json.loads(line) for line in self._command("audit", "--dir", self.folder).text.splitlines()]
 
-    def _command(self, *arguments: str) -> Result:
-        return self.node.run([sys.executable, "-m", "csi", "broker", *arguments])
+    def _command(self, *arguments: str, check: bool = True) -> Result:
+        return self.node.run([sys.executable, "-m", "csi", "broker", *arguments], check=check)
 
 
 def init_data(broker: Broker, *, access: str = "rw", note: str = "", host: str = "10.0.2.2") -> str:

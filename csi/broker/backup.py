@@ -17,9 +17,10 @@ from typing import assert_never
 from csi.broker import rules, schema, since, turns
 from csi.broker.audit import OPERATOR, Entry, Event
 from csi.broker.directory import BrokerDirectory
+from csi.broker.rows import StoredVolume
 from csi.broker.seals import Seals
 from csi.broker.since import Finding, What
-from csi.broker.store import Store, StoredVolume
+from csi.broker.store import Store
 from csi.core.errors import NotFound, Refused, SealedLocalError
 from csi.core.files import flush_directory
 from csi.kbs.register import VolumeRecord, VolumeState
@@ -142,7 +143,8 @@ def _hold_back(store: Store, findings: Iterable[Finding], replaced: Store) -> tu
     lines = []
     for finding in findings:
         event = Event(actor=OPERATOR, action="held", subject=finding.volume_id, detail=finding.what)
-        store.adopt(_held(finding, store, replaced), event)
+        held = _held(finding, store, replaced)
+        store.adopt(held, event, _header(finding, store, replaced))
         lines.append(f"{finding.volume_id}: {finding.advice()}")
     return tuple(lines)
 
@@ -208,7 +210,21 @@ def _held(finding: Finding, store: Store, replaced: Store) -> StoredVolume:
             return replace(older, record=rules.shred(_retired(older.record)), wrapped_secret=None)
         case What.OPENED | What.CHANGED:
             older = store.stored(finding.volume_id)
-            return replace(older, record=_retired(older.record))
+            # Whose it was before a hand-over, it must not be again.
+            return replace(older, record=_retired(older.record), owner=replaced.stored(finding.volume_id).owner)
+        case _:
+            assert_never(finding.what)
+
+
+def _header(finding: Finding, store: Store, replaced: Store) -> bytes | None:
+    """The wrapped header that belongs to what is held."""
+    match finding.what:
+        case What.MADE | What.FORMATTED:
+            return replaced.header(finding.volume_id)
+        case What.SHREDDED:
+            return None
+        case What.OPENED | What.CHANGED:
+            return store.header(finding.volume_id)
         case _:
             assert_never(finding.what)
 

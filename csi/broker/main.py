@@ -142,9 +142,11 @@ def _add_volume(command: _Commands) -> None:
         metavar="NAME",
         help="the workload of the policy that it belongs to; left out, the first one that opens it",
     )
-    hand_over = _add(actions, "hand-over", volume.hand_over, "give a volume to another workload; its guests start over")
+    _for_claim(allocate)
+    hand_over = _add(actions, "hand-over", volume.hand_over, "give a volume to another owner; its guests start over")
     hand_over.add_argument("id", metavar="ID")
     hand_over.add_argument("--to", metavar="NAME", required=True, help="a workload of the policy")
+    _for_claim(hand_over)
     _add_accept(actions)
     for name, run, text in (
         ("show", volume.show, "everything that the register knows of a volume"),
@@ -158,13 +160,22 @@ def _add_volume(command: _Commands) -> None:
     shred.add_argument("--yes", action="store_true", help="needed: this can't be undone")
 
 
+def _for_claim(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--namespace", metavar="NAME", help="only for guests whose measured policy says this namespace")
+    parser.add_argument("--claim", metavar="NAME", help="only for use as this claim of it")
+
+
 def _add_accept(actions: _Commands) -> None:
     accept = _add(
         actions, "accept", volume.accept, "take the state that a disk shows for the volume's, after a restore or a loss"
     )
     accept.add_argument("id", metavar="ID")
-    accept.add_argument(
-        "--found", metavar="STATE", required=True, help="the disk's state, as a guest that refuses it prints it"
+    state = accept.add_mutually_exclusive_group(required=True)
+    state.add_argument("--found", metavar="STATE", help="the disk's state, as a guest that refuses it prints it")
+    state.add_argument(
+        "--unread",
+        action="store_true",
+        help="no state record of the disk can be read; `sealed-local guest repair` then writes one",
     )
     accept.add_argument(
         "--reason", metavar="TEXT", required=True, help="why; it is kept in the record and the audit log"

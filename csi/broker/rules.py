@@ -7,6 +7,7 @@ repeat themselves, and whatever the host does:
 - Of guests that race, one wins every change; the others get `Busy` or `Refused` and must start over.
 - An announcement (generation, nonce, epoch) is made once, and numbers only rise. Only the newest one can be committed.
 - After a restore nothing opens but what the backup had as committed; after a person's `accept`, nothing but the accepted.
+  A person's `accept_unread` makes a state that no disk shows, so nothing opens but a disk that a guest repaired.
 - A commit whose answer was lost may be repeated: same nonce, same values, same answer, as long as nothing came after.
 
 The rules don't keep two guests from using one device at the same time: access modes of Kubernetes do.
@@ -134,7 +135,7 @@ def commit_open(record: VolumeRecord, *, revision: int, nonce: str, generation: 
     newest = record.candidates[-1] if record.candidates else None
     if newest is None or (newest.generation, newest.nonce) != (generation, nonce):
         raise Refused(f"generation {generation} of volume {record.volume_id} was not announced with this nonce")
-    return _next(record, head=newest, candidates=(), last_nonce=nonce)
+    return _next(record, head=newest, candidates=(), unwritten=False, last_nonce=nonce)
 
 
 def accept(record: VolumeRecord, found: DiskState, *, reason: str, now_unix: int) -> VolumeRecord:
@@ -145,7 +146,8 @@ def accept(record: VolumeRecord, found: DiskState, *, reason: str, now_unix: int
     """
     if record.state in (VolumeState.FORMATTING, VolumeState.SHREDDED):
         raise _wrong_state(record, "no state of a disk can be accepted for it")
-    if (record.head, record.candidates, record.header_sha256) == (found.announcement, (), found.header_sha256):
+    known = (record.head, record.candidates, record.header_sha256, record.unwritten)
+    if known == (found.announcement, (), found.header_sha256, False):
         return record
     entry = Accepted(at_unix=now_unix, was=record.head, now=found.announcement, reason=reason)
     return _next(
@@ -157,6 +159,25 @@ def accept(record: VolumeRecord, found: DiskState, *, reason: str, now_unix: int
         head=found.announcement,
         candidates=(),
         accepted=(*record.accepted, entry)[-_ACCEPTED_KEPT:],
+        unwritten=False,
+    )
+
+
+def accept_unread(record: VolumeRecord, *, nonce: str, epoch: str, reason: str, now_unix: int) -> VolumeRecord:
+    """An operator takes a disk whose state records can't be read for the volume's. It gets a state that no disk shows: a
+    guest's `repair` writes that beside the header that the register knows, and from now on nothing else opens.
+    """
+    if record.state not in (VolumeState.ACTIVE, VolumeState.RETIRED) or record.header_sha256 is None:
+        raise _wrong_state(record, "there is no formatted disk whose records could be written anew")
+    new = Announcement(generation=record.announced + 1, nonce=nonce, epoch=epoch)
+    entry = Accepted(at_unix=now_unix, was=record.head, now=new, reason=reason)
+    return _next(
+        record,
+        announced=new.generation,
+        head=new,
+        candidates=(),
+        accepted=(*record.accepted, entry)[-_ACCEPTED_KEPT:],
+        unwritten=True,
     )
 
 

@@ -36,6 +36,7 @@ LADDER: Ladder = (
 CREATE TABLE volumes (
   volume_id TEXT PRIMARY KEY, revision INTEGER NOT NULL, record TEXT NOT NULL, wrapped_secret BLOB,
   owner TEXT, mac BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE headers (volume_id TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE resources (path TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE key_check (wrapped BLOB NOT NULL);
 CREATE TABLE epoch (id TEXT NOT NULL);

@@ -22,8 +22,9 @@ from csi.broker.verifiers import Expected, Verifier, verifier_for
 from csi.broker.volumes import ACTIONS, Call, Volumes
 from csi.core.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError, Untrusted
 from csi.core.secret import Secret
-from csi.kbs import init_data, jwe, jwk, strict_json, volumes_api
+from csi.kbs import claim_name, init_data, jwe, jwk, strict_json, volumes_api
 from csi.kbs import messages as kbs
+from csi.kbs.claim_name import ClaimName
 
 _log = logging.getLogger(__name__)
 _FAILURES_A_MINUTE = 1
@@ -139,7 +140,7 @@ class Broker:
         guest = caller.guest
         volumes_api.check_volume_id(volume_id)
         if action not in ACTIONS:
-            raise NotFound(f"the register has no action {action!r}; there are: {', '.join(ACTIONS)}")
+            raise NotFound(f"the register has no action {action[:40]!r}; there are: {', '.join(ACTIONS)}")
         policy = self.policy
         with self._refusals_noted(guest, policy, action, volume_id):
             workloads = appraise.workloads_for_volume(policy, guest.claims, volume_id)
@@ -203,7 +204,11 @@ class Broker:
         )
         claims = verifier_for(tee, self.verifiers).verify(message.tee_evidence.primary_evidence, expected)
         return Attested(
-            guest=Guest(claims=claims, key=message.runtime_data.tee_pubkey),
+            guest=Guest(
+                claims=claims,
+                key=message.runtime_data.tee_pubkey,
+                named=_named(claims, expected.init_data_text),
+            ),
             runtime=message.runtime_data,
             additional_evidence=message.tee_evidence.additional_evidence,
             report_data=expected.report_data,
@@ -237,6 +242,11 @@ class _RefusalNoted:
             self.ration.note(
                 Event(actor=self.actor, action=noted, subject=self.subject, detail=f"{self.action}: {error}")
             )
+
+
+def _named(claims: Claims, shown: str | None) -> frozenset[ClaimName]:
+    """By the text that the guest showed, if it is the measured one."""
+    return frozenset() if shown is None or claims.init_data is None else claim_name.named_in(shown)
 
 
 def _init_data_text(sent: kbs.InitData | None) -> str | None:

@@ -15,6 +15,7 @@ from csi.broker.claims import Claims
 from csi.core.errors import NotReleased, Unavailable
 from csi.kbs import base64url
 from csi.kbs import messages as kbs
+from csi.kbs.claim_name import ClaimName
 from csi.kbs.jwk import EcJwk, Jwk, RsaJwk
 
 _NONCE_BYTES = 32
@@ -52,6 +53,8 @@ class Guest:
 
     claims: Claims
     key: Jwk
+    named: frozenset[ClaimName] = frozenset()
+    """What its measured policy says that it uses volumes as."""
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ CHANGES = frozenset(
         "open-begun",
         "opened",
         "accepted",
+        "handed-over",
         "reset",
         "retired",
         "reinstated",

@@ -10,16 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from csi.broker import audit, deadline, schema
 from csi.broker.audit import Entry, Event
+from csi.broker.owner import Owner
+from csi.broker.rows import StoredVolume, row_of, stored_of
 from csi.broker.seals import Row, Seals, tampered
-from csi.core.errors import InvalidInput, NotFound, Tampered, Unavailable
-from csi.kbs import strict_json
+from csi.core.errors import NotFound, Unavailable
 from csi.kbs.register import VolumeRecord
 
 _SELECT = "SELECT volume_id, revision, record, wrapped_secret, owner, mac FROM volumes"
@@ -27,15 +28,6 @@ _EPOCH_BYTES = 16
 _PROBE_SECONDS = 1.0
 
 Change = Callable[[VolumeRecord], VolumeRecord]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredVolume:
-    """A record, its wrapped secret (None once it was shredded), and the workload that owns it (None: nobody yet)."""
-
-    record: VolumeRecord
-    wrapped_secret: bytes | None
-    owner: str | None = None
 
 
 Check = Callable[[StoredVolume], Event]
@@ -128,7 +120,7 @@ class Store:
         return wrapped if row is None else self._bytes(row[0])
 
     def allocate(
-        self, record: VolumeRecord, wrapped_secret: bytes, event: Event, *, owner: str | None = None
+        self, record: VolumeRecord, wrapped_secret: bytes, event: Event, *, owner: Owner | None = None
     ) -> VolumeRecord | None:
         """Add a volume unless it is there: of two guests that come first at the same time, both get one secret.
 
@@ -141,7 +133,7 @@ class Store:
             self._write(StoredVolume(record=record, wrapped_secret=wrapped_secret, owner=owner), event)
             return None
 
-    def release(self, volume_id: str, check: Check, claim: tuple[str, Event] | None = None) -> StoredVolume | None:
+    def release(self, volume_id: str, check: Check, claim: tuple[Owner, Event] | None = None) -> StoredVolume | None:
         """A stored volume whose secret is about to be given out: `check` says no by raising, else what to note.
 
         A volume without an owner becomes the one of `claim`, with its entry. One transaction, so that no secret leaves
@@ -165,11 +157,13 @@ class Store:
         event: Event,
         *,
         destroy_secret: bool = False,
+        wrapped_header: bytes | None = None,
         check: Callable[[StoredVolume], None] = _anybody,
     ) -> VolumeRecord:
         """Replace a record by `change(record)`, atomically; an error of `check` or `change` leaves everything as it was.
 
-        A change that returns the same record (a repeated request) stores and notes nothing.
+        A change that returns the same record (a repeated request) stores and notes nothing. `wrapped_header` is stored with
+        the new record; the header goes when the secret is destroyed.
         """
         with self._transaction():
             stored = self._present(volume_id)
@@ -178,21 +172,30 @@ class Store:
             if record != stored.record:
                 kept = None if destroy_secret else stored.wrapped_secret
                 self._write(replace(stored, record=record, wrapped_secret=kept), event)
+                if destroy_secret or wrapped_header is not None:
+                    self._put_header(volume_id, None if destroy_secret else wrapped_header)
         if destroy_secret:
             self._forget_old_pages()
         return record
 
-    def hand_over(self, volume_id: str, owner: str, change: Change, event: Event) -> None:
-        """Give a volume to another workload; the entry says whose it was."""
+    def hand_over(self, volume_id: str, owner: Owner, change: Change, event: Event) -> None:
+        """Give a volume to another owner; the entry says whose it was."""
         with self._transaction():
             stored = self._present(volume_id)
             detail = f"from={stored.owner or 'nobody'} to={owner}"
             self._write(replace(stored, owner=owner, record=change(stored.record)), replace(event, detail=detail))
 
-    def adopt(self, stored: StoredVolume, event: Event) -> None:
-        """Put a volume as it is in the place of what is here, if anything: a restore takes it over."""
+    def adopt(self, stored: StoredVolume, event: Event, wrapped_header: bytes | None) -> None:
+        """Put a volume as it is in the place of what is here, if anything, its header too: a restore takes it over."""
         with self._transaction():
             self._write(stored, event)
+            self._put_header(stored.record.volume_id, wrapped_header)
+
+    def header(self, volume_id: str) -> bytes | None:
+        """The wrapped header of a volume; None where none is kept."""
+        with self._reading():
+            row = self._db.execute("SELECT wrapped FROM headers WHERE volume_id = ?", (volume_id,)).fetchone()
+        return None if row is None else self._bytes(row[0])
 
     def renew_epoch(self, event: Event) -> str:
         """Begin a new life of the register; returns its id."""
@@ -280,7 +283,7 @@ class Store:
     def _bytes(self, value: object) -> bytes:
         """A column of SQLite holds whatever was written into it."""
         if not isinstance(value, bytes):
-            raise schema.damaged(self._path, "a wrapped secret is not bytes")
+            raise schema.damaged(self._path, "a wrapped secret or header is not bytes")
         return value
 
     def _present(self, volume_id: str) -> StoredVolume:
@@ -309,34 +312,20 @@ class Store:
                 row.volume_id,
                 f"it is of revision {row.revision}, the audit log's newest is {noted.get(row.volume_id)}",
             )
-        return StoredVolume(
-            record=_decode(row.volume_id, row.record), wrapped_secret=row.wrapped_secret, owner=row.owner
-        )
+        return stored_of(row)
 
     def _write(self, stored: StoredVolume, event: Event) -> None:
         """The row and its entry in the log, which names the revision."""
-        record = stored.record
-        row = Row(
-            volume_id=record.volume_id,
-            revision=record.revision,
-            record=_encode(record),
-            wrapped_secret=stored.wrapped_secret,
-            owner=stored.owner,
-        )
+        row, record = row_of(stored), stored.record
         members = (row.volume_id, row.revision, row.record, row.wrapped_secret, row.owner, self._seals.of_row(row))
         self._db.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?, ?, ?)", members)
         self._note(replace(event, subject=record.volume_id), record.revision)
 
+    def _put_header(self, volume_id: str, wrapped: bytes | None) -> None:
+        if wrapped is None:
+            self._db.execute("DELETE FROM headers WHERE volume_id = ?", (volume_id,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO headers VALUES (?, ?)", (volume_id, wrapped))
+
     def _note(self, event: Event, revision: int | None = None) -> None:
         audit.append(self._db, event, int(self._clock()), self._seals, revision)
-
-
-def _encode(record: VolumeRecord) -> str:
-    return strict_json.encode(record).decode()
-
-
-def _decode(volume_id: str, text: str) -> VolumeRecord:
-    try:
-        return strict_json.decode(text, VolumeRecord, "record")
-    except InvalidInput as error:
-        raise Tampered(f"the stored record of volume {volume_id} can't be read: {error}") from error

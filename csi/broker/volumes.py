@@ -1,8 +1,9 @@
-"""The register's five requests: decode, apply the rule of `csi.broker.rules` in one transaction, encode the answer.
+"""The register's six requests: decode, apply the rule of `csi.broker.rules` in one transaction, encode the answer.
 
 Whether the guest may ask at all was decided before (`csi.broker.appraise`).
 """
 
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -10,15 +11,18 @@ from dataclasses import dataclass
 
 from csi.broker import rules as register
 from csi.broker.audit import Event
+from csi.broker.owner import Owner
 from csi.broker.release import Allocate, ReleasePolicy
+from csi.broker.rows import StoredVolume
 from csi.broker.sessions import Guest
-from csi.broker.store import Store, StoredVolume
+from csi.broker.store import Store
 from csi.broker.tickets import Tickets
 from csi.broker.vault import Vault
 from csi.core.errors import NotFound, NotReleased
-from csi.core.sealed import Profile
+from csi.core.sealed import HEADER_PARTS_BYTES, Profile
 from csi.core.secret import Secret
 from csi.kbs import strict_json, volumes_api
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord
 
 
@@ -48,10 +52,23 @@ class Call:
         self.tickets.check(ticket, self.session_id, self.volume_id)
 
     def check_owner(self, stored: StoredVolume) -> None:
-        """Raise `NotReleased` for a volume of another workload, whatever its patterns say."""
-        if stored.owner is not None and stored.owner not in self.workloads:
+        """Raise `NotReleased` for a volume of another owner, whatever patterns say."""
+        names = {UNNAMED} | self.guest.named
+        self._require(any(stored.owner is None or stored.owner.admits(self.workloads, name) for name in names))
+
+    def check_use(self, stored: StoredVolume, used_as: ClaimName) -> None:
+        """The same for the one claim that the guest wants to use it as."""
+        self._require(stored.owner is None or stored.owner.admits(self.workloads, used_as))
+
+    def check_named(self, used_as: ClaimName) -> None:
+        """Raise `NotReleased` for names that the guest's measured policy doesn't give."""
+        if used_as not in {UNNAMED} | self.guest.named:
+            raise NotReleased(f"no rule of the guest's measured policy uses a volume as {used_as}")
+
+    def _require(self, admitted: bool) -> None:
+        if not admitted:
             raise NotReleased(
-                f"volume {self.volume_id} belongs to another workload; an operator can hand it over: "
+                f"volume {self.volume_id} belongs to another workload or claim; an operator can hand it over: "
                 f"sealed-local broker volume hand-over {self.volume_id} --to {self.workloads[0]}"
             )
 
@@ -67,22 +84,24 @@ class Volumes:
 
     def open(self, call: Call) -> Secret:
         """The record and the secret; the first contact allocates both."""
-        profile = strict_json.decode(call.body, volumes_api.OpenRequest, "open").profile
+        request = strict_json.decode(call.body, volumes_api.OpenRequest, "open")
+        call.check_named(request.used_as)
+        profile, owner = request.profile, Owner(workload=call.workloads[0], used_as=request.used_as)
 
         def check(stored: StoredVolume) -> Event:
-            call.check_owner(stored)
+            call.check_use(stored, request.used_as)
             register.check_open(stored.record, profile)
             return call.event("secret-released", f"revision={stored.record.revision} state={stored.record.state}")
 
-        claim = (call.workloads[0], call.event("claimed", f"by={call.workloads[0]}"))
+        claim = (owner, call.event("claimed", f"by={owner}"))
         stored = self.store.release(call.volume_id, check, claim)
         if stored is None:
-            self._allocate(call, profile)
+            self._allocate(call, profile, owner)
             stored = self.store.release(call.volume_id, check, claim)
         if stored is None or stored.wrapped_secret is None:
             raise NotFound(f"there is no secret of volume {call.volume_id}")
         secret = self.vault.unwrap(stored.wrapped_secret, *secret_purpose(stored.record))
-        return volumes_api.encode_answer(stored.record, self.store.epoch(), secret, call.ticket)
+        return self._answer(stored.record, secret=volumes_api.text_of(secret), ticket=call.ticket)
 
     def begin_format(self, call: Call) -> Secret:
         """Ask for the permission to format."""
@@ -102,12 +121,16 @@ class Volumes:
                 lifetime_seconds=call.policy.format_deadline_seconds,
             )
 
-        return self._change(call, rule, call.event("format-begun", f"payload_bytes={request.payload_bytes}"))
+        event = call.event("format-begun", f"payload_bytes={request.payload_bytes}")
+        # Given once and kept nowhere: what it becomes a part of is in the volume's header alone.
+        return self._change(call, rule, event, share=self.random(volumes_api.SECRET_BYTES))
 
     def commit_format(self, call: Call) -> Secret:
         """Say that the volume is formatted."""
         request = strict_json.decode(call.body, volumes_api.CommitFormatRequest, "commit-format")
         call.check_ticket(request.ticket)
+        header = volumes_api.decode_header(request.header, "commit-format.header")
+        digest = hashlib.sha256(header).hexdigest()
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.commit_format(
@@ -115,11 +138,30 @@ class Volumes:
                 revision=request.revision,
                 nonce=request.nonce,
                 measurement=call.guest.claims.measurement,
-                header_sha256=request.header_sha256,
+                header_sha256=digest,
                 payload_bytes=request.payload_bytes,
             )
 
-        return self._change(call, rule, call.event("formatted", f"header_sha256={request.header_sha256}"))
+        parts = Secret(header[:HEADER_PARTS_BYTES])
+        wrapped = self.vault.wrap(parts, *header_purpose(call.volume_id, digest))
+        return self._change(call, rule, call.event("formatted", f"header_sha256={digest}"), wrapped_header=wrapped)
+
+    def header(self, call: Call) -> Secret:
+        """The header that was committed, for a disk that has lost both copies."""
+        request = strict_json.decode(call.body, volumes_api.HeaderRequest, "header")
+        call.check_ticket(request.ticket)
+
+        def check(stored: StoredVolume) -> Event:
+            call.check_owner(stored)
+            register.check_open(stored.record, stored.record.profile)
+            return call.event("header-released")
+
+        stored = self.store.release(call.volume_id, check)
+        wrapped = self.store.header(call.volume_id)
+        if stored is None or stored.record.header_sha256 is None or wrapped is None:
+            raise NotFound(f"the broker keeps no header of volume {call.volume_id}")
+        parts = self.vault.unwrap(wrapped, *header_purpose(call.volume_id, stored.record.header_sha256))
+        return self._answer(stored.record, header=volumes_api.encode_header(parts.reveal()))
 
     def begin_open(self, call: Call) -> Secret:
         """Announce a generation."""
@@ -146,23 +188,33 @@ class Volumes:
 
         return self._change(call, rule, call.event("opened", f"generation={request.generation}"))
 
-    def _change(self, call: Call, rule: Callable[[VolumeRecord], VolumeRecord], event: Event) -> Secret:
-        record = self.store.change(call.volume_id, rule, event, check=call.check_owner)
-        return volumes_api.encode_answer(record, self.store.epoch())
+    def _change(
+        self,
+        call: Call,
+        rule: Callable[[VolumeRecord], VolumeRecord],
+        event: Event,
+        share: bytes | None = None,
+        wrapped_header: bytes | None = None,
+    ) -> Secret:
+        record = self.store.change(call.volume_id, rule, event, check=call.check_owner, wrapped_header=wrapped_header)
+        return self._answer(record, share=None if share is None else volumes_api.text_of(Secret(share)))
 
-    def _allocate(self, call: Call, profile: Profile) -> None:
+    def _answer(self, record: VolumeRecord, **members: str | None) -> Secret:
+        return volumes_api.encode_answer(volumes_api.Answer(record=record, epoch=self.store.epoch(), **members))
+
+    def _allocate(self, call: Call, profile: Profile, owner: Owner) -> None:
         if call.policy.allocate is Allocate.NEVER:
             raise NotReleased(
                 f'volume {call.volume_id} is not in the register, and the policy says allocate = "never"; '
                 f"if it is meant to be new: sealed-local broker volume allocate {call.volume_id}"
             )
         record, wrapped = new_volume(self.vault, call.volume_id, profile, random=self.random)
-        owner = call.workloads[0]
         self.store.allocate(record, wrapped, call.event("allocated", f"profile={profile} owner={owner}"), owner=owner)
 
 
 ACTIONS: dict[str, Callable[[Volumes, Call], Secret]] = {
     "open": Volumes.open,
+    "header": Volumes.header,
     "begin-format": Volumes.begin_format,
     "commit-format": Volumes.commit_format,
     "begin-open": Volumes.begin_open,
@@ -182,3 +234,8 @@ def new_volume(
 def secret_purpose(record: VolumeRecord) -> tuple[str, ...]:
     """What a volume's wrapped secret is bound to."""
     return "volume", record.volume_id, str(record.key_version)
+
+
+def header_purpose(volume_id: str, header_sha256: str) -> tuple[str, ...]:
+    """What a volume's wrapped header is bound to: it is no other volume's, and none that the volume had before."""
+    return "header", volume_id, header_sha256

@@ -12,6 +12,8 @@ from csi.core.size import KIB, MIB, round_up
 
 HEADER_BYTES = 16 * MIB
 """One copy of the LUKS2 header: two binary headers with JSON, and the keyslot area."""
+HEADER_PARTS_BYTES = 290_816
+"""What of it says anything: the binary headers, their JSON and the one keyslot. The rest is zero."""
 
 HEADER_A_OFFSET = 0
 HEADER_B_OFFSET = 16 * MIB
@@ -24,6 +26,11 @@ PAYLOAD_OFFSET = 34 * MIB
 
 PAYLOAD_BLOCK_BYTES = 4096
 """dm-crypt's sector size in every profile; the payload is a whole number of these."""
+
+
+def header_of(parts: bytes) -> bytes:
+    """A whole header copy from its parts, which may lack zeroes at their end."""
+    return parts.ljust(HEADER_BYTES, b"\0")
 
 
 class Freshness(StrEnum):

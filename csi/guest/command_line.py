@@ -104,6 +104,13 @@ def _for_repairs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "inspect", help="say what the disk shows and what the register says; change nothing", formatter_class=_Help
     )
     _what_to_open(inspect)
+    repaired = verbs.add_parser(
+        "repair",
+        help="write header copies and state record anew that can't be read: from the other copy, the broker's copy, and a "
+        "person's word at the broker",
+        formatter_class=_Help,
+    )
+    _what_to_open(repaired)
     recovered = verbs.add_parser(
         "recover-key", help="write a volume's passphrase to a new file, for disaster recovery", formatter_class=_Help
     )

@@ -58,6 +58,38 @@ class Open:
     mend: HeaderCopy | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """What is written anew: a state record of this sequence under the register's head, and these header copies, from the
+    other one or, when both are lost, from the broker's. Nothing of both: the head is whole.
+    """
+
+    sequence: int | None
+    copies: tuple[HeaderCopy, ...]
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to repair."""
+        return self.sequence is not None or bool(self.copies)
+
+
+def repair(record: VolumeRecord, disk: DiskView) -> Repair:
+    """What of the head has to be written anew. A header is known by the register's digest, so needs nobody's word. A state
+    record that is written anew makes the disk the volume's, so a person has to have said so at the broker.
+    """
+    if record.state is not VolumeState.ACTIVE or record.header_sha256 is None or record.payload_bytes is None:
+        raise Refused(f"volume {record.volume_id} is {record.state} at the broker; there is nothing to repair")
+    opened = _opened(disk)
+    if record.unwritten and not any(record.knows(slot.announcement) for slot in opened):
+        _require_device_size(record, record.payload_bytes, disk)
+        sequence = 1 + max((slot.sequence for slot in opened), default=0)
+    else:
+        _found(record, disk)
+        sequence = None
+    copies = tuple(copy for copy in HeaderCopy if disk.header(copy).hex() != record.header_sha256)
+    return Repair(sequence=sequence, copies=copies)
+
+
 def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Format | Open:
     """The one thing that may be done. `may_format` is what the measured policy and the access mode say."""
     if record.state is VolumeState.ACTIVE:
@@ -99,24 +131,36 @@ def _require_ours_to_format(record: VolumeRecord, disk: DiskView) -> None:
         )
 
 
-def _open(record: VolumeRecord, disk: DiskView) -> Open:
+def _found(record: VolumeRecord, disk: DiskView) -> StateRecord:
+    """The disk's newest record, which the register knows and which says what the register says."""
     found = _newest(record, disk)
     if not record.knows(found.announcement):
-        raise RolledBack(f"{_unknown(record, found)} Nothing was changed. {_way_out(record, found)}")
+        way_out = _rebuild(record) if record.unwritten else _way_out(record, found)
+        raise RolledBack(f"{_unknown(record, found)} Nothing was changed. {way_out}")
     _require_size(record, found, disk)
     if record.header_sha256 != found.header_sha256.hex():
         raise RolledBack(f"volume {record.volume_id} shows another header than the one that the register holds")
+    return found
+
+
+def _open(record: VolumeRecord, disk: DiskView) -> Open:
+    found = _found(record, disk)
     if disk.header(HeaderCopy.A) == found.header_sha256:
         mend = None if disk.copies_equal() else HeaderCopy.B
         return Open(copy=HeaderCopy.A, found=found, mend=mend)
     if disk.header(HeaderCopy.B) == found.header_sha256:
         return Open(copy=HeaderCopy.B, found=found, mend=HeaderCopy.A)
-    raise Tampered(f"neither header copy of volume {record.volume_id} is the authenticated one; it is not opened")
+    raise Tampered(
+        f"neither header copy of volume {record.volume_id} is the authenticated one; it is not opened. If this is its "
+        f"disk, the broker's copy can be written to it: sealed-local guest repair --volume {record.volume_id}"
+    )
 
 
 def _unknown(record: VolumeRecord, found: StateRecord) -> str:
     """Why the register doesn't know the newest record on the disk."""
     shown = f"the device shows generation {found.generation} of volume {record.volume_id}"
+    if record.unwritten:
+        return f"{shown}, and a person has accepted a disk of which no record can be read."
     if found.generation < record.generation:
         return f"{shown}, and {record.generation} is committed: this is an older state of it."
     if found.generation > record.announced:
@@ -137,10 +181,24 @@ def _way_out(record: VolumeRecord, found: StateRecord) -> str:
     )
 
 
+def _rebuild(record: VolumeRecord) -> str:
+    """The way out where no state record can be read."""
+    repaired = f"sealed-local guest repair --volume {record.volume_id}"
+    if record.unwritten:
+        return f"A person has accepted this disk at the broker. Now write its record: {repaired}"
+    return (
+        "If this is the newest disk there is, the broker's operator can accept it without one: sealed-local broker volume "
+        f"accept {record.volume_id} --unread --reason TEXT; then write one: {repaired}"
+    )
+
+
+def _opened(disk: DiskView) -> list[StateRecord]:
+    return [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
+
+
 def _newest(record: VolumeRecord, disk: DiskView) -> StateRecord:
     """The newest verified record. One invalid slot beside a valid one is what a power cut in a record write leaves."""
-    opened = [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
-    mine = [slot for slot in opened if (slot.profile, slot.key_version) == (record.profile, record.key_version)]
+    mine = [slot for slot in _opened(disk) if (slot.profile, slot.key_version) == (record.profile, record.key_version)]
     if mine:
         return max(mine, key=lambda slot: slot.sequence)
     if disk.blank:
@@ -150,18 +208,22 @@ def _newest(record: VolumeRecord, disk: DiskView) -> StateRecord:
         )
     raise Tampered(
         f"the device shows no state record of volume {record.volume_id} that verifies: it was changed, or it is another "
-        "volume's device. Nothing was changed."
+        f"volume's device. Nothing was changed. {_rebuild(record)}"
     )
 
 
 def _require_size(record: VolumeRecord, found: StateRecord, disk: DiskView) -> None:
-    payload = usable_bytes(disk.device_bytes, found.profile)
     if found.payload_bytes != record.payload_bytes:
         raise Tampered(f"volume {record.volume_id} shows another payload size than the register holds")
-    if payload < found.payload_bytes:
-        raise Tampered(f"the device is too small: {human(payload)} of payload instead of {human(found.payload_bytes)}")
-    if payload > found.payload_bytes:
+    _require_device_size(record, found.payload_bytes, disk)
+
+
+def _require_device_size(record: VolumeRecord, wanted: int, disk: DiskView) -> None:
+    payload = usable_bytes(disk.device_bytes, record.profile)
+    if payload < wanted:
+        raise Tampered(f"the device is too small: {human(payload)} of payload instead of {human(wanted)}")
+    if payload > wanted:
         raise Refused(
-            f"the device has grown to {human(payload)} of payload from {human(found.payload_bytes)}; this version can't "
-            "grow a sealed volume"
+            f"the device has grown to {human(payload)} of payload from {human(wanted)}; this version can't grow a sealed "
+            "volume"
         )

@@ -21,6 +21,8 @@ def described(record: VolumeRecord, disk: DiskView) -> Iterator[str]:
         yield f"register: announced since and not committed: {_announced(candidate)}"
     for entry in record.accepted:
         yield f"register: a person made {_announced(entry.now)} the head: {entry.reason}"
+    if record.unwritten:
+        yield "register: that head is of a disk whose records could not be read: `repair` writes it"
     yield f"disk: {human(disk.device_bytes)}"
     for number, slot in enumerate(disk.slots):
         yield f"disk: record {number}: {_slot(record, slot)}"

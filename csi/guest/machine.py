@@ -53,8 +53,10 @@ class Machine(Protocol):
 
     # Its mapping
 
-    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
-        """A new LUKS header of 16 MiB in memory, as the profile has it. Writes nothing to `device`."""
+    def make_header(
+        self, profile: Profile, *, device: str, passphrase: Secret, volume_key: Secret, luks_uuid: str
+    ) -> bytes:
+        """A new LUKS header of 16 MiB in memory, as the profile has it, for this volume key. Writes nothing to `device`."""
         ...
 
     def map_volume(

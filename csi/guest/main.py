@@ -28,6 +28,7 @@ def main(arguments: Sequence[str], *, guest: "Guest | None" = None) -> int:
         "status": _status,
         "run": _run,
         "inspect": _inspect,
+        "repair": _repair,
         "recover-key": _recover_key,
     }
     try:
@@ -88,6 +89,13 @@ def _inspect(given: argparse.Namespace, guest: "Guest") -> int:
     from csi.guest.verbs import inspect_volume
 
     print("\n".join(inspect_volume(guest, _wanted(given), _progress())))
+    return 0
+
+
+def _repair(given: argparse.Namespace, guest: "Guest") -> int:
+    from csi.guest.verbs import repair_volume
+
+    print("\n".join(repair_volume(guest, _wanted(given), _progress())))
     return 0
 
 

@@ -17,8 +17,8 @@ from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
+from csi.kbs.claim_name import POLICY_ENTRY, UNNAMED, ClaimName, KubernetesName
 
-INIT_DATA_ENTRY = "sealed-local.toml"
 _OPTIONS = frozenset({"noatime", "nodiratime", "relatime", "noexec", "sync"})
 
 
@@ -50,6 +50,8 @@ class VolumePolicy:
     access: GuestAccess
     format: FormatRule
     options: tuple[str, ...]
+    used_as: ClaimName = UNNAMED
+    """For whom the volume is, by names that the host can't choose; the broker compares them with its owner."""
 
     def allows(self, volume_id: str) -> bool:
         """Whether the rule is for this volume."""
@@ -118,6 +120,8 @@ class _Volume(msgspec.Struct, forbid_unknown_fields=True):
     access: GuestAccess = GuestAccess.READ_WRITE
     format: FormatRule = FormatRule.ONCE
     options: list[str] = []
+    namespace: KubernetesName | None = None
+    claim: KubernetesName | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -134,10 +138,10 @@ def parse(text: str, source: str) -> GuestPolicy:
     document = _toml(text, source)
     if "algorithm" not in document:
         return _policy(document, source, measured="")
-    inner = init_data.parse(text, source).files.get(INIT_DATA_ENTRY)
+    inner = init_data.parse(text, source).files.get(POLICY_ENTRY)
     if inner is None:
-        raise InvalidInput(f"{source}: data", f"the init-data has no entry {INIT_DATA_ENTRY!r}")
-    place = f"{source}: {INIT_DATA_ENTRY}"
+        raise InvalidInput(f"{source}: data", f"the init-data has no entry {POLICY_ENTRY!r}")
+    place = f"{source}: {POLICY_ENTRY}"
     return _policy(_toml(inner, place), place, measured=text)
 
 
@@ -174,6 +178,8 @@ def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPol
 def _volume(raw: _Volume, place: str) -> VolumePolicy:
     if bool(raw.id) == bool(raw.id_pattern):
         raise InvalidInput(f"{place}.id", "give exactly one of id and id_pattern")
+    if raw.claim is not None and raw.namespace is None:
+        raise InvalidInput(f"{place}.claim", "needs its namespace, too")
     profile = _profile(raw.profile)
     if profile is None:
         raise InvalidInput(f"{place}.profile", f"{raw.profile!r} can't be opened by this version; use 'xts'")
@@ -199,6 +205,7 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
         access=raw.access,
         format=raw.format,
         options=tuple(raw.options),
+        used_as=ClaimName(namespace=raw.namespace, claim=raw.claim),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from csi.core.sealed import Profile
 from csi.guest.seal import keys as volume_keys
 from csi.guest.seal.keys import VolumeKeys
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import Register, VolumeRecord
 
 
@@ -21,7 +22,7 @@ class Released:
         return self.record.volume_id
 
 
-def ask(register: Register, volume_id: str, profile: Profile) -> Released:
+def ask(register: Register, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> Released:
     """Ask the broker. Raises what `Register.open` raises."""
-    record, secret = register.open(volume_id, profile)
+    record, secret = register.open(volume_id, profile, used_as)
     return Released(record=record, keys=volume_keys.derive(secret, volume_id, record.key_version))

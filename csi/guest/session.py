@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from csi.core.errors import Busy, CommandError, LiveMismatch, Refused
 from csi.core.sealed import STATE_RECORD_OFFSETS
+from csi.core.secret import Secret
 from csi.guest.machine import Machine
 from csi.guest.opened import Opened, Progress
 from csi.guest.policy import FormatRule, GuestAccess, VolumePolicy
 from csi.guest.seal import dm_table, state_record
+from csi.guest.seal import keys as volume_keys
 from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.mapping import Mapping, mapping_name
@@ -76,6 +78,10 @@ class Session:
         if record.grant is None or record.grant.nonce != nonce:
             raise Refused(f"the broker gave no permission to format volume {self.volume_id}")
         return Announcement(generation=_FORMATTED, nonce=nonce, epoch=record.grant.epoch)
+
+    def new_volume_key(self, share: Secret, key_version: int) -> Secret:
+        """A key for the data of a new volume, mixed from the broker's share and as many random bytes of this guest."""
+        return volume_keys.volume_key(secrets.token_bytes(64), share, self.volume_id, key_version)
 
     def announce(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
         """Announce the next generation and write it to the disk. Raises `Busy` when another guest does so, too."""

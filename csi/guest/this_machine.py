@@ -10,7 +10,7 @@ from csi.core.command import Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.filesystem import Filesystem
 from csi.core.mount import Mount
-from csi.core.sealed import HEADER_BYTES, Profile
+from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, Profile, header_of
 from csi.core.secret import Secret
 from csi.guest.seal import cryptsetup, device_mapper, memfd, sealed_device
 from csi.guest.seal.head import Head
@@ -59,13 +59,22 @@ class ThisMachine:
         """See `Machine`."""
         sealed_device.write(device, offset, content, number)
 
-    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
+    def make_header(
+        self, profile: Profile, *, device: str, passphrase: Secret, volume_key: Secret, luks_uuid: str
+    ) -> bytes:
         """See `Machine`."""
-        with memfd.writable(HEADER_BYTES) as descriptor:
+        with memfd.writable(HEADER_BYTES) as descriptor, memfd.sealed(volume_key.reveal()) as key:
             cryptsetup.luks_format(
-                self._runner, profile, header=descriptor, device=device, passphrase=passphrase, luks_uuid=luks_uuid
+                self._runner,
+                profile,
+                header=descriptor,
+                device=device,
+                passphrase=passphrase,
+                volume_key=key,
+                luks_uuid=luks_uuid,
             )
-            return os.pread(descriptor, HEADER_BYTES, 0)
+            # Behind its keyslot cryptsetup leaves random bytes, which would have to be kept with it.
+            return header_of(os.pread(descriptor, HEADER_PARTS_BYTES, 0))
 
     def map_volume(
         self,

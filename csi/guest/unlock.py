@@ -13,7 +13,7 @@ from csi.core.errors import InUse, Refused, RolledBack, SealedLocalError
 from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET
 from csi.guest import decide as plan
 from csi.guest.close import close
-from csi.guest.decide import DiskView, Format, HeaderCopy, Open
+from csi.guest.decide import DiskView, Format, HeaderCopy, Open, Repair
 from csi.guest.opened import Opened
 from csi.guest.seal import dm_table, luks_header, state_record
 from csi.guest.seal.head import Head
@@ -70,6 +70,51 @@ def map_only(session: Session, record: VolumeRecord) -> Mapping:
     except BaseException:
         _close_quietly(session)
         raise
+
+
+def repair(session: Session, record: VolumeRecord) -> bool:
+    """Write anew what of the head is lost, and say what; returns whether there was anything. The register isn't changed.
+
+    Raises `Refused` or an `Untrusted` for a disk that needs a person's word at the broker first.
+    """
+    if session.machine.mapping(session.name) is not None:
+        raise InUse(f"volume {session.volume_id} is open; close it first")
+    if session.read_only:
+        raise Refused(f"the policy lets this guest read volume {session.volume_id} only; a repair writes")
+    head = session.machine.read_head(session.device)
+    decision = plan.repair(record, _view(head, session.keys, session.volume_id))
+    if not decision.needed:
+        return False
+    header = _committed_header(session, record, head, decision)
+    # Copy B first, as everywhere: at each moment that is whole of which something is whole now.
+    for copy in reversed(decision.copies):
+        session.write(head, _offset(copy), header)
+        session.progress(f"header copy {copy.value} is written anew")
+    if decision.sequence is not None:
+        _write_lost_record(session, record, head, header, decision.sequence)
+    return True
+
+
+def _committed_header(session: Session, record: VolumeRecord, head: Head, decision: Repair) -> bytes | memoryview:
+    """The header that the register's digest is of: a copy of the disk, else the broker's."""
+    whole = [copy for copy in HeaderCopy if copy not in decision.copies]
+    header = _copy(head, whole[0]) if whole else session.register.header(record)
+    if hashlib.sha256(header).hexdigest() != record.header_sha256:
+        raise Refused(f"the broker has no copy of the header of volume {session.volume_id} as it is now")
+    luks_header.check(header, session.rule.profile, uuid=session.keys.luks_uuid)
+    return header
+
+
+def _write_lost_record(
+    session: Session, record: VolumeRecord, head: Head, header: bytes | memoryview, sequence: int
+) -> None:
+    digest = hashlib.sha256(header).digest()
+    mac = state_record.header_mac(digest, len(header), session.keys)
+    if record.head is None or record.payload_bytes is None:
+        raise Refused(f"volume {session.volume_id} was never committed; there is nothing to repair")
+    begun = state_record.intent(record.profile, record.key_version, record.payload_bytes)
+    session.write_record(head, state_record.rebuilt(begun, digest, mac, record.head, sequence=sequence))
+    session.progress(f"the state record is written anew, under generation {record.head.generation}")
 
 
 def _mounted_already(session: Session, record: VolumeRecord) -> Opened | None:
@@ -132,14 +177,18 @@ def _require_free_mount_point(session: Session) -> None:
 def _format(session: Session, record: VolumeRecord, head: Head, decision: Format) -> Opened:
     nonce = new_nonce()
     payload = decision.payload_bytes
-    record = session.register.begin_format(record, nonce=nonce, payload_bytes=payload)
+    record, share = session.register.begin_format(record, nonce=nonce, payload_bytes=payload)
     grant = session.granted(record, nonce)
     intent = state_record.intent(record.profile, record.key_version, payload)
     session.write_record(head, intent)
     session.progress("formatting, once and for all")
     keys = session.keys
     header = session.machine.make_header(
-        session.rule.profile, device=session.device, passphrase=keys.passphrase, luks_uuid=keys.luks_uuid
+        session.rule.profile,
+        device=session.device,
+        passphrase=keys.passphrase,
+        volume_key=session.new_volume_key(share, record.key_version),
+        luks_uuid=keys.luks_uuid,
     )
     # A cryptsetup that writes anything else would make a volume that no later open accepts.
     luks_header.check(header, session.rule.profile, uuid=keys.luks_uuid)
@@ -152,7 +201,7 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     mac = state_record.header_mac(digest, len(header), keys)
     first = state_record.opened(intent, digest, mac, grant)
     session.write_record(head, first)
-    record = session.register.commit_format(record, nonce=nonce, header_sha256=digest.hex(), payload_bytes=payload)
+    record = session.register.commit_format(record, nonce=nonce, header=header, payload_bytes=payload)
     session.progress("formatted and committed to the register")
     # Mounted is generation 2 at the earliest, so a disk that shows generation 1 never held anybody's data: where the
     # register, restored from a backup, permits the format once more, the disk still forbids it.

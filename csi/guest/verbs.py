@@ -73,6 +73,16 @@ def inspect_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str
         return list(inspect.described(record, unlock.look(session)))
 
 
+def repair_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str]:
+    """Write anew what of the head can't be read, then say what is there as `inspect` does."""
+    from csi.guest import inspect, unlock
+
+    with _released(guest, wanted, progress) as (session, record):
+        if not unlock.repair(session, record):
+            progress("header copies and state record are whole; nothing was written")
+        return list(inspect.described(record, unlock.look(session)))
+
+
 def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -> None:
     """Write the passphrase of keyslot 0, 32 raw bytes, to a new file that its owner alone can read. Needs no device."""
     from csi.core import process
@@ -82,7 +92,7 @@ def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -
     policy = _measured_policy(guest, wanted)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     with closing(_broker(guest, policy)) as register:
-        got = released.ask(register, volume_id, rule.profile)
+        got = released.ask(register, volume_id, rule.profile, rule.used_as)
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -120,7 +130,7 @@ def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tupl
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     with guest.notes.only_one(volume_id), closing(_broker(guest, policy)) as register:
         device = _known_device(guest.machine, wanted, volume_id)
-        got = released.ask(register, volume_id, rule.profile)
+        got = released.ask(register, volume_id, rule.profile, rule.used_as)
         progress(f"the broker released the key of {volume_id} (register: {got.record.state})")
         session = Session(
             volume_id=volume_id,

@@ -48,14 +48,7 @@ def check_size(text: str, field: str = "init-data") -> None:
 
 def parse(text: str, field: str = "init-data") -> InitDataText:
     """Read an init-data text; raises `InvalidInput` naming the entry that is wrong."""
-    if _LONG_KEY.search(text):
-        raise InvalidInput(field, f"a key of {_LONGEST_KEY} dots or more")
-    try:
-        document = tomllib.loads(text)
-    except ValueError as error:  # Beside TOMLDecodeError: a number of too many digits.
-        raise InvalidInput(field, f"not TOML: {error}") from error
-    except RecursionError as error:
-        raise InvalidInput(field, "nested too deeply") from error
+    document = read_toml(text, field)
     if document.get("version") != _VERSION:
         raise InvalidInput(f"{field}.version", f'must be "{_VERSION}"')
     algorithm = document.get("algorithm")
@@ -66,6 +59,18 @@ def parse(text: str, field: str = "init-data") -> InitDataText:
         digest=f"{algorithm}:{_HASHES[algorithm](text.encode()).hexdigest()}",
         files=_files(document.get("data", {}), field),
     )
+
+
+def read_toml(text: str, field: str) -> dict[str, Any]:
+    """Any TOML text of somebody who has proved nothing yet; raises `InvalidInput`, also for one that takes long to read."""
+    if _LONG_KEY.search(text):
+        raise InvalidInput(field, f"a key of {_LONGEST_KEY} dots or more")
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # Beside TOMLDecodeError: a number of too many digits.
+        raise InvalidInput(field, f"not TOML: {error}") from error
+    except RecursionError as error:
+        raise InvalidInput(field, "nested too deeply") from error
 
 
 def _files(data: Any, field: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from csi.core.errors import InvalidInput
 from csi.kbs import base64url
+from csi.kbs.strict_json import Word
 
 _CURVES: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-521": ec.SECP521R1()}
 _COORDINATE_BYTES = {"P-256": 32, "P-521": 66}
@@ -25,8 +26,8 @@ class EcJwk(msgspec.Struct, frozen=True, kw_only=True, tag_field="kty", tag="EC"
     """An elliptic curve key for key agreement."""
 
     ALGORITHMS: ClassVar = (ECDH_ES_A256KW,)
-    crv: str
-    alg: str
+    crv: Word
+    alg: Word
     x: str
     y: str
 
@@ -35,7 +36,7 @@ class RsaJwk(msgspec.Struct, frozen=True, kw_only=True, tag_field="kty", tag="RS
     """An RSA key for key transport."""
 
     ALGORITHMS: ClassVar = (RSA_OAEP_256,)
-    alg: str
+    alg: Word
     n: str
     e: str
 

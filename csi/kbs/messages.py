@@ -17,6 +17,7 @@ import rfc8785
 
 from csi.core.errors import InvalidInput
 from csi.kbs.jwk import Jwk
+from csi.kbs.strict_json import Word
 
 PROTOCOL_VERSION = "0.4.0"
 """The only version that either side takes; the upstream server compares it exactly, too."""
@@ -27,7 +28,7 @@ SESSION_SECONDS = 300
 BODY_LIMIT_BYTES = 2 * 1024 * 1024
 HASH_ALGORITHMS = ("sha256", "sha384", "sha512", "sm3")
 _ERROR_TYPE_PREFIX = "https://github.com/confidential-containers/kbs/errors/"
-_SEGMENT = re.compile(r"[a-zA-Z0-9_-][a-zA-Z0-9_.-]*", re.ASCII)
+_SEGMENT = re.compile(r"[a-zA-Z0-9_-][a-zA-Z0-9_.-]{0,254}", re.ASCII)
 
 
 class Tee(StrEnum):
@@ -51,8 +52,8 @@ class Tee(StrEnum):
 class Request(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     """First message of the guest, to `/auth`. `extra-params` must be there, whatever it is."""
 
-    version: str
-    tee: str
+    version: Word
+    tee: Word
     extra_params: object
 
 
@@ -73,7 +74,7 @@ class RuntimeData(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 class InitData(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration that the guest was started with, as text, so that the server can digest and read it."""
 
-    format: str
+    format: Word
     body: str
 
 
@@ -160,10 +161,14 @@ class ResourcePath:
         """From three segments joined by `/`; a segment never starts with a dot."""
         segments = text.split("/")
         if len(segments) != 3:
-            raise InvalidInput(field, f"{text!r} has {len(segments)} parts; three are needed: REPOSITORY/TYPE/TAG")
+            raise InvalidInput(
+                field, f"{text[:160]!r} has {len(segments)} parts; three are needed: REPOSITORY/TYPE/TAG"
+            )
         for segment in segments:
             if not _SEGMENT.fullmatch(segment):
-                raise InvalidInput(field, f"{segment!r}: letters, digits, '_', '-' and '.' only, not '.' first")
+                raise InvalidInput(
+                    field, f"{segment[:160]!r}: at most 255 letters, digits, '_', '-' and '.' only, not '.' first"
+                )
         return cls(repository=segments[0], kind=segments[1], tag=segments[2])
 
     @classmethod
@@ -171,7 +176,7 @@ class ResourcePath:
         """From `kbs:///repository/type/tag` or `kbs+resource://...`. A host in it is ignored."""
         scheme, separator, rest = uri.partition("://")
         if not separator or scheme not in ("kbs", "kbs+resource"):
-            raise InvalidInput(field, f"{uri!r} is not kbs:///REPOSITORY/TYPE/TAG")
+            raise InvalidInput(field, f"{uri[:160]!r} is not kbs:///REPOSITORY/TYPE/TAG")
         return cls.parse(rest.partition("/")[2], field)
 
     @property

@@ -12,6 +12,7 @@ import msgspec
 
 from csi.core.sealed import PAYLOAD_BLOCK_BYTES, Profile
 from csi.core.secret import Secret
+from csi.kbs.claim_name import UNNAMED, ClaimName
 
 
 class VolumeState(StrEnum):
@@ -98,6 +99,8 @@ class VolumeRecord:
     last_nonce: Nonce | None = None
     """The nonce of the last change if a guest made it, by which it is recognised when it is repeated."""
     accepted: tuple[Accepted, ...] = ()
+    unwritten: bool = False
+    """`head` is a person's word that the disk's records can't be read: no disk shows it before a guest's `repair`."""
 
     @property
     def generation(self) -> int:
@@ -116,22 +119,31 @@ class Register(Protocol):
     answer was lost: the repeat gets the first answer, or `Busy` when the record has moved on since.
     """
 
-    def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
-        """The record (allocated at first contact, if the broker's policy allows it) and the volume's 32-byte secret."""
+    def open(self, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> tuple[VolumeRecord, Secret]:
+        """The record (allocated at first contact, if the broker's policy allows it) and the volume's 32-byte secret.
+
+        `used_as` has to be the owner's, as far as the owner has names, and stand in the guest's measured policy.
+        """
         ...
 
-    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
-        """Take the one permission to format; the answer is in state `formatting` with this nonce.
+    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> tuple[VolumeRecord, Secret]:
+        """Take the one permission to format; the answer is in state `formatting` with this nonce. Beside it come 32 random
+        bytes for the volume's key, which the register keeps nowhere: a repeat gets others.
 
         A record already in `formatting` is taken over by a guest of the same measurement before its deadline: nothing
         was committed, so nothing that a tenant wrote can be lost.
         """
         ...
 
-    def commit_format(
-        self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
-    ) -> VolumeRecord:
-        """The volume is formatted and flushed: `active`, generation 1, from now on never formatted again."""
+    def commit_format(self, record: VolumeRecord, *, nonce: str, header: bytes, payload_bytes: int) -> VolumeRecord:
+        """The volume is formatted and flushed: `active`, generation 1, from now on never formatted again.
+
+        The register keeps a copy of the header, from which `header` gives it back.
+        """
+        ...
+
+    def header(self, record: VolumeRecord) -> bytes:
+        """The header copy that the record's digest is of. Raises `NotFound` when the register keeps none."""
         ...
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:

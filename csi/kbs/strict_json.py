@@ -1,13 +1,17 @@
 """JSON text to typed values: one place that turns msgspec's complaints into `InvalidInput` with the member's path."""
 
 import re
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from csi.core.errors import InvalidInput
 
+Word = Annotated[str, msgspec.Meta(max_length=100)]
+"""A name in a message. Errors repeat it, and so it goes to the log: nobody has to prove anything to send one."""
+
 _T = TypeVar("_T")
+_LONGEST_PROBLEM = 200
 _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
@@ -40,4 +44,5 @@ def _explain(error: msgspec.DecodeError, what: str) -> InvalidInput:
     found = _PATH.match(str(error))
     path = found["path"] if found else None
     problem = found["problem"] if found else str(error)
-    return InvalidInput(f"{what}.{path}" if path else what, problem[:1].lower() + problem[1:])
+    # It may hold a value, and so whatever the sender wanted in the log.
+    return InvalidInput(f"{what}.{path}" if path else what, problem[:1].lower() + problem[1:_LONGEST_PROBLEM])

@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from csi.core import errors
 from csi.core.errors import InvalidInput, SealedLocalError
-from csi.core.sealed import Profile
+from csi.core.sealed import HEADER_PARTS_BYTES, Profile, header_of
 from csi.core.secret import Secret
 from csi.kbs import jwe, strict_json
 from csi.kbs import messages as kbs
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.jwk import Jwk
-from csi.kbs.register import Epoch, Generation, Nonce, PayloadBytes, Revision, Sha256, VolumeRecord
+from csi.kbs.register import Epoch, Generation, Nonce, PayloadBytes, Revision, VolumeRecord
 
 SECRET_BYTES = 32
 _VOLUME_ID = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,127}", re.ASCII)
@@ -29,10 +30,15 @@ Ticket = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """From the answer to `open`, in hex; every change of the volume in that session presents it."""
 
 
+HeaderText = Annotated[str, msgspec.Meta(min_length=1, max_length=-(-HEADER_PARTS_BYTES // 3) * 4)]
+"""A header copy's parts (`HEADER_PARTS_BYTES`, zeroes at the end left out) in base64."""
+
+
 class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `open`."""
 
     profile: Profile
+    used_as: ClaimName = UNNAMED
 
 
 class BeginFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,8 +56,14 @@ class CommitFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     ticket: Ticket
     revision: Revision
     nonce: Nonce
-    header_sha256: Sha256
+    header: HeaderText
     payload_bytes: PayloadBytes
+
+
+class HeaderRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `header`."""
+
+    ticket: Ticket
 
 
 class BeginOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,12 +85,16 @@ class CommitOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The record after the change, and the register's epoch; secret and ticket only in the answer to `open`."""
+    """The record after the change, and the register's epoch; secret and ticket only in the answer to `open`, the broker's
+    share of a volume key only in that to `begin-format`, the parts of the header only in that to `header`.
+    """
 
     record: VolumeRecord
     epoch: Epoch
     secret: str | None = None
     ticket: Ticket | None = None
+    share: str | None = None
+    header: HeaderText | None = None
 
 
 def check_volume_id(volume_id: str) -> None:
@@ -93,10 +109,14 @@ def volume_path(volume_id: str, action: str) -> str:
     return f"{kbs.PREFIX}/volumes/{volume_id}/{action}"
 
 
-def encode_answer(record: VolumeRecord, epoch: str, secret: Secret | None = None, ticket: str | None = None) -> Secret:
+def encode_answer(answer: Answer) -> Secret:
     """The text of an answer, itself a secret until it is encrypted."""
-    text = None if secret is None else base64.b64encode(secret.reveal()).decode("ascii")
-    return Secret(strict_json.encode(Answer(record=record, epoch=epoch, secret=text, ticket=ticket)))
+    return Secret(strict_json.encode(answer))
+
+
+def text_of(secret: Secret) -> str:
+    """How a secret stands in an answer."""
+    return base64.b64encode(secret.reveal()).decode("ascii")
 
 
 def decode_answer(text: Secret) -> Answer:
@@ -106,11 +126,35 @@ def decode_answer(text: Secret) -> Answer:
 
 def secret_of(answer: Answer) -> Secret | None:
     """The secret in an answer; None when it holds none. Raises `InvalidInput` for one of another length."""
-    if answer.secret is None:
+    return _secret(answer.secret, "answer.secret")
+
+
+def encode_header(header: bytes) -> str:
+    """The text of a header copy, or of its parts. Raises `InvalidInput` for one with anything behind them."""
+    if header[HEADER_PARTS_BYTES:].strip(b"\0"):
+        raise InvalidInput("header", f"there is something behind its first {HEADER_PARTS_BYTES} bytes")
+    return base64.b64encode(header[:HEADER_PARTS_BYTES].rstrip(b"\0")).decode("ascii")
+
+
+def decode_header(text: str, field: str) -> bytes:
+    """The whole header copy. Raises `InvalidInput` for what is not base64 of its parts."""
+    parts = kbs.standard_base64(text, field)
+    if len(parts) > HEADER_PARTS_BYTES:
+        raise InvalidInput(field, f"{len(parts)} bytes; the parts of a header are at most {HEADER_PARTS_BYTES}")
+    return header_of(parts)
+
+
+def share_of(answer: Answer) -> Secret | None:
+    """The broker's share of a volume key, in the same way."""
+    return _secret(answer.share, "answer.share")
+
+
+def _secret(text: str | None, field: str) -> Secret | None:
+    if text is None:
         return None
-    secret = kbs.standard_base64(answer.secret, "answer.secret")
+    secret = kbs.standard_base64(text, field)
     if len(secret) != SECRET_BYTES:
-        raise InvalidInput("answer.secret", f"{len(secret)} bytes instead of {SECRET_BYTES}")
+        raise InvalidInput(field, f"{len(secret)} bytes instead of {SECRET_BYTES}")
     return Secret(secret)
 
 

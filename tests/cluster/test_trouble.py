@@ -30,7 +30,8 @@ def wanted(cluster: Cluster) -> Iterator[list[str]]:
     volumes = [objects.volume_of(cluster, f"{objects.CLAIMS}/{name}") for name in names]
     assert set(objects.volumes(cluster)) - before == set(volumes)
     _delete(cluster, names, volumes)
-    assert set(objects.volumes(cluster)) == before
+    # What an earlier test left may go meanwhile.
+    assert set(objects.volumes(cluster)) <= before
 
 
 def _delete(cluster: Cluster, names: list[str], volumes: list[str]) -> None:

@@ -39,11 +39,13 @@ from csi.guest.seal import head as device_head
 from csi.guest.seal.head import Head
 from csi.guest.seal.mapping import Mapping
 from csi.guest.session import Session
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord, VolumeState
 
 UNIT = 8 * 1024
 """What stands for 1 MiB here."""
 HEADER_BYTES = 16 * UNIT
+HEADER_PARTS_BYTES = 8 * UNIT
 RECORD_OFFSETS = (32 * UNIT, 33 * UNIT)
 PAYLOAD_OFFSET = 34 * UNIT
 PAYLOAD_BYTES = 32 * 1024
@@ -128,6 +130,10 @@ class Machine:
     disk: Disk = field(default_factory=Disk.blank)
     record: VolumeRecord | None = None
     epoch: str = "0e" * 16
+    escrow: bytes = b""
+    """The header that the broker keeps."""
+    share: bytes | None = None
+    """What a bad generator of the broker gives for every volume key; None is a good one."""
     lost_writes: int = 0
     """Write-backs that failed and that nobody was told of yet."""
     live: dict[str, Live] = field(default_factory=dict)
@@ -177,6 +183,14 @@ class Machine:
     # What a test does
 
     def open(self, **changes: Any) -> Opened:
+        session, record = self._released(**changes)
+        return unlock.unlock(session, record)
+
+    def repair(self) -> bool:
+        session, record = self._released()
+        return unlock.repair(session, record)
+
+    def _released(self, **changes: Any) -> tuple[Session, VolumeRecord]:
         rule = VolumePolicy(
             name="data",
             id=VOLUME,
@@ -199,7 +213,7 @@ class Machine:
             machine=self,
             progress=lambda _: None,
         )
-        return unlock.unlock(session, got.record)
+        return session, got.record
 
     def close(self) -> bool:
         return close(self, VOLUME)
@@ -260,11 +274,13 @@ class Machine:
         assert offset + len(data) <= PAYLOAD_OFFSET
         self.effect(lambda: self.disk.write(offset, data), self.disk.flush)
 
-    def make_header(self, profile: Profile, *, device: str, passphrase: Secret, luks_uuid: str) -> bytes:
+    def make_header(
+        self, profile: Profile, *, device: str, passphrase: Secret, volume_key: Secret, luks_uuid: str
+    ) -> bytes:
         assert device == DEVICE
         self._note_making()
         self.effect()
-        return luks_copy(luks_uuid, passphrase, volume_key=os.urandom(64))
+        return luks_copy(luks_uuid, passphrase, volume_key=volume_key.reveal())
 
     def map_volume(
         self,
@@ -401,7 +417,7 @@ class ModelRegister:
 
     machine: Machine
 
-    def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
+    def open(self, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> tuple[VolumeRecord, Secret]:
         machine = self.machine
 
         def allocate() -> None:
@@ -412,8 +428,8 @@ class ModelRegister:
         register.check_open(machine.record, profile)
         return machine.record, SECRET
 
-    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
-        return self._change(
+    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> tuple[VolumeRecord, Secret]:
+        granted = self._change(
             register.begin_format,
             record,
             nonce=nonce,
@@ -423,18 +439,23 @@ class ModelRegister:
             now_unix=NOW,
             lifetime_seconds=60,
         )
+        return granted, Secret(self.machine.share or os.urandom(32))
 
-    def commit_format(
-        self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
-    ) -> VolumeRecord:
-        return self._change(
+    def commit_format(self, record: VolumeRecord, *, nonce: str, header: bytes, payload_bytes: int) -> VolumeRecord:
+        committed = self._change(
             register.commit_format,
             record,
             nonce=nonce,
             measurement="m",
-            header_sha256=header_sha256,
+            header_sha256=hashlib.sha256(header).hexdigest(),
             payload_bytes=payload_bytes,
         )
+        self.machine.escrow = header
+        return committed
+
+    def header(self, record: VolumeRecord) -> bytes:
+        self.machine.effect()
+        return self.machine.escrow
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         self.machine._began_at = len(self.machine.disk.seen)
@@ -469,7 +490,7 @@ def luks_copy(uuid: str, passphrase: Secret, volume_key: bytes) -> bytes:
     area = json.dumps(document).encode().ljust(12288, b"\0")
     copies = b"".join(_binary(uuid, magic, offset, area) for magic, offset in ((b"LUKS", 0), (b"SKUL", 16384)))
     keys = hashlib.sha256(passphrase.reveal()).digest() + volume_key
-    return copies + keys.ljust(HEADER_BYTES - len(copies), b"\xa5")
+    return copies + keys.ljust(HEADER_PARTS_BYTES - len(copies), b"\xa5") + bytes(HEADER_BYTES - HEADER_PARTS_BYTES)
 
 
 def _binary(uuid: str, magic: bytes, offset: int, area: bytes) -> bytes:
@@ -486,6 +507,7 @@ def small_format() -> Iterator[None]:
     """The format's places in the sizes of this module."""
     sizes = {
         "HEADER_BYTES": HEADER_BYTES,
+        "HEADER_PARTS_BYTES": HEADER_PARTS_BYTES,
         "HEADER_B_OFFSET": HEADER_BYTES,
         "STATE_RECORD_OFFSETS": RECORD_OFFSETS,
         "PAYLOAD_OFFSET": PAYLOAD_OFFSET,

@@ -6,6 +6,8 @@ formatted again. A host that puts an older disk back is refused, and nothing is 
 
 import contextlib
 import hashlib
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -574,3 +576,19 @@ def test_closing_what_was_opened_to_be_read_writes_nothing_back(machine: Machine
     machine.open(access=GuestAccess.READ_ONLY)
     machine.lost_writes = 1
     assert machine.close() is True
+
+
+@pytest.mark.parametrize("bad", ["the guest's", "the broker's"])
+def test_with_one_bad_generator_two_volumes_still_have_two_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    if bad == "the guest's":
+        # Nonces are 32 bytes long, and two that are alike are refused before any key is made.
+        monkeypatch.setattr(secrets, "token_bytes", lambda count: bytes(count) if count == 64 else os.urandom(count))
+    found = set()
+    for _ in range(2):
+        machine = Machine(str(tmp_path), share=b"always the same, says the broker" if bad == "the broker's" else None)
+        machine.open()
+        found.add(machine.live[mapping_name(VOLUME)].key)
+        machine.close()
+    assert len(found) == 2

@@ -183,6 +183,28 @@ class Forks(RuleBasedStateMachine):
         for other in world.seen:
             assert world.opens(other) == (other.newest.nonce == image.newest.nonce)
 
+    @rule(data=st.data())
+    def records_are_lost_and_written_anew_after_a_persons_word(self, data: st.DataObject) -> None:
+        world, image = self.world, data.draw(st.sampled_from(self.world.seen))
+        lost = Image(slots=data.draw(st.sampled_from(self.losses(image))), path=image.path)
+        nonce, epoch = world.new_nonce(), f"{world.epoch:032x}"
+        world.record = register.accept_unread(world.record, nonce=nonce, epoch=epoch, reason="r", now_unix=0)
+        assert not any(world.opens(other) for other in [*world.seen, lost]), "a state that no disk shows opened one"
+        decision = plan.repair(world.record, lost.view())
+        assert decision.sequence is not None
+        assert world.record.head is not None
+        begun = state_record.intent(Profile.XTS, 1, PAYLOAD)
+        head = world.record.head
+        world.write(lost.written(state_record.rebuilt(begun, HEADER, bytes(32), head, sequence=decision.sequence)))
+        world.head, world.begun = world.disk.path, frozenset()
+        assert [other for other in world.seen if world.opens(other)] == [world.disk]
+        assert plan.repair(world.record, world.disk.view()).sequence is None, "a repair that is repeated writes once"
+
+    def losses(self, image: Image) -> list[tuple[Slot, Slot]]:
+        """Both records, or only the newest one: then an older one is still there."""
+        older = tuple(SlotState.INVALID if slot == image.newest else slot for slot in image.slots)
+        return [(SlotState.INVALID, SlotState.INVALID), (SlotState.ABSENT, SlotState.INVALID), (older[0], older[1])]
+
     @invariant()
     def only_the_branch_that_counts_opens(self) -> None:
         for image in self.world.seen:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from csi.core.errors import Refused
+from csi.core.errors import Refused, Unavailable
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
@@ -22,15 +22,26 @@ GRANTED = dataclasses.replace(
 )
 
 
-def asked_with(server: Script, guest: BrokerRegister, answer: object) -> object:
+SHARE = Secret(b"r" * 32)
+
+
+def asked_with(server: Script, guest: BrokerRegister, answer: object, share: Secret | None = SHARE) -> object:
     server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
     guest.open("pvc-1", Profile.XTS)
-    server.answers["begin-format"] = server.sealed(answer, Secret(b"s" * 32))  # type: ignore[arg-type,assignment]
+    server.answers["begin-format"] = server.sealed(answer, None, share)  # type: ignore[arg-type,assignment]
     return guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
 
 
 def test_a_permission_for_this_guest_is_one(server: Script, guest: BrokerRegister) -> None:
-    assert asked_with(server, guest, GRANTED) == GRANTED
+    assert asked_with(server, guest, GRANTED) == (GRANTED, SHARE)
+
+
+@pytest.mark.parametrize("share", [None, Secret(b"short")])
+def test_a_permission_without_the_brokers_share_of_the_key_is_none(
+    server: Script, guest: BrokerRegister, share: Secret | None
+) -> None:
+    with pytest.raises((Refused, Unavailable), match="share"):
+        asked_with(server, guest, GRANTED, share)
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def life(guest: BrokerRegister, volume: str) -> Iterator[VolumeRecord]:
     """A format and two opens, each change by itself."""
     record, _ = guest.open(volume, Profile.XTS)
     yield record
-    record = guest.begin_format(record, nonce="f0" * 32, payload_bytes=4096)
+    record, _ = guest.begin_format(record, nonce="f0" * 32, payload_bytes=4096)
     yield record
-    record = guest.commit_format(record, nonce="f0" * 32, header_sha256="ab" * 32, payload_bytes=4096)
+    record = guest.commit_format(record, nonce="f0" * 32, header=b"header".ljust(16 << 20, b"\0"), payload_bytes=4096)
     yield record
     for nonce in ("aa" * 32, "bb" * 32):
         record = guest.begin_open(record, nonce=nonce, generation=record.announced + 1)

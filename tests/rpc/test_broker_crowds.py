@@ -145,9 +145,14 @@ def test_an_allowed_guest_gets_in_beside_20_000_hostile_sessions(broker: Running
         claims = SampleClaims(launch_digest="abcde", init_data=f"sha384:{number:096x}", svn="1")
         sessions.attested(sessions.begin("sample"), Guest(claims=claims, key=key), "token", known=False)
     assert len(sessions._sessions) == 20_000
-    began = time.monotonic()
-    assert broker.guest().open("pvc-1", Profile.XTS)[0].volume_id == "pvc-1"
-    print(f"{time.monotonic() - began:.3f} s")
+    took = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert broker.guest().open("pvc-1", Profile.XTS)[0].volume_id == "pvc-1"
+        took.append(time.monotonic() - began)
+    print("an allowed guest was in after:", " ".join(f"{seconds:.3f}" for seconds in sorted(took)), "s")
+    # The best of them: a busy machine may hold any one up.
+    assert min(took) < 2
 
 
 def test_alive_while_the_database_is_locked_and_every_thread_waits_for_it(

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from csi.broker.audit import Event
 from csi.broker.directory import POLICY_TEXT
 from csi.broker.main import main
 from csi.core.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable
-from csi.core.sealed import Profile
+from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, Profile
 from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.kbs import init_data, jwk
@@ -27,7 +28,8 @@ from csi.kbs.register import VolumeRecord, VolumeState
 from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
 
 NONCE, OTHER, THIRD = "1e" * 32, "0f" * 32, "3d" * 32
-HEADER = "ab" * 32
+HEADER = b"header".ljust(HEADER_BYTES, b"\0")
+DIGEST = hashlib.sha256(HEADER).hexdigest()
 RESOURCE = kbs.ResourcePath.parse("default/test/secret")
 
 
@@ -39,8 +41,8 @@ def broker(tmp_path: Path) -> Iterator[RunningBroker]:
 
 def formatted(guest: BrokerRegister, volume: str = "pvc-1") -> VolumeRecord:
     record, _ = guest.open(volume, Profile.XTS)
-    record = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
-    return guest.commit_format(record, nonce=NONCE, header_sha256=HEADER, payload_bytes=4096)
+    record, _ = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
+    return guest.commit_format(record, nonce=NONCE, header=HEADER, payload_bytes=4096)
 
 
 def test_a_volume_lives_through_two_guests(broker: RunningBroker) -> None:
@@ -49,7 +51,7 @@ def test_a_volume_lives_through_two_guests(broker: RunningBroker) -> None:
     assert record.state is VolumeState.ALLOCATED
     assert len(secret.reveal()) == 32
     active = formatted(first)
-    assert (active.state, active.generation, active.header_sha256) == (VolumeState.ACTIVE, 1, HEADER)
+    assert (active.state, active.generation, active.header_sha256) == (VolumeState.ACTIVE, 1, DIGEST)
     second = broker.guest()
     seen, same = second.open("pvc-1", Profile.XTS)
     assert (seen, same) == (active, secret)
@@ -186,7 +188,7 @@ def test_an_ended_session_is_renewed(broker: RunningBroker) -> None:
     guest = broker.guest()
     record, _ = guest.open("pvc-1", Profile.XTS)
     broker.broker.sessions._sessions.clear()
-    assert guest.begin_format(record, nonce=NONCE, payload_bytes=4096).state is VolumeState.FORMATTING
+    assert guest.begin_format(record, nonce=NONCE, payload_bytes=4096)[0].state is VolumeState.FORMATTING
 
 
 def test_a_guest_does_not_attest_for_ever(broker: RunningBroker) -> None:
@@ -353,3 +355,44 @@ def test_a_guest_that_is_refused_often_does_not_fill_the_log(broker: RunningBrok
 def test_a_guest_key_of_the_other_curve_works(broker: RunningBroker) -> None:
     guest = broker.guest(key=ec.generate_private_key(ec.SECP521R1()))
     assert len(guest.open("pvc-1", Profile.XTS)[1].reveal()) == 32
+
+
+def test_the_share_of_a_volume_key_is_new_each_time_and_kept_nowhere(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    record, _ = guest.open("pvc-1", Profile.XTS)
+    shares = [guest.begin_format(record, nonce=NONCE, payload_bytes=4096)[1].reveal() for _ in range(2)]
+    assert shares[0] != shares[1]
+    kept = b"".join(path.read_bytes() for path in broker.directory.root.glob("broker.sqlite*"))
+    for share in shares:
+        assert not any(form in kept for form in (share, share.hex().encode(), base64.b64encode(share)))
+
+
+def test_the_broker_gives_the_header_back_that_was_committed(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    record, _ = guest.open("pvc-1", Profile.XTS)
+    with pytest.raises(NotFound, match="keeps no header"):
+        guest.header(record)
+    header = os.urandom(HEADER_PARTS_BYTES).ljust(HEADER_BYTES, b"\0")
+    record, _ = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
+    record = guest.commit_format(record, nonce=NONCE, header=header, payload_bytes=4096)
+    assert record.header_sha256 == hashlib.sha256(header).hexdigest()
+    assert guest.header(record) == header
+    assert broker.broker.store.audit_entries()[-1].event.action == "header-released"
+    wrapped = broker.broker.store.header("pvc-1")
+    assert wrapped is not None
+    assert header[:64] not in wrapped, "it is kept as secrets are"
+    for words in (["retire", "pvc-1"], ["shred", "pvc-1", "--yes"]):
+        assert main(["volume", *words, "--dir", str(broker.directory.root)]) == 0
+        with pytest.raises(Refused, match="is not released any more"):
+            guest.header(record)
+    assert broker.broker.store.header("pvc-1") is None
+    kept = b"".join(path.read_bytes() for path in broker.directory.root.glob("broker.sqlite*"))
+    assert wrapped[:64] not in kept
+
+
+def test_a_header_that_the_broker_could_not_keep_whole_is_not_committed(broker: RunningBroker) -> None:
+    guest = broker.guest()
+    record, _ = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce=NONCE, payload_bytes=4096)
+    with pytest.raises(InvalidInput, match="behind its first"):
+        guest.commit_format(record, nonce=NONCE, header=b"x" * HEADER_BYTES, payload_bytes=4096)
+    assert broker.broker.store.volume("pvc-1").state is VolumeState.FORMATTING

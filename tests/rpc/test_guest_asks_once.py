@@ -15,7 +15,7 @@ from csi.guest.status import Notes
 from csi.guest.verbs import Guest
 from csi.kbs import init_data
 from tests.fakes.broker import INIT_DATA, POLICY, RunningBroker, running_broker
-from tests.fakes.sealed_guest import DEVICE, VOLUME, Machine, small_format
+from tests.fakes.sealed_guest import DEVICE, HEADER_BYTES, RECORD_OFFSETS, VOLUME, Machine, small_format
 
 GUEST_POLICY = """
 version = 1
@@ -150,3 +150,129 @@ def test_the_passphrase_goes_to_a_new_private_file_only(world: World, tmp_path: 
     assert bytes(world.machine.disk.content[2 * 16384 :][:32]) == opened, "it opens the header on the disk"
     assert "File exists" in world.run("recover-key", "--to", str(target), status=2)
     assert world.actions().count("secret-released") == 3
+
+
+def test_the_claim_that_the_measured_policy_names_becomes_the_owner_and_stays_it(world: World) -> None:
+    text = world.policy.read_text()
+
+    def measured(claim: str) -> None:
+        rules = f'{text}namespace = "team"\nclaim = "{claim}"\n'.replace("'''", '\\"\\"\\"')
+        world.policy.write_text(
+            f'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n"sealed-local.toml" = """{rules}"""\n'
+        )
+
+    measured("data")
+    world.run("open", "--device", DEVICE)
+    world.run("close")
+    assert str(world.broker.broker.store.stored(VOLUME).owner) == "spark (team/data)"
+    measured("other")
+    assert "belongs to another workload or claim" in world.run("open", status=6)
+    world.policy.write_text(text)
+    assert "belongs to another workload or claim" in world.run("open", status=6)
+
+
+RECORDS, COPIES = RECORD_OFFSETS, (0, HEADER_BYTES)
+
+
+def operate(world: World, *words: str, status: int = 0) -> str:
+    """A verb of the broker's operator on the volume; answers what it printed."""
+    world.printed.readouterr()
+    assert broker_main(["volume", *words, "--dir", str(world.broker.directory.root)]) == status
+    said = world.printed.readouterr()
+    return said.out if status == 0 else said.out + said.err
+
+
+def with_data(world: World) -> bytes:
+    """A volume that was used, closed; answers its disk."""
+    world.run("open", "--device", DEVICE)
+    world.machine.write_file(b"kept")
+    world.run("close")
+    return bytes(world.machine.disk.content)
+
+
+def spoil(world: World, *offsets: int) -> None:
+    """One bad sector at each place."""
+    image = bytearray(world.machine.disk.content)
+    for offset in offsets:
+        image[offset : offset + 4096] = b"\xff" * 4096
+    world.machine.disk.show(bytes(image))
+
+
+def assert_opens_with_the_data(world: World) -> None:
+    world.run("open", "--device", DEVICE)
+    assert world.machine.read_file() == b"kept"
+    world.run("close")
+
+
+def test_a_bad_sector_in_both_header_copies_is_repaired_by_the_brokers_copy(world: World) -> None:
+    before = with_data(world)
+    spoil(world, *(offset + 4096 for offset in COPIES))
+    assert "sealed-local guest repair --volume pvc-1" in world.run("open", status=3)
+    record = world.broker.broker.store.volume(VOLUME)
+    said = world.run("repair")
+    assert said.count("is the one that the register holds") == 2
+    assert world.broker.broker.store.volume(VOLUME) == record, "a header needs nobody's word and changes no state"
+    assert bytes(world.machine.disk.content) == before
+    assert world.actions()[-1] == "header-released"
+    assert_opens_with_the_data(world)
+    released = world.actions().count("header-released")
+    spoil(world, COPIES[0] + 4096)
+    world.run("repair")
+    assert world.actions().count("header-released") == released, "with one good copy the broker's is not needed"
+    assert_opens_with_the_data(world)
+
+
+def test_state_records_that_can_not_be_read_are_written_anew_after_a_persons_word(world: World) -> None:
+    old = with_data(world)
+    assert_opens_with_the_data(world)
+    spoil(world, *RECORDS)
+    spoiled = bytes(world.machine.disk.content)
+    for verb in ("open", "repair"):
+        said = world.run(verb, "--device", DEVICE, status=3)
+        assert "broker volume accept pvc-1 --unread --reason TEXT; then write one: sealed-local guest repair" in said
+    assert bytes(world.machine.disk.content) == spoiled, "without a person's word nothing is written"
+    words = ("accept", VOLUME, "--unread", "--reason", "two bad sectors")
+    record = world.broker.broker.store.volume(VOLUME)
+    assert "no record that can be read" in operate(world, *words, status=1)
+    assert world.broker.broker.store.volume(VOLUME) == record, "and the operator has to look first"
+    assert "now a guest writes its record" in operate(world, *words, "--yes")
+    assert "Now write its record: sealed-local guest repair" in world.run("open", "--device", DEVICE, status=3)
+    assert "would open it by header copy A" in world.run("repair", "--device", DEVICE)
+    assert_opens_with_the_data(world)
+    accepted = world.broker.broker.store.volume(VOLUME)
+    assert (accepted.unwritten, accepted.generation, accepted.accepted[-1].reason) == (False, 5, "two bad sectors")
+    world.machine.disk.show(old)
+    assert "generation 2" in world.run("open", "--device", DEVICE, status=5), "what was given up stays so"
+
+
+def test_a_head_of_which_nothing_is_left_is_written_anew(world: World) -> None:
+    with_data(world)
+    spoil(world, *RECORDS, *(offset + 4096 for offset in COPIES))
+    operate(world, "accept", VOLUME, "--unread", "--reason", "a bad disk", "--yes")
+    world.run("repair", "--device", DEVICE)
+    assert_opens_with_the_data(world)
+
+
+def test_a_repair_that_is_not_needed_writes_nothing(world: World) -> None:
+    assert "there is nothing to repair" in world.run("repair", "--device", DEVICE, status=10)
+    before = with_data(world)
+    writes = len(world.machine.disk.seen)
+    world.run("repair")
+    assert (bytes(world.machine.disk.content), len(world.machine.disk.seen)) == (before, writes)
+    world.run("open")
+    assert "is open; close it first" in world.run("repair", status=10)
+
+
+def test_a_repair_makes_no_older_disk_the_volumes(world: World) -> None:
+    older = with_data(world)
+    assert_opens_with_the_data(world)
+    world.machine.disk.show(older)
+    assert "generation 2" in world.run("repair", status=5)
+    spoil(world, *(offset + 4096 for offset in COPIES))
+    assert "generation 2" in world.run("repair", status=5)
+    world.machine.disk.show(bytes(len(older)))
+    assert "not formatted again" in world.run("repair", "--device", DEVICE, status=4)
+    text = world.policy.read_text()
+    world.machine.disk.show(older)
+    world.policy.write_text(f'{text}access = "ro"\n')
+    assert "a repair writes" in world.run("repair", status=10)

@@ -47,10 +47,19 @@ class Script:
     nonce: str | None = None
     """Over which nonce it signs; None for the one of the request."""
 
-    def sealed(self, record: VolumeRecord, secret: Secret | None = None) -> Callable[[], Answer]:
+    def sealed(
+        self, record: VolumeRecord, secret: Secret | None = None, share: Secret | None = None
+    ) -> Callable[[], Answer]:
         def answer() -> Answer:
             assert self.tee_key is not None
-            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(record, "0e" * 16, secret, TICKET))
+            answer = volumes_api.Answer(
+                record=record,
+                epoch="0e" * 16,
+                secret=None if secret is None else volumes_api.text_of(secret),
+                ticket=TICKET,
+                share=None if share is None else volumes_api.text_of(share),
+            )
+            return 200, {}, jwe.encrypt(self.tee_key, volumes_api.encode_answer(answer))
 
         return answer
 

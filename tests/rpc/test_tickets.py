@@ -52,13 +52,13 @@ class Relay:
 
 
 def active(guest: BrokerRegister, volume: str) -> VolumeRecord:
-    record = guest.begin_format(guest.open(volume, Profile.XTS)[0], nonce=NONCE, payload_bytes=4096)
-    return guest.commit_format(record, nonce=NONCE, header_sha256="ab" * 32, payload_bytes=4096)
+    record, _ = guest.begin_format(guest.open(volume, Profile.XTS)[0], nonce=NONCE, payload_bytes=4096)
+    return guest.commit_format(record, nonce=NONCE, header=b"header".ljust(16 << 20, b"\0"), payload_bytes=4096)
 
 
 CHANGES = {
     "begin-format": {"payload_bytes": 4096},
-    "commit-format": {"payload_bytes": 4096, "header_sha256": "ab" * 32},
+    "commit-format": {"payload_bytes": 4096, "header": "aGVhZGVy"},
     "begin-open": {"generation": 2},
     "commit-open": {"generation": 2},
 }

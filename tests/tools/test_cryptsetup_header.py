@@ -15,13 +15,23 @@ import pytest
 
 from csi.core.command import LocalRunner
 from csi.core.errors import CommandError, Tampered
-from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, PAYLOAD_OFFSET, Profile
+from csi.core.sealed import (
+    HEADER_A_OFFSET,
+    HEADER_B_OFFSET,
+    HEADER_BYTES,
+    HEADER_PARTS_BYTES,
+    PAYLOAD_OFFSET,
+    Profile,
+    header_of,
+)
 from csi.core.secret import Secret
 from csi.guest.seal import cryptsetup, luks_header, memfd
+from csi.guest.this_machine import ThisMachine
 from tests.unit.test_luks_header import DOCUMENT, reseal, text_of, with_area
 
 UUID = "5d0c7a52-7be0-4bd1-8f5b-0a2f6d3e9c11"
 PASSPHRASE = Secret(bytes(range(32)))
+VOLUME_KEY = Secret(bytes(range(64, 128)))
 DEVICE_BYTES = PAYLOAD_OFFSET + (4 << 20)
 RANDOM_TEXT = re.compile(rb'"(salt|digest)":"[A-Za-z0-9+/]{43}="')
 
@@ -49,11 +59,9 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def header(device: Path) -> bytes:
     """What the guest makes at the first format."""
-    with memfd.writable(HEADER_BYTES) as descriptor:
-        cryptsetup.luks_format(
-            LocalRunner(), Profile.XTS, header=descriptor, device=str(device), passphrase=PASSPHRASE, luks_uuid=UUID
-        )
-        return os.pread(descriptor, HEADER_BYTES + 1, 0)
+    return ThisMachine(LocalRunner()).make_header(
+        Profile.XTS, device=str(device), passphrase=PASSPHRASE, volume_key=VOLUME_KEY, luks_uuid=UUID
+    )
 
 
 def try_key(path: str, *header: int, key: Secret = PASSPHRASE) -> None:
@@ -64,6 +72,18 @@ def try_key(path: str, *header: int, key: Secret = PASSPHRASE) -> None:
          "--disable-external-tokens", "--key-file", "-", "--keyfile-size", "32", path],
         timeout=60, stdin=key, pass_fds=header,
     )  # fmt: skip
+
+
+def test_the_header_is_for_the_key_that_was_given(header: bytes, device: Path, tmp_path: Path) -> None:
+    """And not for one that cryptsetup made up: both shares would have been mixed in vain."""
+    found = tmp_path / "key"
+    with memfd.sealed(header) as descriptor:
+        LocalRunner().run(
+            ["cryptsetup", "luksDump", "--batch-mode", "--dump-volume-key", "--volume-key-file", str(found),
+             "--key-file", "-", "--keyfile-size", "32", "--header", memfd.path_of(descriptor), str(device)],
+            timeout=60, stdin=PASSPHRASE, pass_fds=(descriptor,),
+        )  # fmt: skip
+    assert found.read_bytes() == VOLUME_KEY.reveal()
 
 
 def test_the_header_of_a_format_is_accepted(header: bytes) -> None:
@@ -104,10 +124,11 @@ def test_the_json_is_the_documented_one(header: bytes) -> None:
     assert text.count(b'"iterations":1000') == 2
 
 
-def test_the_whole_keyslot_area_is_random(header: bytes) -> None:
-    """So all of it must be under the MAC; a block of zeroes would show that another version leaves gaps."""
+def test_the_keyslot_is_random_and_nothing_is_behind_it(header: bytes) -> None:
+    """So the parts that the broker keeps are the whole header, and all of the keyslot must be under the MAC."""
     blank = [at for at in range(32768, HEADER_BYTES, 4096) if header[at : at + 4096] == bytes(4096)]
-    assert blank == []
+    assert blank == [*range(HEADER_PARTS_BYTES, HEADER_BYTES, 4096)]
+    assert header_of(header[:HEADER_PARTS_BYTES]) == header
 
 
 def test_a_sealed_private_copy_opens_and_stays_as_it_is(header: bytes, device: Path) -> None:

@@ -17,6 +17,7 @@ from csi.broker import rules, turns
 from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.main import main
+from csi.broker.owner import Owner
 from csi.core.sealed import Profile
 from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord, VolumeState
@@ -166,10 +167,23 @@ def test_after_kill_9_the_old_write_ahead_log_is_not_replayed_into_the_restored_
     assert kept == {"whole": [""], "noise": ["", "-wal"], "gone": ["-wal"]}[main_file], "what was replaced is kept"
 
 
+def hand_over(root: Path, volume: str, workload: str) -> None:
+    event = Event(actor="operator", action="handed-over", subject=volume)
+    with closing(BrokerDirectory(root).open_store()) as store:
+        store.hand_over(volume, Owner(workload=workload), rules.hand_over, event)
+
+
+def give_headers(root: Path, *volumes: str) -> None:
+    with closing(BrokerDirectory(root).open_store()) as store, store._transaction():
+        for volume in volumes:
+            store._put_header(volume, f"header of {volume}".encode())
+
+
 def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
     make(root, "pvc-same", "pvc-format", "pvc-open", "pvc-shred", "pvc-retire")
     for volume in ("pvc-same", "pvc-open", "pvc-shred", "pvc-retire"):
         change(root, volume, "formatted", formatted)
+    give_headers(root, "pvc-same", "pvc-open", "pvc-shred")
     run("backup", tmp_path / "kept")
     before = records(root)
     make(root, "pvc-made")
@@ -178,6 +192,7 @@ def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: 
     change(root, "pvc-retire", "retired", rules.retire)
     change(root, "pvc-shred", "retired", rules.retire)
     change(root, "pvc-shred", "shredded", rules.shred, destroy_secret=True)
+    give_headers(root, "pvc-format", "pvc-shred")
     said = run("restore", tmp_path / "kept")
     lines = {line.partition(":")[0]: line for line in said.splitlines() if line.startswith("pvc-")}
     assert set(lines) == {"pvc-made", "pvc-format", "pvc-open", "pvc-shred", "pvc-retire"}
@@ -190,6 +205,13 @@ def test_everything_that_changed_since_is_listed_and_held(root: Path, tmp_path: 
     with closing(BrokerDirectory(root).open_store()) as store:
         assert store.stored("pvc-made").wrapped_secret == b"wrapped-pvc-made"
         assert store.stored("pvc-shred").wrapped_secret is None
+        headers = {volume: store.header(volume) for volume in ("pvc-same", "pvc-format", "pvc-open", "pvc-shred")}
+    assert headers == {
+        "pvc-same": b"header of pvc-same",
+        "pvc-format": b"header of pvc-format",
+        "pvc-open": b"header of pvc-open",
+        "pvc-shred": None,
+    }, "each has the header that its record is of"
     run("volume", "reinstate", "pvc-format")
     assert records(root)["pvc-format"].state is VolumeState.ACTIVE, "and not formatted once more"
     assert "the chain is whole" in run("audit", "--verify")
@@ -244,20 +266,39 @@ def test_a_state_that_no_guest_printed_is_refused(root: Path, run: Callable[...,
 def test_a_saved_audit_log_tells_what_a_lost_register_can_not(
     root: Path, tmp_path: Path, run: Callable[..., str]
 ) -> None:
-    make(root, "pvc-1", "pvc-2")
+    make(root, "pvc-1", "pvc-2", "pvc-3")
     for volume in ("pvc-1", "pvc-2"):
         change(root, volume, "formatted", formatted)
     run("backup", tmp_path / "kept")
     make(root, "pvc-made")
     change(root, "pvc-1", "opened", opened)
+    hand_over(root, "pvc-3", "web")
     (tmp_path / "log").write_text(run("audit"))
     for path in root.glob("broker.sqlite*"):
         path.unlink()
     said = run("restore", tmp_path / "kept", "--audit-log", tmp_path / "log")
-    assert [line.partition(":")[0] for line in said.splitlines() if line.startswith("pvc-")] == ["pvc-1", "pvc-made"]
+    assert [line.partition(":")[0] for line in said.splitlines() if line.startswith("pvc-")] == [
+        "pvc-1",
+        "pvc-3",
+        "pvc-made",
+    ]
     assert "last seen since the backup: opened" in said
+    assert "last seen since the backup: handed-over" in said
     states = {volume: record.state for volume, record in records(root).items()}
-    assert states == {"pvc-1": VolumeState.RETIRED, "pvc-2": VolumeState.ACTIVE}
+    assert states == {"pvc-1": VolumeState.RETIRED, "pvc-2": VolumeState.ACTIVE, "pvc-3": VolumeState.RETIRED}
+
+
+def test_a_restore_gives_no_volume_back_to_whoever_had_it_before_a_hand_over(
+    root: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    make(root, "pvc-1")
+    hand_over(root, "pvc-1", "spark")
+    run("backup", tmp_path / "kept")
+    hand_over(root, "pvc-1", "web")
+    run("restore", tmp_path / "kept")
+    with closing(BrokerDirectory(root).open_store()) as store:
+        stored = store.stored("pvc-1")
+    assert (stored.owner, stored.record.state) == (Owner(workload="web"), VolumeState.RETIRED)
 
 
 def test_where_nothing_can_tell_nothing_may_be_formatted(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:

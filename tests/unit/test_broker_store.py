@@ -188,8 +188,8 @@ def database(path: Path, *statements: str) -> bytes:
     ("statements", "found"),
     [
         (["CREATE TABLE other (x)"], "schema version is 0"),
-        (["PRAGMA user_version = 1"], "lacks volumes, resources, key_check, epoch, audit, audit_of_volumes"),
-        (["CREATE TABLE volumes (x)", "PRAGMA user_version = 1"], "lacks resources"),
+        (["PRAGMA user_version = 1"], "lacks volumes, headers, resources, key_check, epoch, audit, audit_of_volumes"),
+        (["CREATE TABLE volumes (x)", "PRAGMA user_version = 1"], "lacks headers, resources"),
     ],
 )
 def test_a_database_that_init_did_not_write_is_refused_and_left_as_it_is(

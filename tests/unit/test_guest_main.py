@@ -124,7 +124,7 @@ class World:
         self.closed.append(volume_id)
         return len(self.closed) == 1
 
-    def _release(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
+    def _release(self, volume_id: str, profile: Profile, _: object) -> tuple[VolumeRecord, Secret]:
         record = VolumeRecord(volume_id=volume_id, key_version=1, profile=profile, state=VolumeState.ACTIVE, revision=1)
         return record, Secret(bytes(32))
 

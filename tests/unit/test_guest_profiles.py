@@ -16,7 +16,7 @@ NONE_RECORD = StateRecord(kind=RecordKind.INTENT, profile=Profile.NONE, key_vers
 KEYS = keys.derive(Secret(bytes(32)), "pvc-1", 1)
 USES: dict[str, Callable[[], object]] = {
     "format": lambda: cryptsetup.luks_format(
-        LocalRunner(), Profile.NONE, header=0, device="/dev/null", passphrase=Secret(b""), luks_uuid=""
+        LocalRunner(), Profile.NONE, header=0, device="/dev/null", passphrase=Secret(b""), volume_key=0, luks_uuid=""
     ),
     "open": lambda: cryptsetup.open_volume(
         LocalRunner(), Profile.NONE, header=0, device="/dev/null", name="x", passphrase=Secret(b""), read_only=True

@@ -16,6 +16,7 @@ from csi.guest.seal import keys
 
 FORMAT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "sealed-format.md"
 SECRET = Secret(bytes(range(32)))
+MINE, BROKERS = bytes(range(64)), Secret(bytes(range(128, 160)))
 PURPOSES = ("luks-passphrase", "header-mac", "state-mac", "luks-uuid")
 
 
@@ -26,9 +27,13 @@ def published() -> dict[str, str]:
 
 
 def hkdf(secret: bytes, info: bytes, length: int) -> bytes:
-    """HKDF-SHA256 with the format's salt, for lengths of at most one block."""
+    """HKDF-SHA256 with the format's salt."""
     extracted = hmac.new(b"sealed-local/v1", secret, hashlib.sha256).digest()
-    return hmac.new(extracted, info + b"\x01", hashlib.sha256).digest()[:length]
+    made, block = b"", b""
+    while len(made) < length:
+        block = hmac.new(extracted, block + info + bytes([len(made) // 32 + 1]), hashlib.sha256).digest()
+        made += block
+    return made[:length]
 
 
 def info(purpose: str, volume_id: str, key_version: int) -> bytes:
@@ -39,12 +44,14 @@ def info(purpose: str, volume_id: str, key_version: int) -> bytes:
 def test_the_published_vectors_are_what_the_code_derives() -> None:
     vectors = published()
     derived = keys.derive(SECRET, "pvc-1", 1)
-    assert len(vectors) == 10
+    assert len(vectors) == 11
     assert keys.info_of("luks-passphrase", "pvc-1", 1).hex() == vectors["info of `luks-passphrase`"]
     assert derived.passphrase.reveal().hex() == vectors["passphrase"]
     assert derived.header_mac.reveal().hex() == vectors["header MAC key"]
     assert derived.state_mac.reveal().hex() == vectors["state MAC key"]
     assert derived.luks_uuid == vectors["LUKS UUID"]
+    mixed = keys.volume_key(MINE, BROKERS, "pvc-1", 1)
+    assert mixed.reveal().hex() == vectors["volume key"]
 
 
 @given(st.binary(min_size=32, max_size=32), st.text(max_size=80), st.integers(0, 2**32 - 1))
@@ -93,3 +100,25 @@ def test_no_key_shows_in_a_text() -> None:
     derived = keys.derive(SECRET, "pvc-1", 1)
     assert repr(derived).count("Secret(********)") == 3
     assert "457d6c94" not in repr(derived)
+
+
+@given(st.binary(min_size=64, max_size=64), st.binary(min_size=32, max_size=32), st.text(max_size=80))
+def test_a_volume_key_is_what_a_second_implementation_mixes(mine: bytes, brokers: bytes, volume_id: str) -> None:
+    shares = (64).to_bytes(4, "big") + mine + (32).to_bytes(4, "big") + brokers
+    wanted = hkdf(shares, info("volume-key", volume_id, 1), 64)
+    assert keys.volume_key(mine, Secret(brokers), volume_id, 1).reveal() == wanted
+
+
+def test_either_share_alone_makes_another_volume_key() -> None:
+    made = {
+        keys.volume_key(mine, brokers, "pvc-1", 1).reveal()
+        for mine in (MINE, bytes(64))
+        for brokers in (BROKERS, Secret(bytes(32)))
+    }
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize(("mine", "brokers"), [(MINE[:63], 32), (b"", 32), (MINE, 0), (MINE, 31)])
+def test_a_share_that_is_too_short_makes_no_key(mine: bytes, brokers: int) -> None:
+    with pytest.raises(InvalidInput, match="share"):
+        keys.volume_key(mine, Secret(bytes(brokers)), "pvc-1", 1)

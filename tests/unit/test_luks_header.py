@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from csi.core.errors import Tampered
-from csi.core.sealed import HEADER_BYTES, Profile
+from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, Profile
 from csi.guest.seal import luks_header
 
 UUID = "0f9b2c1e-3a1d-4c0e-9d2b-111122223333"
@@ -464,6 +464,16 @@ SHAPES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("title", SHAPES)
 def test_another_shape_is_refused(title: str) -> None:
     refused(SHAPES[title](GOOD))
+
+
+@pytest.mark.parametrize("offset", [HEADER_PARTS_BYTES, HEADER_PARTS_BYTES + 4096, HEADER_BYTES - 1])
+def test_a_byte_behind_the_keyslot_is_refused(offset: int) -> None:
+    """The broker keeps the parts before it, and a header is made whole from them."""
+    changed = bytearray(GOOD)
+    changed[HEADER_PARTS_BYTES - 1] = 1
+    luks_header.check(changed, Profile.XTS, uuid=UUID)
+    changed[offset] = 1
+    assert "behind its keyslot" in refused(bytes(changed))
 
 
 @pytest.mark.parametrize("uuid", ["", UUID.upper(), UUID[:-1], f"{UUID}0", "x" * 50, "\u00e9" * 20])

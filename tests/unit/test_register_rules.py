@@ -313,6 +313,29 @@ def test_an_accepted_state_is_the_only_one_and_numbers_do_not_go_back() -> None:
         commit_open(accepted, 2, revision=OPENING.revision)
 
 
+def accept_unread(record: VolumeRecord) -> VolumeRecord:
+    return register.accept_unread(record, nonce="anew", epoch=EPOCH, reason="bad sectors", now_unix=NOW)
+
+
+def test_a_disk_without_a_record_gets_a_state_that_no_disk_shows() -> None:
+    accepted = accept_unread(OPENING)
+    assert (accepted.head, accepted.candidates, accepted.announced) == (announced(3, "anew"), (), 3)
+    assert (accepted.unwritten, accepted.header_sha256) == (True, OPENING.header_sha256)
+    assert accepted.accepted[-1] == Accepted(
+        at_unix=NOW, was=OPENING.head, now=announced(3, "anew"), reason="bad sectors"
+    )
+    assert not any(accepted.knows(item) for item in (announced(1, "first"), announced(2)))
+    opening = begin_open(accepted, 4, "after")
+    assert opening.unwritten, "a guest that dies before its commit may be followed by another repair"
+    assert not commit_open(opening, 4, "after").unwritten
+    found = register.accept(accepted, on_disk(announced(3, "anew")), reason="found", now_unix=NOW)
+    assert not found.unwritten, "a record that a person has seen is on a disk"
+    assert accept_unread(register.retire(OPENING)).state is VolumeState.RETIRED
+    for record in (ALLOCATED, FORMATTING, SHREDDED, register.retire(ALLOCATED)):
+        with pytest.raises(Refused, match="no formatted disk"):
+            accept_unread(record)
+
+
 def test_a_format_that_the_register_forgot_is_accepted() -> None:
     accepted = register.accept(ALLOCATED, on_disk(announced(4, "lost")), reason="restored", now_unix=NOW)
     assert (accepted.state, accepted.header_sha256, accepted.payload_bytes) == (VolumeState.ACTIVE, "cd" * 32, 8192)

@@ -309,3 +309,54 @@ def test_what_is_opened_has_the_registers_header_size_and_generation(record: Vol
     assert disk.device_bytes - PAYLOAD_OFFSET == record.payload_bytes
     other = HeaderCopy.B if decision.copy is HeaderCopy.A else HeaderCopy.A
     assert decision.mend is (None if disk.header(other) == HEADER else other)
+
+
+# Repairs
+
+UNREAD = rules.accept_unread(ACTIVE, nonce="5a" * 32, epoch=EPOCH, reason="bad sectors", now_unix=1)
+BOTH = (HeaderCopy.A, HeaderCopy.B)
+
+
+@pytest.mark.parametrize(
+    ("record", "shown", "wanted"),
+    [
+        (ACTIVE, "newest", unlock.Repair(sequence=None, copies=())),
+        (ACTIVE, "torn record beside the newest", unlock.Repair(sequence=None, copies=())),
+        (ACTIVE, "copy A damaged", unlock.Repair(sequence=None, copies=(HeaderCopy.A,))),
+        (ACTIVE, "copy B damaged", unlock.Repair(sequence=None, copies=(HeaderCopy.B,))),
+        (ACTIVE, "both copies damaged", unlock.Repair(sequence=None, copies=BOTH)),
+        (UNREAD, "foreign content", unlock.Repair(sequence=1, copies=())),
+        (UNREAD, "newest", unlock.Repair(sequence=4, copies=())),
+        (UNREAD, "both copies damaged", unlock.Repair(sequence=4, copies=BOTH)),
+        (ACTIVE, "foreign content", Tampered),
+        (ACTIVE, "blank", Blanked),
+        (ACTIVE, "older", RolledBack),
+        (ACTIVE, "another header", RolledBack),
+        (ACTIVE, "a block too small", Tampered),
+        (ACTIVE, "a block grown", Refused),
+        (UNREAD, "a block too small", Tampered),
+        (UNREAD, "a block grown", Refused),
+        (RETIRED, "newest", Refused),
+        (ALLOCATED, "blank", Refused),
+        (FORMATTING, "intent", Refused),
+        (replace(ACTIVE, payload_bytes=None), "newest", Refused),
+        (replace(ACTIVE, header_sha256=None), "newest", Refused),
+    ],
+)
+def test_what_is_repaired(record: VolumeRecord, shown: str, wanted: unlock.Repair | type[SealedLocalError]) -> None:
+    if isinstance(wanted, unlock.Repair):
+        assert unlock.repair(record, VIEWS[shown]) == wanted
+        return
+    with pytest.raises(wanted) as caught:
+        unlock.repair(record, VIEWS[shown])
+    assert type(caught.value) is wanted
+
+
+def test_before_a_repair_a_disk_that_a_person_accepted_opens_nowhere_and_the_message_says_what_to_do() -> None:
+    for shown in VIEWS.values():
+        with pytest.raises(SealedLocalError):
+            unlock.decide(UNREAD, shown, may_format=True)
+    with pytest.raises(Tampered, match=r"A person has accepted this disk.*sealed-local guest repair --volume pvc-1"):
+        unlock.decide(UNREAD, VIEWS["foreign content"], may_format=True)
+    with pytest.raises(RolledBack, match=r"a person has accepted a disk of which no record can be read"):
+        unlock.decide(UNREAD, VIEWS["newest"], may_format=True)

@@ -13,14 +13,18 @@ import msgspec
 from csi.broker import rules as register
 from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
-from csi.broker.store import StoredVolume
+from csi.broker.owner import Owner
+from csi.broker.rows import StoredVolume
 from csi.broker.verbs.common import as_json
 from csi.broker.volumes import new_volume
 from csi.core.errors import Busy, InvalidInput, Refused
 from csi.core.sealed import Profile
-from csi.kbs import disk_state, volumes_api
+from csi.kbs import disk_state, strict_json, volumes_api
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord
+
+_NONCE_BYTES = 32
 
 
 def list_all(arguments: Namespace) -> int:
@@ -50,9 +54,11 @@ def show(arguments: Namespace) -> int:
 def allocate(arguments: Namespace) -> int:
     """Make a record and its secret before any guest asks."""
     volumes_api.check_volume_id(arguments.id)
-    directory, profile, owner = BrokerDirectory(arguments.dir), Profile(arguments.profile), arguments.workload
-    if owner is not None:
-        _check_workload(directory, owner)
+    directory, profile = BrokerDirectory(arguments.dir), Profile(arguments.profile)
+    used_as = _used_as(arguments)
+    if arguments.workload is None and used_as != UNNAMED:
+        raise InvalidInput("--namespace", "needs --workload")
+    owner = None if arguments.workload is None else _owner(directory, arguments.workload, used_as)
     detail = f"profile={profile}" + (f" owner={owner}" if owner else "")
     event = Event(actor=OPERATOR, action="allocated", subject=arguments.id, detail=detail)
     with closing(directory.open_store()) as store:
@@ -69,33 +75,43 @@ def allocate(arguments: Namespace) -> int:
 
 
 def hand_over(arguments: Namespace) -> int:
-    """Give a volume to another workload."""
+    """Give a volume to another owner."""
     directory = BrokerDirectory(arguments.dir)
-    _check_workload(directory, arguments.to)
+    owner = _owner(directory, arguments.to, _used_as(arguments))
     event = Event(actor=OPERATOR, action="handed-over", subject=arguments.id)
     with closing(directory.open_store()) as store:
-        store.hand_over(arguments.id, arguments.to, register.hand_over, event)
-    print(f"volume {arguments.id} belongs to workload {arguments.to}")
+        store.hand_over(arguments.id, owner, register.hand_over, event)
+    print(f"volume {arguments.id} belongs to {owner}")
     return 0
 
 
 def accept(arguments: Namespace) -> int:
     """Take the state that a disk shows for the volume's."""
-    found = disk_state.parse(arguments.found, "--found")
+    found = None if arguments.found is None else disk_state.parse(arguments.found, "--found")
     with closing(BrokerDirectory(arguments.dir).open_store()) as store:
         was = store.volume(arguments.id)
-        print(f"the register:  {_state_of(was)}\nthe disk:      {found}")
+        shown = "no record that can be read" if found is None else found
+        print(f"the register:  {_state_of(was)}\nthe disk:      {shown}")
         if not arguments.yes:
             raise Refused(
                 f"accepting the disk's state makes it the only one of volume {arguments.id} that opens; what was written "
                 "under any other one is given up. Is it the newest disk there is? Then add --yes"
             )
-        rule = partial(register.accept, found=found, reason=arguments.reason, now_unix=int(time.time()))
-        detail = f"was={_state_of(was)} now={found} reason={arguments.reason}"
+        rule = _accepting(found, store.epoch(), arguments.reason)
+        detail = f"was={_state_of(was)} now={shown} reason={arguments.reason}"
         event = Event(actor=OPERATOR, action="accepted", subject=arguments.id, detail=detail)
         record = store.change(arguments.id, lambda now: rule(_unchanged(now, was)), event)
-    print(f"volume {record.volume_id} is {record.state} at generation {record.generation}, by that state alone")
+    then = "; now a guest writes its record: sealed-local guest repair" if record.unwritten else ""
+    print(f"volume {record.volume_id} is {record.state} at generation {record.generation}, by that state alone{then}")
     return 0
+
+
+def _accepting(found: DiskState | None, epoch: str, reason: str) -> Callable[[VolumeRecord], VolumeRecord]:
+    now = int(time.time())
+    if found is not None:
+        return partial(register.accept, found=found, reason=reason, now_unix=now)
+    nonce = os.urandom(_NONCE_BYTES).hex()
+    return partial(register.accept_unread, nonce=nonce, epoch=epoch, reason=reason, now_unix=now)
 
 
 def reset(arguments: Namespace) -> int:
@@ -150,7 +166,7 @@ def _members(stored: StoredVolume, epoch: str) -> dict[str, object]:
     return {
         **msgspec.to_builtins(stored.record),
         "generation": stored.record.generation,
-        "owner": stored.owner,
+        "owner": None if stored.owner is None else msgspec.to_builtins(stored.owner),
         "epoch": epoch,
     }
 
@@ -158,11 +174,17 @@ def _members(stored: StoredVolume, epoch: str) -> dict[str, object]:
 def _columns(stored: StoredVolume) -> tuple[str, str, str, str, str, str]:
     record = stored.record
     generation, revision = str(record.generation), str(record.revision)
-    return record.volume_id, record.state, record.profile, generation, revision, stored.owner or "-"
+    return record.volume_id, record.state, record.profile, generation, revision, str(stored.owner or "-")
 
 
-def _check_workload(directory: BrokerDirectory, name: str) -> None:
-    """A misspelt name would be an owner that no guest ever is."""
-    names = [work.name for work in directory.load_policy().workloads]
-    if name not in names:
-        raise InvalidInput("workload", f"{name!r} is not in the policy; there are: {', '.join(names) or 'none'}")
+def _owner(directory: BrokerDirectory, name: str, used_as: ClaimName) -> Owner:
+    """A misspelt workload would be an owner that no guest ever is."""
+    known = [work.name for work in directory.load_policy().workloads]
+    if name not in known:
+        raise InvalidInput("workload", f"{name!r} is not in the policy; there are: {', '.join(known) or 'none'}")
+    return Owner(workload=name, used_as=used_as)
+
+
+def _used_as(arguments: Namespace) -> ClaimName:
+    names = {"namespace": arguments.namespace, "claim": arguments.claim}
+    return strict_json.convert(names, ClaimName, "--namespace, --claim")

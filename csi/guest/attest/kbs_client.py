@@ -4,6 +4,7 @@ Works against Trustee for resources; the register is our broker's own. Nothing i
 encrypted to a key that lives in this process only.
 """
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from csi.guest.attest.platform import Platform
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import base64url, jwe, jwk, signed_answers, strict_json, volumes_api
 from csi.kbs import messages as kbs
+from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord, VolumeState
 
 _ATTEMPTS = 3
@@ -46,6 +48,7 @@ class _Held:
     ticket: str
     session: str | None
     epoch: str
+    used_as: ClaimName
 
 
 class _TokenKey(msgspec.Struct, frozen=True):
@@ -94,47 +97,62 @@ class BrokerRegister:
         with _answer_of_the_broker():
             return jwe.decrypt(self._key, response.body)
 
-    def open(self, volume_id: str, profile: Profile) -> tuple[VolumeRecord, Secret]:
+    def open(self, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> tuple[VolumeRecord, Secret]:
         """See `Register.open`."""
-        answer = self._asked(volume_id, "open", lambda _: volumes_api.OpenRequest(profile=profile))
+        answer = self._asked(volume_id, "open", lambda _: volumes_api.OpenRequest(profile=profile, used_as=used_as))
         with _answer_of_the_broker():
             record, secret = answer.record, volumes_api.secret_of(answer)
         if secret is None or answer.ticket is None:
             raise Refused(f"the broker answered without the secret or the ticket of volume {volume_id}")
         if record.profile is not profile:
             raise Refused(f"the broker answered with profile {record.profile} for volume {volume_id}, not {profile}")
-        self._held[volume_id] = _Held(ticket=answer.ticket, session=self._cookie, epoch=answer.epoch)
+        self._held[volume_id] = _Held(ticket=answer.ticket, session=self._cookie, epoch=answer.epoch, used_as=used_as)
         return record, secret
 
-    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> VolumeRecord:
+    def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> tuple[VolumeRecord, Secret]:
         """See `Register.begin_format`."""
-        answer = self._change(
+        answer = self._changed(
             record,
             "begin-format",
             lambda ticket: volumes_api.BeginFormatRequest(
                 ticket=ticket, revision=record.revision, nonce=nonce, payload_bytes=payload_bytes
             ),
         )
+        granted = answer.record
         # The one answer that lets data be overwritten is read twice, even from a broker that is trusted.
-        if answer.state is not VolumeState.FORMATTING or answer.grant is None or answer.grant.nonce != nonce:
+        if granted.state is not VolumeState.FORMATTING or granted.grant is None or granted.grant.nonce != nonce:
             raise Refused(f"the broker gave no permission to format volume {record.volume_id}")
-        return answer
+        with _answer_of_the_broker():
+            share = volumes_api.share_of(answer)
+        if share is None:
+            raise Refused(f"the broker gave no share of a key for volume {record.volume_id}")
+        return granted, share
 
-    def commit_format(
-        self, record: VolumeRecord, *, nonce: str, header_sha256: str, payload_bytes: int
-    ) -> VolumeRecord:
+    def commit_format(self, record: VolumeRecord, *, nonce: str, header: bytes, payload_bytes: int) -> VolumeRecord:
         """See `Register.commit_format`."""
-        return self._change(
+        answer = self._change(
             record,
             "commit-format",
             lambda ticket: volumes_api.CommitFormatRequest(
                 ticket=ticket,
                 revision=record.revision,
                 nonce=nonce,
-                header_sha256=header_sha256,
+                header=volumes_api.encode_header(header),
                 payload_bytes=payload_bytes,
             ),
         )
+        if answer.header_sha256 != hashlib.sha256(header).hexdigest():
+            raise Refused(f"the broker committed another header of volume {record.volume_id} than it was given")
+        return answer
+
+    def header(self, record: VolumeRecord) -> bytes:
+        """See `Register.header`."""
+        answer = self._changed(record, "header", lambda ticket: volumes_api.HeaderRequest(ticket=ticket))
+        with _answer_of_the_broker():
+            found = None if answer.header is None else volumes_api.decode_header(answer.header, "answer.header")
+        if found is None or hashlib.sha256(found).hexdigest() != record.header_sha256:
+            raise Refused(f"the broker answered without the header of volume {record.volume_id}")
+        return found
 
     def begin_open(self, record: VolumeRecord, *, nonce: str, generation: int) -> VolumeRecord:
         """See `Register.begin_open`."""
@@ -167,6 +185,9 @@ class BrokerRegister:
         self.close()
 
     def _change(self, record: VolumeRecord, action: str, request: _Request) -> VolumeRecord:
+        return self._changed(record, action, request).record
+
+    def _changed(self, record: VolumeRecord, action: str, request: _Request) -> volumes_api.Answer:
         held = self._held.get(record.volume_id)
         if held is None:
             raise Refused(
@@ -176,7 +197,7 @@ class BrokerRegister:
         if answer.epoch != held.epoch:
             raise Busy(f"the broker's register was restored while volume {record.volume_id} was at work; start over")
         _check_same_volume(answer.record, record)
-        return answer.record
+        return answer
 
     def _asked(
         self, volume_id: str, action: str, request: _Request, reopen: Profile | None = None
@@ -187,7 +208,7 @@ class BrokerRegister:
         def body() -> bytes:
             held = self._held.get(volume_id)
             if reopen is not None and (held is None or held.session != self._cookie):
-                self.open(volume_id, reopen)
+                self.open(volume_id, reopen, UNNAMED if held is None else held.used_as)
                 held = self._held[volume_id]
             return strict_json.encode(request("" if held is None else held.ticket))
 

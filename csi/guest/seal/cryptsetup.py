@@ -40,9 +40,19 @@ _XTS: Final = _Words(
 
 
 def luks_format(
-    runner: Runner, profile: Profile, *, header: int, device: str, passphrase: Secret, luks_uuid: str
+    runner: Runner,
+    profile: Profile,
+    *,
+    header: int,
+    device: str,
+    passphrase: Secret,
+    volume_key: int,
+    luks_uuid: str,
 ) -> None:
-    """Make a new header in the memory file `header`. Writes nothing to `device`, which must be real."""
+    """Make a new header in the memory file `header`, for the key that the memory file `volume_key` holds.
+
+    Writes nothing to `device`, which must be real.
+    """
     argv = [
         "cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--header", path_of(header),
         "--offset", str(PAYLOAD_OFFSET // SECTOR_BYTES),
@@ -50,9 +60,10 @@ def luks_format(
         "--luks2-metadata-size", "16k", "--luks2-keyslots-size", "16744448",
         "--uuid", luks_uuid, "--label", "", "--key-slot", "0", *_words(profile).format, "--hash", "sha256",
         # The passphrase is 256 random bits: a costly derivation would add nothing but time and memory.
-        "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--use-urandom", *_KEY, device,
+        "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--use-urandom", *_KEY,
+        "--volume-key-file", path_of(volume_key), device,
     ]  # fmt: skip
-    _run(runner, argv, header, passphrase)
+    _run(runner, argv, (header, volume_key), passphrase)
 
 
 def open_volume(
@@ -65,7 +76,7 @@ def open_volume(
         *(["--readonly"] if read_only else []), *_KEY, device, name,
     ]  # fmt: skip
     try:
-        _run(runner, argv, header, passphrase)
+        _run(runner, argv, (header,), passphrase)
     except CommandError as error:
         if error.returncode == _WRONG_KEY:
             raise Tampered("the volume's key does not open its own header; nothing was changed") from error
@@ -96,9 +107,9 @@ def _words(profile: Profile) -> _Words:
             assert_never(profile)
 
 
-def _run(runner: Runner, argv: list[str], header: int, passphrase: Secret) -> None:
+def _run(runner: Runner, argv: list[str], files: tuple[int, ...], passphrase: Secret) -> None:
     _prepare()
-    runner.run(argv, timeout=_SECONDS, stdin=passphrase, env=_ENVIRONMENT, pass_fds=(header,))
+    runner.run(argv, timeout=_SECONDS, stdin=passphrase, env=_ENVIRONMENT, pass_fds=files)
 
 
 def _prepare() -> None:

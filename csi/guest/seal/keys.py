@@ -16,6 +16,8 @@ from csi.core.secret import Secret
 
 SALT: Final = b"sealed-local/v1"
 SECRET_BYTES: Final = 32
+SHARE_BYTES: Final = 32
+_VOLUME_KEY_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,16 @@ def derive(secret: Secret, volume_id: str, key_version: int) -> VolumeKeys:
         state_mac=Secret(expand("state-mac", 32)),
         luks_uuid=str(uuid.UUID(bytes=expand("luks-uuid", 16), version=4)),
     )
+
+
+def volume_key(mine: bytes, brokers: Secret, volume_id: str, key_version: int) -> Secret:
+    """The key of a new volume's data, from random bytes of this guest and of the broker: nobody knows it as long as one of
+    the two generators is good. Neither share is kept anywhere. Raises `InvalidInput` for a share that is too short.
+    """
+    if len(brokers.reveal()) != SHARE_BYTES or len(mine) < _VOLUME_KEY_BYTES:
+        raise InvalidInput("share", f"{len(brokers.reveal())} bytes of the broker and {len(mine)} of the guest")
+    shares, info = framed(mine, brokers.reveal()), info_of("volume-key", volume_id, key_version)
+    return Secret(HKDF(algorithm=SHA256(), length=_VOLUME_KEY_BYTES, salt=SALT, info=info).derive(shares))
 
 
 def info_of(purpose: str, volume_id: str, key_version: int) -> bytes:

@@ -2,7 +2,8 @@
 
 The caller has verified the bytes by MAC; this check stands on its own all the same, so that a header that we ourselves were
 made to write in another way would be refused, too. It reads, it never repairs, and it echoes nothing that is not bounded.
-It does no I/O, opens no keyslot and doesn't look at the keyslot area: those bytes are random, and only the MAC covers them.
+It does no I/O, opens no keyslot and doesn't look at the keyslot: those bytes are random, and only the MAC covers them. What
+is behind the one keyslot must be zero.
 """
 
 import base64
@@ -12,7 +13,7 @@ import struct
 from typing import Any, Final, assert_never
 
 from csi.core.errors import Tampered
-from csi.core.sealed import HEADER_BYTES, PAYLOAD_OFFSET, Profile
+from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, PAYLOAD_OFFSET, Profile
 from csi.guest.seal.profiles import unsealed
 
 _COPY_BYTES: Final = 16384
@@ -63,6 +64,8 @@ def check(header: bytes | memoryview, profile: Profile, *, uuid: str) -> None:
     """Raises `Tampered` unless `header` is one header copy of this profile with this UUID."""
     if len(header) != HEADER_BYTES:
         raise Tampered(f"a LUKS header copy is {len(header)} bytes long instead of {HEADER_BYTES}")
+    if bytes(header[HEADER_PARTS_BYTES:]).strip(b"\0"):
+        raise Tampered(f"the LUKS header has something behind its keyslot, from {HEADER_PARTS_BYTES} on")
     copies = (bytes(header[:_COPY_BYTES]), bytes(header[_COPY_BYTES : 2 * _COPY_BYTES]))
     sequences = [
         _check_binary(copy, magic, number * _COPY_BYTES, uuid)

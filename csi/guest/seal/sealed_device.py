@@ -18,6 +18,10 @@ from csi.guest.seal.head import Head
 
 _TAIL_BYTES: Final = 1 * MIB
 _ALIGNMENT: Final = 4096
+_MEDIUM_ERRORS: Final = frozenset((errno.EIO, errno.ENODATA, errno.EILSEQ))
+_MOST_BAD_BLOCKS: Final = 64
+"""A disk with more of them in its head is dying, and each one may take it seconds."""
+_UNREADABLE: Final = b"\xff"
 
 
 def read_head(device: str) -> Head:
@@ -100,12 +104,33 @@ def _open_exclusive(device: str) -> int:
 
 
 def _pread(descriptor: int, length: int, offset: int) -> memoryview:
-    """Read into memory of its own pages, which is what direct reading wants."""
+    """Read into memory of its own pages, which is what direct reading wants.
+
+    What the disk can't read shows as `_UNREADABLE`: authenticated by nothing, and never blank.
+    """
     target = memoryview(mmap.mmap(-1, length))
+    _fill(descriptor, target, offset, [])
+    return target
+
+
+def _fill(descriptor: int, target: memoryview, offset: int, bad: list[int]) -> None:
+    """Halves a range that has a bad sector, down to the block, so that one costs its block and not a whole header copy."""
     done = 0
-    while done < length:
-        count = os.preadv(descriptor, [target[done:]], offset + done)
+    while done < len(target):
+        part = target[done:]
+        try:
+            count = os.preadv(descriptor, [part], offset + done)
+        except OSError as error:
+            if error.errno not in _MEDIUM_ERRORS or len(bad) >= _MOST_BAD_BLOCKS:
+                raise
+            if len(part) <= _ALIGNMENT:
+                bad.append(offset + done)
+                part[:] = _UNREADABLE * len(part)
+            else:
+                half = len(part) // 2 // _ALIGNMENT * _ALIGNMENT
+                _fill(descriptor, part[:half], offset + done, bad)
+                _fill(descriptor, part[half:], offset + done + half, bad)
+            return
         if count == 0:
             raise Refused("the device ends before its size; it is not used")
         done += count
-    return target

@@ -82,8 +82,15 @@ def intent(profile: Profile, key_version: int, payload_bytes: int) -> StateRecor
 
 def opened(begun: StateRecord, header_sha256: bytes, header_mac: bytes, announced: Announcement) -> StateRecord:
     """The first record of a formatted volume."""
+    return rebuilt(begun, header_sha256, header_mac, announced, sequence=_FIRST_SEQUENCE)
+
+
+def rebuilt(
+    begun: StateRecord, header_sha256: bytes, header_mac: bytes, announced: Announcement, *, sequence: int
+) -> StateRecord:
+    """A record that follows none: the first one, or one in the place of others that can't be read."""
     named = replace(begun, header_sha256=header_sha256, header_mac=header_mac)
-    return _under(replace(named, kind=RecordKind.OPEN, sequence=_FIRST_SEQUENCE), announced)
+    return _under(replace(named, kind=RecordKind.OPEN, sequence=sequence), announced)
 
 
 def following(found: StateRecord, announced: Announcement) -> StateRecord:
