@@ -6,7 +6,7 @@ the folder is trusted with availability alone. Nothing is fetched from anywhere.
 
 import datetime as dt
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -14,14 +14,17 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from csi.broker.claims import SnpProduct
 from csi.broker.verifiers.intel_chain import INTEL, IntelRoot
 from csi.broker.verifiers.snp_chain import Roots, common_name, load_der
+from csi.broker.verifiers.snp_revoked import Revoked
 from csi.broker.verifiers.tdx_collateral import TdxCollateral
 from csi.core.errors import InvalidInput, NotReleased, Refused
 from csi.core.files import write_atomic
 
 _MODE: Final = 0o644
 _TDX: Final = re.compile(r"tdx-[0-9A-F]{12}-(platform|processor)\.json", re.ASCII)
+_CRL: Final = re.compile(r"amd-(milan|genoa|turin)\.crl", re.ASCII)
 _AMD: Final = re.compile(r"amd-[A-Za-z0-9-]{1,64}\.pem", re.ASCII)
 
 
@@ -65,20 +68,41 @@ class CollateralFolder:
             certificate for path in self._files(_AMD) for certificate in _certificates(path.read_bytes(), path.name)
         ]
 
+    def revoked(self) -> Mapping[SnpProduct, frozenset[int]]:
+        """What AMD's roots have taken back. Raises `NotReleased` for a list that is not what was imported: without it
+        nobody knows what is still good.
+        """
+        try:
+            return {found.product: found.serials for found in self._lists()}
+        except InvalidInput as error:
+            raise NotReleased(f"AMD's revocation list in the broker's collateral can't be used: {error}") from error
+
+    def _lists(self) -> list[Revoked]:
+        return [Revoked.parse(path.read_bytes(), self.roots) for path in self._files(_CRL)]
+
     def entries(self) -> list[Entry]:
         """Everything that is there; raises `InvalidInput` for a file that is not what was imported."""
         tdx = [_entry(path, self._tdx(path)) for path in self._files(_TDX)]
-        return tdx + [
-            _amd_entry(path, one) for path in self._files(_AMD) for one in _certificates(path.read_bytes(), "")
-        ]
+        return (
+            [self._list_entry(one) for one in self._lists()]
+            + tdx
+            + [_amd_entry(path, one) for path in self._files(_AMD) for one in _certificates(path.read_bytes(), "")]
+        )
 
     def add(self, content: bytes, now: dt.datetime) -> list[Entry]:
-        """Import one file: JSON is Intel's, PEM is AMD's. Raises `InvalidInput` or `Refused`; then nothing was written."""
+        """Import one file: JSON is Intel's, PEM and DER are AMD's. Raises `InvalidInput` or `Refused`; then nothing was
+        written.
+        """
         if content.lstrip()[:1] == b"{":
             return [self._add_tdx(content, now)]
         if b"-----BEGIN CERTIFICATE-----" in content:
             return self._add_amd(content, now)
-        raise InvalidInput("collateral", "neither JSON (Intel's collateral for TDX) nor PEM (AMD's VLEK chain)")
+        if content[:1] == b"\x30":
+            return [self._add_list(content, now)]
+        raise InvalidInput(
+            "collateral",
+            "neither JSON (Intel's collateral for TDX) nor PEM (AMD's VLEK chain) nor DER (AMD's revocation list)",
+        )
 
     def _add_tdx(self, content: bytes, now: dt.datetime) -> Entry:
         found = TdxCollateral.parse(_text(content), self.intel)
@@ -117,6 +141,21 @@ class CollateralFolder:
 
     def _tdx(self, path: Path) -> TdxCollateral:
         return TdxCollateral.parse(_text(path.read_bytes()), self.intel)
+
+    def _add_list(self, content: bytes, now: dt.datetime) -> Entry:
+        found = Revoked.parse(content, self.roots)
+        if found.expires <= now:
+            raise Refused(f"this revocation list {in_words(found.expires, now)}; get a newer one from AMD")
+        for present in self._lists():
+            if present.product is found.product and present.issued > found.issued:
+                raise Refused(f"there is a newer list of {found.product}, from {present.issued:%Y-%m-%d %H:%M} UTC")
+        entry = self._list_entry(found)
+        self._write(entry.path, content)
+        return entry
+
+    def _list_entry(self, found: Revoked) -> Entry:
+        what = f"SEV-SNP, {len(found.serials)} revoked authorities of {found.product}"
+        return Entry(path=self.root / f"amd-{found.product}.crl", what=what, expires=found.expires)
 
     def _write(self, path: Path, content: bytes) -> None:
         self.root.mkdir(mode=0o755, exist_ok=True)

@@ -231,7 +231,7 @@ def _add_collateral(command: _Commands) -> None:
         "file",
         type=Path,
         metavar="FILE",
-        help="JSON: collateral of TDX platforms; PEM: AMD's chain for VLEK certificates",
+        help="JSON: collateral of TDX platforms; PEM: AMD's chain for VLEK certificates; DER: AMD's revocation list",
     )
     listing = _add(actions, "list", collateral.list_all, "what is there and how long it is good")
     for parser in (imported, listing):

@@ -134,6 +134,17 @@ class Platform:
             body[offset : offset + len(data)] = data
         return bytes(body) + self.signature(bytes(body))
 
+    def crl(self, *serials: int, now: dt.datetime, days: int = 300, signer: str = "") -> bytes:
+        """The product's revocation list, in DER."""
+        root = f"ARK-{self.product.title()}"
+        builder = x509.CertificateRevocationListBuilder().issuer_name(name(root))
+        builder = builder.last_update(now).next_update(now + dt.timedelta(days=days))
+        for serial in serials:
+            one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
+            builder = builder.add_revoked_certificate(one.build())
+        signed = builder.sign(rsa_key(signer or root), hashes.SHA384(), rsa_padding=PSS)
+        return signed.public_bytes(serialization.Encoding.DER)
+
     def authorities(self) -> bytes:
         """What a broker is told to trust, in PEM."""
         both = (self.root(), self.intermediate())

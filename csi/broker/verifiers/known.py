@@ -16,5 +16,5 @@ def known_verifiers(collateral: CollateralFolder, clock: Callable[[], float] = t
     return {
         str(Tee.SAMPLE): SampleVerifier(),
         str(Tee.TDX): TdxVerifier(collateral=collateral, root=collateral.intel, clock=clock),
-        str(Tee.SNP): SnpVerifier(roots=collateral.roots, more=collateral.amd, clock=clock),
+        str(Tee.SNP): SnpVerifier(roots=collateral.roots, more=collateral.amd, revoked=collateral.revoked, clock=clock),
     }

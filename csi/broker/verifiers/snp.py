@@ -6,7 +6,7 @@ Evidence is what Confidential Containers' attester sends: the report (its member
 
 import datetime as dt
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from csi.broker.claims import SnpClaims, SnpKey
+from csi.broker.claims import SnpClaims, SnpKey, SnpProduct
 from csi.broker.verifiers import snp_report
 from csi.broker.verifiers.base import Expected
 from csi.broker.verifiers.snp_chain import EndorsementKey, Roots, load_der
@@ -43,10 +43,12 @@ class _Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpVerifier:
-    """Verifies reports against AMD's roots. `more` gives intermediates that an operator imported."""
+    """Verifies reports against AMD's roots. `more` gives intermediates that an operator imported, and
+    `revoked` what AMD has taken back."""
 
     roots: Roots = field(default_factory=Roots.of_amd)
     more: Callable[[], Sequence[x509.Certificate]] = tuple
+    revoked: Callable[[], Mapping[SnpProduct, frozenset[int]]] = dict
     clock: Callable[[], float] = time.time
 
     def verify(self, evidence: object, expected: Expected) -> SnpClaims:
@@ -78,7 +80,8 @@ class SnpVerifier:
         for certificate in sent:
             self.roots.check_authority(certificate, now)
         leaf = load_der(_bytes(leaves[0]), kind.upper())
-        return self.roots.with_intermediates([*self.more(), *sent]).endorsement_key(kind, leaf, now)
+        roots = self.roots.with_intermediates([*self.more(), *sent]).without(self.revoked())
+        return roots.endorsement_key(kind, leaf, now)
 
 
 def _raw(report: str | UpstreamReport) -> bytes:

@@ -7,7 +7,7 @@ of them. Certificates are read with `cryptography`; nothing is fetched.
 import datetime as dt
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Final, Self
@@ -30,7 +30,7 @@ _TCB: Final = {
     "bootloader": f"{_OID}.3.1", "tee": f"{_OID}.3.2", "snp": f"{_OID}.3.3", "microcode": f"{_OID}.3.8",
 }  # fmt: skip
 _FMC: Final = f"{_OID}.3.9"
-_SIGNATURE: Final = padding.PSS(padding.MGF1(hashes.SHA384()), salt_length=48)
+SIGNATURE: Final = padding.PSS(padding.MGF1(hashes.SHA384()), salt_length=48)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,8 @@ class Roots:
 
     roots: Mapping[SnpProduct, x509.Certificate]
     intermediates: tuple[x509.Certificate, ...]
+    revoked: Mapping[SnpProduct, frozenset[int]] = field(default_factory=dict)
+    """By product the serial numbers of what its root has taken back."""
     test: bool = False
 
     @classmethod
@@ -83,6 +85,10 @@ class Roots:
         """The same roots, with further certificates that may stand between them and a key."""
         return replace(self, intermediates=(*self.intermediates, *found))
 
+    def without(self, revoked: Mapping[SnpProduct, frozenset[int]]) -> Self:
+        """The same roots, which have taken these serial numbers back."""
+        return replace(self, revoked=revoked)
+
     def check_authority(self, certificate: x509.Certificate, now: dt.datetime) -> None:
         """Raise `NotReleased` unless this is one of the roots, or directly below one."""
         if certificate not in self.roots.values():
@@ -101,6 +107,8 @@ class Roots:
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
             raise NotReleased(f"the {kind.upper()} certificate holds no P-384 key")
         product = next(product for product, one in self.roots.items() if one == root)
+        if intermediate.serial_number in self.revoked.get(product, ()):
+            raise NotReleased(f"AMD has revoked {common_name(intermediate.subject)!r}, which certifies this chip's key")
         return EndorsementKey(
             kind=kind,
             product=product,
@@ -134,10 +142,11 @@ def _signer(certificate: x509.Certificate, candidates: Sequence[x509.Certificate
         if not isinstance(key, rsa.RSAPublicKey):
             continue
         try:
-            key.verify(certificate.signature, certificate.tbs_certificate_bytes, _SIGNATURE, hashes.SHA384())
+            key.verify(certificate.signature, certificate.tbs_certificate_bytes, SIGNATURE, hashes.SHA384())
         except InvalidSignature:
             continue
-        _check_frame(certificate)
+        whole = certificate.public_bytes(serialization.Encoding.DER)
+        check_frame(whole, certificate.tbs_certificate_bytes, certificate.signature)
         if certificate.issuer != candidate.subject:
             raise NotReleased("the issuer in a certificate is not the subject of who signed it")
         return candidate
@@ -148,10 +157,11 @@ def _signer(certificate: x509.Certificate, candidates: Sequence[x509.Certificate
     )
 
 
-def _check_frame(certificate: x509.Certificate) -> None:
-    """The signature's algorithm stands twice, signed and unsigned: both have to be the same, byte for byte."""
-    whole, signed = certificate.public_bytes(serialization.Encoding.DER), certificate.tbs_certificate_bytes
-    bits = b"\0" + certificate.signature
+def check_frame(whole: bytes, signed: bytes, signature: bytes) -> None:
+    """The signature's algorithm stands twice, signed and unsigned: both have to be the same, byte for byte. Raises
+    `NotReleased`.
+    """
+    bits = b"\0" + signature
     algorithm = whole.partition(signed)[2].removesuffix(b"\x03\x82" + len(bits).to_bytes(2, "big") + bits)
     if not algorithm or algorithm not in signed:
         raise NotReleased("the algorithm of a certificate's signature is not the one that it is signed with")
