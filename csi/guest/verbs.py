@@ -70,7 +70,7 @@ def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -
     from csi.guest.attest import kbs_client
 
     process.harden()
-    policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
+    policy = guest_policy.parse(read_policy(wanted.policy), wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     with closing(kbs_client.BrokerRegister(policy.broker)) as register:
         got = released.ask(register, volume_id, rule.profile)
@@ -109,7 +109,7 @@ def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tupl
     from csi.guest.session import Session
 
     process.harden()
-    policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
+    policy = guest_policy.parse(read_policy(wanted.policy), wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     with guest.notes.only_one(volume_id), closing(kbs_client.BrokerRegister(policy.broker)) as register:
         device = _known_device(guest.machine, wanted, volume_id)
@@ -136,7 +136,8 @@ def _known_device(machine: Machine, wanted: Wanted, volume_id: str) -> str | Non
     return find.mapped_device(machine, volume_id)
 
 
-def _read(path: str) -> str:
+def read_policy(path: str) -> str:
+    """Text of the policy file. Raises `InvalidInput` when it can't be read."""
     try:
         return Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
