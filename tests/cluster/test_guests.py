@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
 
 MARKER = "what only the tenant may read"
 MOUNT = "/data/volume"
+NOT_RELEASED = 6
+"""Status of a guest whose broker keeps the key."""
 
 
 @pytest.fixture
@@ -55,6 +57,9 @@ def test_a_sealed_claim_is_opened_by_attested_guests_alone_and_outlives_its_pod(
     objects.create_claim(cluster, wanted)
     target = _start(cluster, "sealed")
     volume = objects.volume_of(cluster, f"{CLAIMS}/sealed")
+    other = Guest(cluster.node, init_data(broker, note="not what was allowed")).boot()
+    assert other.open(volume, other.hand_over(target)["device"], check=False).rc == NOT_RELEASED
+    other.kill()
     guest = Guest(cluster.node, init_data(broker)).boot()
     opened = guest.open(volume, guest.hand_over(target)["device"])
     assert json.loads(opened.stdout)["formatted_now"] is True
