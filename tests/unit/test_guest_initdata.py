@@ -40,11 +40,11 @@ def test_a_policy_is_shown_as_it_stands_where_it_can_be() -> None:
     assert PLAIN in initdata.text(PLAIN, "sha384", "policy.toml")
 
 
-def test_the_annotation_is_the_text_compressed_and_always_the_same() -> None:
+def test_the_annotation_is_the_text_compressed_and_holds_no_time() -> None:
     made = initdata.text(PLAIN, "sha384", "policy.toml")
     value = initdata.annotation(made)
     assert gzip.decompress(base64.b64decode(value, validate=True)).decode() == made
-    assert initdata.annotation(made) == value
+    assert base64.b64decode(value)[4:8] == bytes(4), "gzip's header holds no time"
 
 
 @pytest.mark.parametrize(
