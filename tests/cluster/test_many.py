@@ -14,7 +14,7 @@ from .objects import CLAIMS, PODS, of_claim, pod
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(3600)]
 
 COUNT = int(os.environ.get("SEALED_LOCAL_CLAIMS", "10"))
-"""Claims and pods. The lab's node has one processor for the control plane, too: a hundred take it half an hour."""
+"""Claims and pods. The lab's node has one processor for the control plane, too: a hundred take it seven minutes."""
 _WRITES = ("POST", "PUT", "PATCH", "DELETE")
 _ENDPOINT = "--endpoint=unix:///csi/csi.sock"
 
