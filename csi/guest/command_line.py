@@ -96,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     _what_to_open(run)
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENTS]")
     _for_repairs(verbs)
+    _for_pods(verbs)
     return made
 
 
@@ -120,6 +121,24 @@ def _for_repairs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         required=True,
         metavar="FILE",
         help="a new file of mode 0600 for the 32 raw bytes; on a memory filesystem, of a machine that the tenant trusts",
+    )
+
+
+def _for_pods(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    made = verbs.add_parser(
+        "initdata", help="print the init-data that carries a policy, for a pod of Kata", formatter_class=_Help
+    )
+    made.add_argument("--policy", required=True, help="the policy file; checked as the guest checks it")
+    made.add_argument(
+        "--algorithm",
+        choices=("sha256", "sha384", "sha512"),
+        default="sha384",
+        help="the hash that the TEE measures init-data with: `sha256`, `sha384` (the default) or `sha512`",
+    )
+    made.add_argument(
+        "--annotation",
+        action="store_true",
+        help="print it as the value of the pod's annotation `io.katacontainers.config.hypervisor.cc_init_data`",
     )
 
 

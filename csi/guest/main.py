@@ -30,6 +30,7 @@ def main(arguments: Sequence[str], *, guest: "Guest | None" = None) -> int:
         "inspect": _inspect,
         "repair": _repair,
         "recover-key": _recover_key,
+        "initdata": _initdata,
     }
     try:
         return verbs[given.verb](given, guest or _this_guest())
@@ -75,6 +76,15 @@ def _status(given: argparse.Namespace, guest: "Guest") -> int:
         print(json.dumps(volumes))
     else:
         print("\n".join(map(described, volumes)) or "no volume is open")
+    return 0
+
+
+def _initdata(given: argparse.Namespace, guest: "Guest") -> int:
+    from csi.guest import initdata
+    from csi.guest.verbs import read_policy
+
+    made = initdata.text(read_policy(given.policy), given.algorithm, given.policy)
+    sys.stdout.write(f"{initdata.annotation(made)}\n" if given.annotation else made)
     return 0
 
 

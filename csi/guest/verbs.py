@@ -148,7 +148,7 @@ def _measured_policy(guest: Guest, wanted: Wanted) -> "GuestPolicy":
     """The policy that `--policy` names, which a TEE has to vouch for before any word of it is obeyed."""
     from csi.guest import policy as guest_policy
 
-    policy = guest_policy.parse(_read(wanted.policy), wanted.policy)
+    policy = guest_policy.parse(read_policy(wanted.policy), wanted.policy)
     guest.platform().require_measured(policy.broker)
     return policy
 
@@ -168,7 +168,8 @@ def _known_device(machine: Machine, wanted: Wanted, volume_id: str) -> str | Non
     return find.mapped_device(machine, volume_id)
 
 
-def _read(path: str) -> str:
+def read_policy(path: str) -> str:
+    """Text of the policy file. Raises `InvalidInput` when it can't be read."""
     try:
         return Path(path).read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:

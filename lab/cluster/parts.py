@@ -4,7 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.cluster import users
+import yaml
+
+from lab.cluster import documented, users
+from lab.node import REPOSITORY
 
 NODE = "lab-node"
 ADDRESS = "10.9.9.9"
@@ -38,9 +41,10 @@ class Layout:
 
 
 def write_files(layout: Layout) -> None:
-    """The files of kubelet, containerd and CNI."""
+    """The files of scheduler, kubelet, containerd and CNI."""
     folder = layout.files
     (folder / "cni").mkdir(parents=True)
+    (folder / "scheduler.yaml").write_text(_scheduler_file(layout))
     (folder / "kubelet.json").write_text(_kubelet_file(layout))
     (folder / "containerd.toml").write_text(_containerd_file(layout))
     (folder / "cni/10-lab.conflist").write_text(_cni_file())
@@ -95,11 +99,10 @@ def controllers(layout: Layout) -> list[str]:
 
 
 def scheduler(layout: Layout) -> list[str]:
-    """The scheduler, as it comes."""
+    """The scheduler: its own profile as it comes, and the one of docs/install.md that packs."""
     return [
         layout.program("kube-scheduler"),
-        f"--kubeconfig={layout.kubeconfig(users.SCHEDULER)}",
-        "--leader-elect=false",
+        f"--config={layout.files}/scheduler.yaml",
         "--secure-port=0",
     ]
 
@@ -119,6 +122,16 @@ def kubelet(layout: Layout) -> list[str]:
 def containerd(layout: Layout) -> list[str]:
     """The container runtime."""
     return ["containerd", "--config", f"{layout.files}/containerd.toml"]
+
+
+def _scheduler_file(layout: Layout) -> str:
+    page = documented.block((REPOSITORY / "docs/install.md").read_text(), "### Which node a volume goes to", "yaml")
+    config = {
+        **yaml.safe_load(page),
+        "clientConnection": {"kubeconfig": layout.kubeconfig(users.SCHEDULER)},
+        "leaderElection": {"leaderElect": False},
+    }
+    return yaml.safe_dump(config)
 
 
 def _kubelet_file(layout: Layout) -> str:

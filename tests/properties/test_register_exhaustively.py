@@ -254,7 +254,7 @@ def check(world: World) -> None:
 
 
 def has_a_way_out(world: World) -> bool:
-    """Whatever disk the host shows, if it was ever formatted: it opens, or it does after a person's word, and then it alone."""
+    """Whatever disk the host shows that was ever formatted: it opens, or does after a person's word, and then it alone."""
     newest = world.disk.newest
     if newest is None:
         return True
