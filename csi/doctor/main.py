@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         seen = look(LocalRunner(), given.namespace, given.context)
     except SealedLocalError as error:
-        print(f"sealed-local doctor: the cluster can't be asked: {error}", file=sys.stderr)
+        # kubectl tells of every try, and at the end what a person needs.
+        print(f"sealed-local doctor: the cluster can't be asked: {str(error).splitlines()[-1]}", file=sys.stderr)
         return 3
     found = findings.of_claim(seen, given.namespace, given.claim, given.driver_name)
     for one in found:
