@@ -113,6 +113,12 @@ def test_uuids_at_first_use_outlive_the_driver(tmp_path: Path) -> None:
     assert seen(own_groups.trust(confirmed, path), group(OTHER, THEIRS)) == ([OTHER], [])
 
 
+def test_a_group_that_was_used_is_known_and_one_of_another_node_is_not() -> None:
+    used = Trust(pins={"vg0": OWN})
+    assert used.known == {"vg0"}
+    assert Trust(uuids={"vg0": OWN, "another-nodes": OTHER}).known == frozenset()
+
+
 def test_a_memory_that_cannot_be_written_does_not_stop_the_groups_that_are_used(tmp_path: Path) -> None:
     (tmp_path / "groups.new").mkdir()
     on = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),))

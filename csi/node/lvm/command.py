@@ -91,7 +91,7 @@ class Lvm:
 
     @property
     def known_groups(self) -> frozenset[str]:
-        """Names of this node's own groups, as far as they were confirmed or used, whether they are here or not."""
+        """Names of the groups that this node has used, whether they are here or not."""
         return self._trust.known
 
     def _visible(self) -> list[BlockDevice]:

@@ -43,9 +43,11 @@ class Trust:
 
     @property
     def known(self) -> frozenset[str]:
-        """Names of the groups that are this node's own, whether their disks are here or not."""
+        """Names of the groups that this node has used, whether their disks are here or not. Not those that are confirmed
+        only: one configuration may confirm the groups of several nodes.
+        """
         with self._lock:
-            return frozenset((*self.uuids, *self.pins))
+            return frozenset(self.pins)
 
     def _why_strange(self, vg: VolumeGroup, report: Report) -> str:
         """Empty for a group of this node."""
