@@ -14,7 +14,7 @@ import pytest
 
 from csi.core import command, files
 from csi.core.command import LocalRunner
-from csi.core.errors import CommandTimeout, Unavailable
+from csi.core.errors import CommandTimeout, ToolFailed, Unavailable
 from csi.node import caller
 from csi.node.caller import Rank
 from csi.node.lvm.command import Lvm
@@ -97,6 +97,40 @@ def test_work_without_a_caller_is_always_wanted(lvm: Lvm) -> None:
     assert caller.still_waits()
     with lvm.turns.group("vg0", "start-up"):
         pass
+
+
+# One LVM process a group
+
+
+def test_a_look_does_not_run_lvm_beside_a_change_of_its_group(tmp_path: Path) -> None:
+    running: list[str] = []
+    met: list[tuple[str, ...]] = []
+    entered, other = threading.Event(), threading.Event()
+
+    class Runner:
+        def run(self, argv: Any, **_: Any) -> Any:
+            running.append(argv[1])
+            met.append(tuple(running))
+            if argv[1] == "lvchange":
+                entered.set()
+                other.wait(0.5)
+            else:
+                other.set()
+            running.remove(argv[1])
+            raise ToolFailed("nothing is there")
+
+    lvm = Lvm(Runner(), udev=False, lock_file=tmp_path / "lock")
+
+    def tried(work: Callable[[], object]) -> None:
+        with pytest.raises(ToolFailed):
+            work()
+
+    change = in_a_thread(lambda: tried(lambda: lvm._change("vg0", ["lvchange", "vg0/x"])))
+    assert entered.wait(PATIENCE)
+    look = in_a_thread(lambda: tried(lambda: lvm._ask("vg0", 1)))
+    change.join()
+    look.join()
+    assert met == [("lvchange",), ("fullreport",)]
 
 
 # Groups
