@@ -13,7 +13,9 @@ import pytest
 from csi.kbs import init_data
 
 needs_fuse = pytest.mark.skipif(
-    os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="mounting a tree by FUSE needs root"
+    not os.environ.get("SEALED_LOCAL_REQUIRE_LAB")
+    and (os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK)),
+    reason="mounting a tree by FUSE needs root and /dev/fuse",
 )
 
 
