@@ -10,7 +10,8 @@ look for content, and before those that number them from 55 (Debian). A device i
 
 import logging
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,8 @@ _HEAD: Final = """# Written by sealed-local: tenants write on these devices, so 
 SUBSYSTEM!="block", GOTO="sealed_local_end"
 ACTION=="remove", GOTO="sealed_local_end"
 """
+_READ_SECONDS: Final = 3.5
+"""udev looks at most every three seconds whether its rules have changed, and then only when an event comes."""
 _TAIL: Final = 'LABEL="sealed_local_end"\n'
 _KEEP_OFF: Final = (
     'ENV{DM_UDEV_DISABLE_DISK_RULES_FLAG}="1", ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1", '
@@ -72,11 +75,14 @@ def is_usual(name: str) -> bool:
     return name.startswith(("pvc-", "sl-")) or [len(part) for part in parts] == [8, 4, 4, 4, 12]
 
 
-def put(content: str, folder: Path) -> bool:
-    """Put the rules in place where they differ. False where the host has no udev. udev notices the change by itself."""
+def put(content: str, folder: Path) -> int | None:
+    """Put the rules in place where they differ; udev notices that by itself. Returns how many files were written, None
+    where the host has no udev.
+    """
     if not folder.parent.is_dir():
-        return False
+        return None
     folder.mkdir(exist_ok=True)
+    written = 0
     for name in _NAMES:
         path = folder / name
         if not path.exists() or path.read_text() != content:
@@ -84,13 +90,20 @@ def put(content: str, folder: Path) -> bool:
             temporary = folder / f".{name}.new"
             files.write_atomic(path, content.encode(), mode=0o644, temporary=temporary, durable=False)
             _log.info("udev rules written", extra={"path": str(path)})
-    return True
+            written += 1
+    return written
 
 
 class UdevRules:
     """The rules of this node: written anew when a group or an unusual name comes."""
 
-    def __init__(self, config: NodeConfig, kubelet: str, folder: Path = Path("/run/udev/rules.d")) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        kubelet: str,
+        folder: Path = Path("/run/udev/rules.d"),
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._config = config
         self._kubelet = kubelet
         self._folder = folder
@@ -98,6 +111,9 @@ class UdevRules:
         self._groups = {vg for pool in config.pools for vg in pool.vgs}
         self._volumes: set[str] = set()
         self._told = False
+        self._sleep = sleep
+        self._read_at = 0.0
+        """When udev will have read what was written last."""
 
     def note(self, report: Report) -> None:
         """Cover what a report shows: groups that the configuration allows by a pattern, volumes of unusual names."""
@@ -107,13 +123,16 @@ class UdevRules:
         )
 
     def cover(self, volume_id: str) -> None:
-        """Cover a volume before its device appears."""
+        """Cover a volume before its device appears; returns when udev keeps to the rules."""
         try:
             checked = checked_id(volume_id)
         except SealedLocalError:
             return
         if not is_usual(checked):
             self._cover(set(), {checked})
+        left = self._read_at - time.monotonic()
+        if left > 0:
+            self._sleep(left)
 
     def _cover(self, groups: set[str], volumes: set[str]) -> None:
         with self._lock:
@@ -121,7 +140,9 @@ class UdevRules:
             self._volumes |= volumes
             try:
                 placed = put(text(self._groups, self._volumes, self._kubelet), self._folder)
-                if not placed and not self._told:
+                if placed:
+                    self._read_at = time.monotonic() + _READ_SECONDS
+                if placed is None and not self._told:
                     _log.warning(
                         "no udev is in sight: if the host has one, its links may lead to tenants' volumes; mount its "
                         "/run/udev/rules.d",

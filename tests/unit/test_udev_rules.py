@@ -7,6 +7,7 @@ import pytest
 
 from csi.node import config as node_config
 from csi.node import udev_rules
+from csi.node.lvm.model import Report
 from csi.node.udev_rules import UdevRules
 
 CONFIG = node_config.parse("pools: [{name: main, vgs: [vg-0]}]\nlistConfig: {vgs: {include: [data]}}", "node.yaml")
@@ -71,7 +72,7 @@ def test_a_kubelet_directory_that_would_be_a_pattern_is_left_out() -> None:
 def test_they_lie_there_whole_twice_and_are_written_only_when_they_change(tmp_path: Path) -> None:
     folder = tmp_path / "udev/rules.d"
     folder.parent.mkdir()
-    rules = UdevRules(CONFIG, "/var/lib/kubelet", folder)
+    rules = UdevRules(CONFIG, "/var/lib/kubelet", folder, sleep=lambda _: None)
     rules.cover("own")
     early, late = sorted(folder.glob("*.rules"))
     assert early.name < "13-dm-disk.rules", "before Red Hat's rules look for content"
@@ -84,6 +85,21 @@ def test_they_lie_there_whole_twice_and_are_written_only_when_they_change(tmp_pa
     rules.cover("other")
     assert covers(late.read_text(), "ATTR{dm/name}", "vg--0-other")
     assert covers(late.read_text(), "ATTR{dm/name}", "vg--0-own")
+
+
+def test_no_volume_is_shown_before_udev_has_read_the_rules(tmp_path: Path) -> None:
+    folder = tmp_path / "udev/rules.d"
+    folder.parent.mkdir()
+    waited: list[float] = []
+    rules = UdevRules(CONFIG, "/k", folder, sleep=waited.append)
+    rules.note(Report(vgs=()))
+    assert waited == []
+    rules.cover("pvc-1")
+    assert len(waited) == 1
+    assert 0 < waited[0] <= 3.5
+    # What an earlier process wrote has been read long since.
+    UdevRules(CONFIG, "/k", folder, sleep=waited.append).cover("pvc-2")
+    assert len(waited) == 1
 
 
 @pytest.mark.parametrize("name", ['a"b', "a*", "../x", "a b", ""])
