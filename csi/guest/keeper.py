@@ -117,7 +117,7 @@ class Keeper:
             return
         self._tell(
             LeaseState.LOST,
-            f"{self._lost}. Nothing more is written to the disk, and what was written last may be lost. Close the volume; open it "
+            f"{self._lost}. Nothing more is written to the disk, and what was written last may be lost. Close it; open it "
             "again only where it should be",
         )
         self._made_read_only()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from csi.core import process
 from csi.core.errors import Busy, InvalidInput, LeaseLost, SealedLocalError, ToolFailed
 from csi.guest.lease_note import LeaseNote, LeaseNotes, LeaseState, since_boot
 from csi.guest.machine import Machine
@@ -96,7 +97,12 @@ class Leases:
             go_on=rule.without_broker is WithoutBroker.GO_ON,
             supervised=supervised,
         )
-        self.notes.write(note)
+        try:
+            self.notes.write(note)
+        except OSError:
+            # Without its secret nobody could keep it, and the next try would wait for its end.
+            _release(note, _say)
+            raise
         self.ensure_kept(note)
         return taken
 
@@ -115,7 +121,7 @@ class Leases:
         place = self.notes.take_keeper_lock(note.volume_id)
         if place is not None:
             os.close(place)
-            (self.start or self._fork)(note)
+            (self.start or self._start)(note)
 
     def give_back(self, volume_id: str, progress: Progress) -> None:
         """The volume is closed: let the next guest in. A broker that can't be told is no failure, time does the same."""
@@ -152,21 +158,15 @@ class Leases:
         self.notes.ended(volume_id)
         os.close(place)
 
-    def _fork(self, note: LeaseNote) -> None:
-        """A process of its own session, whose parent is init: it outlives `open`."""
-        if (child := os.fork()) != 0:
-            os.waitpid(child, 0)
-            return
+    def _start(self, note: LeaseNote) -> None:
+        process.start_detached(lambda: self._keep_or_say(note))
+
+    def _keep_or_say(self, note: LeaseNote) -> None:
         try:
-            os.setsid()
-            if os.fork() == 0:
-                _detach()
-                self.keep(note)
+            self.keep(note)
         except Exception as error:
             _say(f"{note.volume_id}: nobody keeps its lease: {error!r}")
-        finally:
-            # Nothing of the caller's clean-up is for this process.
-            os._exit(0)
+            raise
 
     def keep(self, note: LeaseNote) -> None:
         """Be the keeper of a volume until it is closed."""
@@ -212,14 +212,6 @@ def _release(note: LeaseNote, say: Progress) -> None:
         )
     finally:
         client.close()
-
-
-def _detach() -> None:
-    """Hold nothing of the caller: its locks, its connection, the pipes that somebody reads to their end."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
 
 
 def _say(text: str) -> None:
