@@ -37,6 +37,7 @@ _STATUS_OF: tuple[tuple[type[SealedLocalError], int], ...] = (
     (errors.NotFound, 404),
     (errors.Busy, 409),
     (errors.Refused, 412),
+    (errors.LeaseLost, 412),
     (errors.Untrusted, 412),
     (errors.Unavailable, 503),
 )
@@ -70,6 +71,7 @@ class BrokerApp:
         self._metrics = Metrics()
         health = Health(broker.store.probe)
         resource, volume = f"{kbs.PREFIX}/resource/{{path:path}}", f"{kbs.PREFIX}/volumes/{{volume_id}}/{{action}}"
+        lease = f"{kbs.PREFIX}/leases/{{volume_id}}/{{action}}"
         self.asgi = Starlette(
             routes=[
                 Route(f"{kbs.PREFIX}/auth", self._endpoint("auth", self._auth), methods=["POST"]),
@@ -78,6 +80,7 @@ class BrokerApp:
                 Route(resource, self._endpoint("resource-admin", self._put_resource), methods=["POST"]),
                 Route(resource, self._endpoint("resource-admin", self._delete_resource), methods=["DELETE"]),
                 Route(volume, self._endpoint("volumes", self._volume), methods=["POST"]),
+                Route(lease, self._endpoint("leases", self._lease), methods=["POST"]),
                 Route("/healthz", health.alive),
                 Route("/readyz", health.ready),
                 Route("/metrics", self._page),
@@ -168,6 +171,17 @@ class BrokerApp:
                 response = _sealed_refusal(caller.guest, action, error)
             return self._signed(request, response)
 
+    def _lease(self, request: Request, body: bytes) -> Response:
+        """Signed also when refused: a proxy must not be able to tell a guest that it lost its lease."""
+        volume_id, action = request.path_params["volume_id"], request.path_params["action"]
+        with log.context(volume_id=volume_id):
+            try:
+                response = _json(self._broker.lease(volume_id, action, body))
+            except errors.LeaseLost as error:
+                _log.info("a lease is lost", extra={"action": action, "why": str(error)})
+                response = _refusal("leases", error)
+            return self._signed(request, response)
+
     def _signed(self, request: Request, response: Response) -> Response:
         """The same answer with the broker's signature, for a guest that sent a nonce."""
         nonce = request.headers.get(signed_answers.NONCE_HEADER)
@@ -214,7 +228,7 @@ def _refusal(name: str, error: SealedLocalError) -> Response:
     if isinstance(error, NotAttested):
         return _error(401, kbs.error_type("TokenNotFound"), str(error))
     status = _status_of(error)
-    if name == "volumes":
+    if name in ("volumes", "leases"):
         body = volumes_api.encode_error(error)
         return _error(status, body.type, body.detail)
     if name == "resource-admin" and isinstance(error, errors.NotReleased):

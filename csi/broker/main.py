@@ -148,6 +148,7 @@ def _add_volume(command: _Commands) -> None:
     hand_over.add_argument("--to", metavar="NAME", required=True, help="a workload of the policy")
     _for_claim(hand_over)
     _add_accept(actions)
+    _add_end_lease(actions)
     for name, run, text in (
         ("show", volume.show, "everything that the register knows of a volume"),
         ("reset", volume.reset, "formatting → allocated: a guest died in its first format, let another try"),
@@ -181,6 +182,15 @@ def _add_accept(actions: _Commands) -> None:
         "--reason", metavar="TEXT", required=True, help="why; it is kept in the record and the audit log"
     )
     accept.add_argument("--yes", action="store_true", help="needed, after a look at the two states that are printed")
+
+
+def _add_end_lease(actions: _Commands) -> None:
+    end = _add(
+        actions, "end-lease", volume.end_lease, "let the next guest in at once, after one that is certainly dead"
+    )
+    end.add_argument("id", metavar="ID")
+    end.add_argument("--reason", metavar="TEXT", required=True, help="why; it is kept in the audit log")
+    end.add_argument("--yes", action="store_true", help="needed: two guests on one volume destroy it")
 
 
 def _add_resource(command: _Commands) -> None:

@@ -21,6 +21,11 @@ EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.Unavailable, 9, "the broker, the pinned one, can't be reached or sends no sensible answer; try again"),
     (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
     (errors.Unsupported, 12, "the broker asks for what this guest can't do"),
+    (
+        errors.LeaseLost,
+        13,
+        "the volume may not be written any more: another guest, an operator or a silent broker ended it",
+    ),
     (errors.Busy, 11, "another guest, or another call in this one, works on the volume at this moment; try again"),
 )
 
@@ -46,6 +51,7 @@ _EPILOG = """The policy (TOML) is part of the measured init-data or image; --pol
   access = "rw"                                 # or ro
   format = "once"                               # or never: only what is formatted already
   options = ["noatime"]                         # of the mount
+  without_broker = "read-only"                  # or go-on: when the lease can't be renewed in time
 
 Exit status: 0 done; 1 a tool failed; {codes}.
 See docs/guest.md."""

@@ -63,7 +63,7 @@ def _open(given: argparse.Namespace, guest: "Guest") -> int:
 def _close(given: argparse.Namespace, guest: "Guest") -> int:
     from csi.guest.verbs import close_volume
 
-    was_open = close_volume(guest, given.volume)
+    was_open = close_volume(guest, given.volume, _progress())
     print(f"{given.volume}: {'closed' if was_open else 'was not open'}", file=sys.stderr)
     return 0
 
@@ -71,7 +71,8 @@ def _close(given: argparse.Namespace, guest: "Guest") -> int:
 def _status(given: argparse.Namespace, guest: "Guest") -> int:
     from csi.guest.status import described
 
-    volumes = guest.notes.listed(guest.machine)
+    leases = guest.leases().notes
+    volumes = [volume | {"lease": leases.told(volume["volume_id"])} for volume in guest.notes.listed(guest.machine)]
     if given.json:
         print(json.dumps(volumes))
     else:

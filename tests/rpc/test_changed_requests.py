@@ -25,7 +25,7 @@ from csi.core.sealed import Profile
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.kbs import messages as kbs
 from csi.kbs import signed_answers
-from tests.fakes.broker import INIT_DATA, RunningBroker, running_broker
+from tests.fakes.broker import INIT_DATA, RunningBroker, leased, running_broker
 from tests.fakes.rust_shaped_client import RustShapedClient
 from tests.properties.test_changed_messages import changed
 
@@ -96,7 +96,7 @@ def handshakes(broker: RunningBroker) -> list[Message]:
 def volume_calls(guest: BrokerRegister, volume: str, progress: int) -> list[Message]:
     """Every call about a volume that is new, being formatted, formatted, or being opened."""
     nonce, header = hashlib.sha256(volume.encode()).hexdigest(), b"header of it".ljust(16 << 20, b"\0")
-    record, _ = guest.open(volume, Profile.XTS)
+    record = leased(guest, guest.open(volume, Profile.XTS)[0])
     if progress > 0:
         record, _ = guest.begin_format(record, nonce=nonce, payload_bytes=8192)
     if progress > 1:
@@ -106,12 +106,14 @@ def volume_calls(guest: BrokerRegister, volume: str, progress: int) -> list[Mess
         record = guest.begin_open(record, nonce=nonce, generation=2)
     common = {
         "ticket": guest._held[volume].ticket,
+        "lease": guest._leases[volume],
         "revision": record.revision,
         "nonce": nonce,
     }
     bodies: dict[str, dict[str, Any]] = {
         "open": {"profile": "xts", "used_as": {"namespace": None, "claim": None}},
         "header": {"ticket": common["ticket"]},
+        "lease": {"ticket": common["ticket"], "lease": common["lease"], "instead": common["lease"]},
         "begin-format": {**common, "payload_bytes": 8192},
         "commit-format": {**common, "payload_bytes": 8192, "header": base64.b64encode(header[:64]).decode()},
         "begin-open": {**common, "generation": 2},

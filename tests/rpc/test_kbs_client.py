@@ -214,6 +214,12 @@ def test_answers_for_something_else_are_refused(server: Script, guest: BrokerReg
         guest.open("pvc-1", Profile.XTS)
     server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
     guest.open("pvc-1", Profile.XTS)
+    server.answers["lease"] = server.sealed(ALLOCATED)  # type: ignore[assignment]
+    with pytest.raises(Refused, match="gave no lease"):
+        guest.take_lease(ALLOCATED, "1e" * 32)
+    with pytest.raises(Refused, match="the lease of volume pvc-1 was not taken"):
+        guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
+    guest.hold_lease("pvc-1", "1e" * 32)
     server.answers["begin-format"] = server.sealed(ALLOCATED)  # type: ignore[assignment]
     with pytest.raises(Refused, match="no permission to format"):
         guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
