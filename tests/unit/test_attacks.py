@@ -15,8 +15,9 @@ import jwcrypto.jwk
 import jwcrypto.jwt
 import pytest
 import rfc8785
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from csi.broker.service import Broker
 from csi.broker.sessions import NotAttested
@@ -180,6 +181,11 @@ def test_algorithm_confusion_of_tokens(broker: Broker) -> None:
         )
         token.make_signed_token(own)
         forged.append(token.serialize())
+    # Signed by the right key, but said to be signed in another way.
+    for name in ("none", "ES384", "HS256"):
+        text = f"{b64(json.dumps({**shown, 'alg': name}).encode())}.{payload}"
+        r, s = decode_dss_signature(broker.issuer._key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
+        forged.append(f"{text}.{b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}")
     # (0, 0) verified everything in a library that has had its own CVE.
     forged.append(f"{header}.{payload}.{b64(bytes(64))}")
     for token in forged:
