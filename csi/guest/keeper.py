@@ -75,7 +75,7 @@ class Keeper:
 
     def tick(self) -> bool:
         """Look at the time and at the volume; returns whether there is anything left to keep."""
-        if self._note.state is LeaseState.LOST or self._over():
+        if self._is_lost() or self._over():
             return False
         now = self._clock()
         if self._note.over(now) and not self._note.go_on:
@@ -86,7 +86,10 @@ class Keeper:
             self._stop()
         elif self._note.doubtful(now):
             self._doubt()
-        return True
+        return not self._is_lost()
+
+    def _is_lost(self) -> bool:
+        return self._note.state is LeaseState.LOST
 
     def _doubt(self) -> None:
         """There is time left to end in order. Who opened the volume by `run` does that; else it is made read-only."""
@@ -163,6 +166,7 @@ def _renew(client: LeaseClient, seconds: int, tell: Callable[[Heard], None]) -> 
         except Unavailable:
             pause = min(_LONGEST_PAUSE_SECONDS, seconds / 12)
         except LeaseLost as error:
+            client.close()
             tell(Lost(str(error)))
             return
         else:
