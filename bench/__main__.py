@@ -1,4 +1,6 @@
-"""`make bench`: the driver against the bare tools, in one lab run, as ratios, and the broker by itself. Writes build/bench.json, too.
+"""`make bench`: the driver against the bare tools, in one lab run, as ratios, and the broker by itself.
+
+Writes build/bench.json, too.
 
 Rounds alternate between the two sides, so that a machine that slows down slows both. Numbers are medians. In User-mode
 Linux starting a process is slow (a fifth to half a second for LVM), so ratios there count processes more than work.
