@@ -43,7 +43,7 @@ def with_volume(policy: str, volume: DirectVolume, source: str) -> str:
         raise InvalidInput(
             source, f"no claim is mounted at {volume.mount_path}{where}; it could be: {', '.join(found) or 'nowhere'}"
         )
-    return f"{rules}{_DATA}{json.dumps(data, indent=2, ensure_ascii=False)}\n"
+    return f"{rules}{_DATA}{json.dumps(data, indent=2)}\n"
 
 
 def _taken_apart(policy: str, source: str) -> tuple[str, dict[str, Any]]:

@@ -40,6 +40,8 @@ PUBLISHED_PROGRAM_EVENTS = (
 )
 PUBLISHED_KERNEL = "f51c5215e1ae1e5202fb0a710248e13c2bf2824b7f0b2a1675f63e9fd37befb93fbb97a4f8630879168b76aee3b198e2"
 PUBLISHED_RTMR1 = "4a7db64a609c77e85f603c23e9a9fd03bfd9e6b52ce527f774a598e66d58386026cea79b2aea13b81a0b70cfacdec0ca"
+SIGNATURES_ENTRY_END = 64 + 24 + 112 + 5 * 8
+"""Of `firmware.efi_program()`: DOS header, PE and COFF headers, then the optional header up to its fifth directory."""
 KATA_COMMAND_LINE = (
     "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 "
     "noreplace-smp reboot=k cryptomgr.notests net.ifnames=0 pci=lastbus=0 "
@@ -149,6 +151,19 @@ def test_the_digest_of_a_program_leaves_out_checksum_and_signatures_alone(wide: 
     assert authenticode.sha384(bytes(changed), "k") == digest.digest()
 
 
+def signed_from(start: int) -> bytes:
+    """A program of which all from `start` on is said to be signatures."""
+    program = bytearray(firmware.efi_program())
+    struct.pack_into("<II", program, SIGNATURES_ENTRY_END - 8, start, len(program) - start)
+    return bytes(program)
+
+
+def test_a_program_may_be_nothing_but_headers_and_signatures() -> None:
+    program = signed_from(SIGNATURES_ENTRY_END)
+    body = program[: 64 + 24 + 64] + program[64 + 24 + 68 : SIGNATURES_ENTRY_END - 8]
+    assert authenticode.sha384(program, "k") == hashlib.sha384(body + bytes(-SIGNATURES_ENTRY_END % 8)).digest()
+
+
 @pytest.mark.parametrize(
     ("kernel", "text"),
     [
@@ -156,6 +171,10 @@ def test_the_digest_of_a_program_leaves_out_checksum_and_signatures_alone(wide: 
         (b"\x7fELF" + bytes(200), "CONFIG_EFI_STUB"),
         (firmware.efi_program()[:100], "cut off"),
         (firmware.efi_program(signatures=b"S" * 64) + b"after", "not its last bytes"),
+        (b"ZM" + firmware.efi_program()[2:], "CONFIG_EFI_STUB"),
+        (firmware.efi_program().replace(b"PE\0\0", b"NE\0\0"), "CONFIG_EFI_STUB"),
+        (firmware.efi_program().replace(b"\x0b\x02", b"\x07\x01"), "neither of 32 nor of 64 bit"),
+        (signed_from(SIGNATURES_ENTRY_END - 1), "not its last bytes"),
     ],
 )
 def test_a_kernel_that_firmware_could_not_measure_is_refused(kernel: bytes, text: str) -> None:
