@@ -146,6 +146,28 @@ def _for_pods(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         action="store_true",
         help="print it as the value of the pod's annotation `io.katacontainers.config.hypervisor.cc_init_data`",
     )
+    _for_agent_policy(verbs)
+
+
+def _for_agent_policy(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    allowed = verbs.add_parser(
+        "agent-policy", help="print a kata-agent policy with the entry of a direct volume in it", formatter_class=_Help
+    )
+    allowed.add_argument("--policy", required=True, help="what `genpolicy --raw-out` printed")
+    allowed.add_argument(
+        "--mount", required=True, metavar="PATH", help="where the pod mounts the claim, its `mountPath`"
+    )
+    allowed.add_argument(
+        "--container", metavar="NAME", help="only in this container; left out, in every one that mounts a claim there"
+    )
+    allowed.add_argument(
+        "--fstype", choices=("ext4", "xfs"), default="ext4", help="of the class: `ext4` (the default), `xfs`"
+    )
+    allowed.add_argument(
+        "--sealed",
+        action="store_true",
+        help="a sealed volume whose record asks the guest's confidential-data-hub to mount it",
+    )
 
 
 def _what_to_open(verb: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str], *, guest: "Guest | None" = None) -> int:
         "repair": _repair,
         "recover-key": _recover_key,
         "initdata": _initdata,
+        "agent-policy": _agent_policy,
     }
     try:
         return verbs[given.verb](given, guest or _this_guest())
@@ -86,6 +87,17 @@ def _initdata(given: argparse.Namespace, guest: "Guest") -> int:
 
     made = initdata.text(read_policy(given.policy), given.algorithm, given.policy)
     sys.stdout.write(f"{initdata.annotation(made)}\n" if given.annotation else made)
+    return 0
+
+
+def _agent_policy(given: argparse.Namespace, guest: "Guest") -> int:
+    from csi.guest import agent_policy
+    from csi.guest.verbs import read_policy
+
+    volume = agent_policy.DirectVolume(
+        mount_path=given.mount, fstype=given.fstype, sealed=given.sealed, container=given.container
+    )
+    sys.stdout.write(agent_policy.with_volume(read_policy(given.policy), volume, given.policy))
     return 0
 
 

@@ -11,6 +11,8 @@ from csi.guest.attest.https import Response
 from csi.kbs import messages as kbs
 from csi.kbs import strict_json, volumes_api
 
+_WORTH_A_HANDSHAKE = frozenset({"TokenNotFound", "TokenVerifierError", "AttestationError"})
+
 
 @contextmanager
 def answer_of_the_broker() -> Iterator[None]:
@@ -45,6 +47,25 @@ def detail(response: Response) -> str:
         return f"HTTP status {response.status}"
 
 
+def session_is_over(response: Response) -> bool:
+    """Whether a new handshake may change the answer. Upstream says 401 to everything, so its name of the error tells."""
+    return response.status == 401 and _name(response) in _WORTH_A_HANDSHAKE
+
+
+def session_is_unknown(response: Response) -> bool:
+    """The same for an answer to evidence, where `AttestationError` is a verdict."""
+    return response.status == 401 and _name(response) == "TokenNotFound"
+
+
+def check_register(response: Response, what: str) -> None:
+    """Raises `Refused` for the answer of a KBS that has resources and no volumes. It knows no signatures either."""
+    if response.status == 404 and _name(response) == "PluginNotFound":
+        raise Refused(
+            f"{what}: this server keeps no register of volumes, it is a KBS for resources alone ({detail(response)}). "
+            "broker.url has to name a `sealed-local broker`"
+        )
+
+
 def raise_error(response: Response, what: str, key: ec.EllipticCurvePrivateKey) -> NoReturn:
     """Raise the broker's error with its own class; other servers' errors by their status."""
     try:
@@ -55,4 +76,16 @@ def raise_error(response: Response, what: str, key: ec.EllipticCurvePrivateKey) 
     if known is not None:
         raise known
     text = body.detail if what in body.detail else f"{what}: {body.detail}"
-    raise {403: NotReleased, 404: NotFound}.get(response.status, Refused)(text)
+    if body.type == kbs.error_type("PluginInternalError") and response.status == 401:
+        raise NotFound(f"{text} (upstream says this where there is none, and where its store failed)")
+    raise {401: NotReleased, 403: NotReleased, 404: NotFound}.get(response.status, Refused)(text)
+
+
+def _name(response: Response) -> str:
+    """The error's name of the KBS protocol, "" for an answer that has none."""
+    try:
+        kind = strict_json.decode(response.body, kbs.ErrorBody, "error").type
+    except InvalidInput:
+        return ""
+    prefix = kbs.error_type("")
+    return kind.removeprefix(prefix) if kind.startswith(prefix) else ""

@@ -21,7 +21,16 @@ from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.attester import Attester
 from csi.guest.attest.https import HttpsTransport, Response
-from csi.guest.attest.kbs_answers import answer_of_the_broker, check_hash, detail, raise_error, session_cookie
+from csi.guest.attest.kbs_answers import (
+    answer_of_the_broker,
+    check_hash,
+    check_register,
+    detail,
+    raise_error,
+    session_cookie,
+    session_is_over,
+    session_is_unknown,
+)
 from csi.guest.attest.platform import Platform
 from csi.guest.attest.token_signer import signer_of
 from csi.guest.broker_settings import BrokerSettings
@@ -251,6 +260,7 @@ class BrokerRegister:
 
         nonce = secrets.token_hex(_NONCE_BYTES)
         response = self._attested("POST", path, body, {signed_answers.NONCE_HEADER: nonce})
+        check_register(response, f"volume {volume_id}")
         self._check_signature(path, nonce, response)
         if response.status != 200:
             raise_error(response, f"volume {volume_id}", self._key)
@@ -273,7 +283,7 @@ class BrokerRegister:
     def _attested(
         self, method: str, path: str, body: Callable[[], bytes | None], headers: Mapping[str, str] | None = None
     ) -> Response:
-        """One exchange in an attested session. 401 means that the session ended; it is renewed, three tries in all."""
+        """One exchange in an attested session. One that ended is renewed, three tries in all; a refusal is the answer."""
         for _ in range(_ATTEMPTS):
             refusal = self._handshake() if self._cookie is None else None
             if refusal is None and self._cookie is not None:
@@ -281,15 +291,15 @@ class BrokerRegister:
                 response = self._transport.exchange(
                     method, path, content, {**_JSON, **(headers or {}), "Cookie": self._cookie}
                 )
-                if response.status != 401:
+                if not session_is_over(response):
                     return response
                 refusal = f"the broker refuses {path}: {detail(response)}"
             self._cookie = None
         raise NotReleased(f"{refusal} ({_ATTEMPTS} tries)")
 
     def _handshake(self) -> str | None:
-        """Attest. Returns why the evidence was refused, since that may be a session that a restart of the broker ended;
-        what no repetition can change raises `NotReleased`.
+        """Attest. Returns what a repetition may change: that the server, restarted meanwhile, knows the session no more.
+        Refused evidence raises `NotReleased`: the next would be made in the same way.
         """
         request = kbs.Request(
             version=kbs.PROTOCOL_VERSION,
@@ -306,7 +316,10 @@ class BrokerRegister:
         attestation = strict_json.encode(self._attestation(challenge.nonce))
         second = self._transport.exchange("POST", f"{kbs.PREFIX}/attest", attestation, {**_JSON, "Cookie": cookie})
         if second.status != 200:
-            return f"the broker does not accept this guest's evidence: {detail(second)}"
+            why = f"the broker does not accept this guest's evidence: {detail(second)}"
+            if session_is_unknown(second):
+                return why
+            raise NotReleased(why)
         with answer_of_the_broker():
             self._signer = signer_of(second.body, self._authorities)
         self._cookie = cookie
