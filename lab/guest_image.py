@@ -31,7 +31,7 @@ _MODULES = (
     "configfs", "tsm", "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "dm-crypt",
     "xts", "ecb",
 )  # fmt: skip
-_DISTRIBUTIONS = ("cryptography", "cffi", "msgspec", "pyudev", "rfc8785")
+_DISTRIBUTIONS = ("cryptography", "cffi", "msgspec", "protobuf", "pyudev", "rfc8785")
 _UNUSED_STDLIB = (
     "test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils", "venv", "unittest",
     "sqlite3", "curses", "dbm", "wsgiref", "xmlrpc", "__phello__", "config-3.11-x86_64-linux-gnu", "multiprocessing",
