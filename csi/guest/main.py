@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csi.core import errors
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str], *, guest: "Guest | None" = None) -> int:
         "initdata": _initdata,
     }
     try:
+        if given.verb == "serve":
+            return _serve(given, guest)
         return verbs[given.verb](given, guest or _this_guest())
     except (errors.SealedLocalError, OSError) as error:
         print(f"sealed-local guest: {error}", file=sys.stderr)
@@ -86,6 +89,13 @@ def _initdata(given: argparse.Namespace, guest: "Guest") -> int:
     made = initdata.text(read_policy(given.policy), given.algorithm, given.policy)
     sys.stdout.write(f"{initdata.annotation(made)}\n" if given.annotation else made)
     return 0
+
+
+def _serve(given: argparse.Namespace, guest: "Guest | None") -> int:
+    """The process that stays is this one, so it gets no machine and imports nothing of an unlock."""
+    from csi.guest.serve.start import Served, serve
+
+    return serve(Served(policy=given.policy, socket=Path(given.socket), cdh=given.cdh, config=given.config), guest)
 
 
 def _run(given: argparse.Namespace, guest: "Guest") -> int:

@@ -52,7 +52,7 @@ class Client:
         for frame in received:
             try:
                 self._take(frame, now)
-            except Exception as error:  # noqa: BLE001 - the agent never reconnects: no fault of ours may cost its connection
+            except Exception as error:
                 self.answer(frame.stream, answers.failure(Code.INTERNAL, f"the front failed: {error!r}"))
 
     def receive_from_behind(self) -> None:

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ Handle = Callable[[int], None]
 """Is told which events a socket has."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Job:
     """What one worker was asked for, and what came of it."""
 
@@ -38,7 +39,7 @@ class _Job:
     client: Client | None
     frame: Frame | None
     watches: bytes = b""
-    """The id of the open volume that the worker looks after."""
+    """The id of the open volume that the worker has said it looks after; one that dies before it says so has no heir."""
 
 
 def listen(path: Path) -> socket.socket:
@@ -61,11 +62,20 @@ def listen(path: Path) -> socket.socket:
 
 
 class Front:
-    """See above. `behind` is the confidential-data-hub's socket, if there is one; `say` is told what happens."""
+    """See above. `behind` is the path of the confidential-data-hub's socket, if there is one, and `hub` what keeps it
+    running; `say` is told what happens.
+    """
 
     def __init__(
-        self, listener: socket.socket, *, prepare: Prepare, behind: str | None, say: Callable[[str], None]
+        self,
+        listener: socket.socket,
+        *,
+        prepare: Prepare,
+        behind: str | None,
+        hub: socket.socket | None,
+        say: Callable[[str], None],
     ) -> None:
+        self._hub = hub
         self._listener, self._prepare, self._behind, self._say = listener, prepare, behind, say
         self._clients: list[Client] = []
         self._jobs: list[_Job] = []
@@ -103,12 +113,11 @@ class Front:
         if self._nursery is not None:
             yield self._nursery[1], _IN, self._nursery_ended
         for job in self._jobs:
-            yield job.worker, _IN, lambda _, job=job: self._from_worker(job)
+            yield job.worker, _IN, partial(self._from_worker, job)
         for client in self._clients:
-            yield client.link.socket, _events(client.link, client.behind), lambda events, c=client: _serve(c, events)
+            yield client.link.socket, _events(client.link, client.behind), partial(_serve, client)
             if client.behind is not None:
-                wanted = _events(client.behind, client.link)
-                yield client.behind.socket, wanted, lambda events, c=client: _serve_behind(c, events)
+                yield client.behind.socket, _events(client.behind, client.link), partial(_serve_behind, client)
 
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopped = True
@@ -131,7 +140,7 @@ class Front:
             text = "no worker can be had at this moment; ask again"
             client.answer(frame.stream, answers.failure(Code.UNAVAILABLE, text))
 
-    def _hand_over(self, packet: bytes, client: Client | None, frame: Frame | None, watches: bytes = b"") -> bool:
+    def _hand_over(self, packet: bytes, client: Client | None, frame: Frame | None) -> bool:
         if self._nursery is None:
             self._start_nursery()
         try:
@@ -139,10 +148,10 @@ class Front:
         except OSError:
             worker = None
         if worker is not None:
-            self._jobs.append(_Job(worker=worker, client=client, frame=frame, watches=watches))
+            self._jobs.append(_Job(worker=worker, client=client, frame=frame))
         return worker is not None
 
-    def _from_worker(self, job: _Job) -> None:
+    def _from_worker(self, job: _Job, _events: int) -> None:
         try:
             packet = job.worker.recv(words.MOST_BYTES)
         except BlockingIOError:
@@ -173,10 +182,13 @@ class Front:
             job.client.answer(job.frame.stream, answers.failure(Code.UNAVAILABLE, text))
         if job.watches:
             self._say(f"who looked after volume {job.watches.decode()} ended; another one does now")
-            self._hand_over(words.WATCH + job.watches, None, None, job.watches)
+            self._hand_over(words.WATCH + job.watches, None, None)
 
     def _start_nursery(self) -> None:
         strangers = [self._listener, self._woken, self._waker, *(job.worker for job in self._jobs)]
+        if self._hub is not None:
+            # It ends when this process does, and a worker may live on.
+            strangers.append(self._hub)
         for client in self._clients:
             strangers += [client.link.socket, *([client.behind.socket] if client.behind is not None else [])]
         self._nursery = nursery.start(self._prepare, strangers)

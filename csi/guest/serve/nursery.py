@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -45,7 +46,7 @@ def start(prepare: Prepare, strangers: Iterable[socket.socket]) -> tuple[int, so
         theirs.close()
         ours.setblocking(False)
         return process, ours
-    _in_child(lambda: _serve(prepare, theirs), [ours, *strangers])
+    in_child(lambda: _serve(prepare, theirs), [ours, *strangers])
     raise AssertionError  # pragma: no cover
 
 
@@ -64,10 +65,11 @@ def hand_over(nursery: socket.socket, packet: bytes) -> socket.socket:
 
 
 def _serve(prepare: Prepare, jobs: socket.socket) -> None:
-    _be_killed(_AS_OTHERS)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     # A worker is nobody's to wait for: its socket says when it ended.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     work = prepare()
     while True:
         packet, descriptors, _, _ = socket.recv_fds(jobs, words.MOST_BYTES + 64, 1)
@@ -75,7 +77,7 @@ def _serve(prepare: Prepare, jobs: socket.socket) -> None:
             return
         with socket.socket(fileno=descriptors[0]) as front:
             if os.fork() == 0:
-                _in_child(lambda: _work(work, packet, front), [jobs])
+                in_child(partial(_work, work, packet, front), [jobs])
 
 
 def _work(work: Work, packet: bytes, front: socket.socket) -> None:
@@ -84,9 +86,10 @@ def _work(work: Work, packet: bytes, front: socket.socket) -> None:
     work(packet, front)
 
 
-def _in_child(run: Callable[[], None], strangers: Iterable[socket.socket]) -> None:
+def in_child(run: Callable[[], None], strangers: Iterable[socket.socket]) -> None:
     """Run in a child that was just forked and end the process there, whatever happens."""
     status = 1
+    _be_killed(_AS_OTHERS)
     try:
         for stranger in strangers:
             stranger.close()
