@@ -40,6 +40,13 @@ class Fronts:
             self.started.append(launch(command, self.path, cwd=ROOT, stderr=log))
         return self.caller()
 
+    def start_program(self, *more: str) -> Caller:
+        """The real program, workers and all."""
+        command = [sys.executable, "-m", "csi", "guest", "serve", "--socket", str(self.path), "--cdh", str(self.hub), *more]
+        with (self.folder / "log").open("ab") as log:
+            self.started.append(launch(command, self.path, cwd=ROOT, stderr=log))
+        return self.caller()
+
     def caller(self) -> Caller:
         self.callers.append(Caller(self.path))
         return self.callers[-1]
@@ -213,13 +220,6 @@ def test_a_killed_front_ends_the_hub_and_leaves_who_looks_after_a_volume(fronts:
     until((volume / "closed").exists)
 
 
-def test_a_request_for_a_hub_that_never_comes_is_told(fronts: Fronts) -> None:
-    fronts.hub.write_text("#!/bin/sh\nexit 3\n")
-    answer = fronts.start().call(SECRETS, "Unseal", b"")
-    assert answer.status.code == UNAVAILABLE
-    assert "can't be reached" in answer.status.message
-
-
 # What no caller may do to another one's connection
 
 
@@ -279,3 +279,37 @@ def test_the_socket_has_its_name_only_when_it_listens_and_replaces_what_was_ther
     assert seen == ["connected"]
     assert path.stat().st_mode & 0o777 == 0o700
     assert [entry.name for entry in tmp_path.iterdir()] == ["cdh.sock"]
+
+
+# The program
+
+
+def test_the_program_passes_on_what_no_policy_names_and_leaves_nothing_at_its_end(fronts: Fronts) -> None:
+    config = fronts.folder / "cdh.toml"
+    config.write_text('socket = "unix:///run/confidential-containers/cdh.sock"\n')
+    caller = fronts.start_program("--policy", str(fronts.folder / "none"), "-c", str(config))
+    assert caller.secure_mount("0:0", "/run/kata-containers/image/").status.code == 0
+    assert (fronts.folder / "cdh-behind.mounts").exists()
+    assert caller.call(SECRETS, "Unseal", b"x").payload == b"x"
+    fronts.started[0].terminate()
+    assert fronts.started[0].wait(30) == 0
+    assert not fronts.path.exists()
+    until(lambda: not Path(f"/proc/{fronts.hubs()[0]}").exists())
+
+
+def test_the_process_that_stays_has_nothing_of_an_unlock_in_it(fronts: Fronts) -> None:
+    caller = fronts.start_program("--policy", str(fronts.folder / "none"))
+    assert caller.secure_mount("0:0", "/run/kata-containers/image/").status.code == 0
+    maps = Path(f"/proc/{fronts.started[0].pid}/maps").read_text()
+    assert "/google/" in maps
+    for part in ("cryptography", "_ssl", "msgspec", "_ctypes"):
+        assert part not in maps
+
+
+def test_a_configuration_that_can_not_be_used_ends_the_program_before_it_has_a_socket(fronts: Fronts) -> None:
+    config = fronts.folder / "cdh.toml"
+    config.write_text("socket = ")
+    with pytest.raises(TimeoutError, match="status 2"):
+        fronts.start_program("--policy", "none", "-c", str(config))
+    assert "not valid TOML" in (fronts.folder / "log").read_text()
+    assert not fronts.path.exists()
