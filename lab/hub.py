@@ -1,7 +1,7 @@
 """A played confidential-data-hub: a ttRPC server for the services that a stock one has, told by `-c FILE` where to listen.
 
 It answers each request with the request's own payload. Some methods are there for tests: `Never` does not answer, `Slowly`
-does so when a file named by the payload appears, `Refuse` answers with an error, `Stream` with one message for each byte and
+does so when a file named by the payload appears, `Refuse` answers with an error, `Stream` with a message a byte, and
 `Die` ends the process. A SecureMount is noted in a file beside the socket, because a stock one would have formatted.
 """
 

@@ -1,4 +1,4 @@
-"""The side of a stock kata-agent that its confidential-data-hub sees: it removes an earlier socket, starts the program, waits
+"""A stock kata-agent as its confidential-data-hub sees it: it removes an earlier socket, starts the program, waits
 for the path in steps, connects once, and asks for everything on that one connection.
 """
 

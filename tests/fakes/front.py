@@ -1,4 +1,4 @@
-"""The front with played workers: `python -m tests.fakes.front SOCKET [HUB]`. What a worker does, the request's mount point says.
+"""The front with played workers: `python -m tests.fakes.front SOCKET [HUB]`. The mount point says what a worker does.
 
 HUB is a program that plays the confidential-data-hub.
 """
@@ -38,7 +38,7 @@ def work(packet: bytes, to_front: socket.socket) -> None:
 
 
 def _watch(folder: str, to_front: socket.socket) -> None:
-    """Look after a "volume": its folder gets a file with this process's number, and the volume is done with its file `end`."""
+    """Look after a "volume": its folder gets a file of this process's number; a file `end` ends it."""
     to_front.send(words.WATCH + folder.encode())
     Path(folder, str(os.getpid())).touch()
     _wait_for(Path(folder, "end"))

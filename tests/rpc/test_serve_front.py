@@ -42,7 +42,18 @@ class Fronts:
 
     def start_program(self, *more: str) -> Caller:
         """The real program, workers and all."""
-        command = [sys.executable, "-m", "csi", "guest", "serve", "--socket", str(self.path), "--cdh", str(self.hub), *more]
+        command = [
+            sys.executable,
+            "-m",
+            "csi",
+            "guest",
+            "serve",
+            "--socket",
+            str(self.path),
+            "--cdh",
+            str(self.hub),
+            *more,
+        ]
         with (self.folder / "log").open("ab") as log:
             self.started.append(launch(command, self.path, cwd=ROOT, stderr=log))
         return self.caller()

@@ -20,7 +20,6 @@ from csi.guest.seal import state_record
 from csi.guest.seal.mapping import Mapping, mapping_name
 from csi.guest.serve import watch, words
 from csi.guest.serve.answers import Code
-from csi.guest.serve.proto.secure_mount_pb2 import SecureMountRequest
 from csi.guest.serve.proto.ttrpc_pb2 import Response
 from csi.guest.serve.worker import Worker
 from csi.guest.status import Notes

@@ -40,8 +40,7 @@ def write_config(given: str | None, folder: Path, behind: Path) -> Path:
 def start(program: str, config: Path, behind: Path) -> socket.socket:
     """Keep the program running until the returned socket is closed, which the end of this process does, too."""
     ours, theirs = socket.socketpair()
-    if os.fork() == 0:
-        nursery.in_child(lambda: _keep(program, config, behind, theirs), [ours])
+    nursery.forked(lambda: _keep(program, config, behind, theirs), [ours])
     theirs.close()
     return ours
 

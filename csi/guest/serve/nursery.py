@@ -7,6 +7,7 @@ with it. The nursery itself does nothing that could fail; the front makes anothe
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -41,13 +42,10 @@ def start(prepare: Prepare, strangers: Iterable[socket.socket]) -> tuple[int, so
     which the nursery closes.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = os.fork()
-    if process:
-        theirs.close()
-        ours.setblocking(False)
-        return process, ours
-    in_child(lambda: _serve(prepare, theirs), [ours, *strangers])
-    raise AssertionError  # pragma: no cover
+    process = forked(lambda: _serve(prepare, theirs), [ours, *strangers])
+    theirs.close()
+    ours.setblocking(False)
+    return process, ours
 
 
 def hand_over(nursery: socket.socket, packet: bytes) -> socket.socket:
@@ -64,6 +62,27 @@ def hand_over(nursery: socket.socket, packet: bytes) -> socket.socket:
     return ours
 
 
+def forked(run: Callable[[], None], strangers: Iterable[socket.socket]) -> int:
+    """Run in a forked child, which closes `strangers` and ends when `run` does, whatever happens; returns its process id.
+
+    For a process of one thread: a lock that another thread holds would be held in the child for ever.
+    """
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    _be_killed(_AS_OTHERS)
+    try:
+        for stranger in strangers:
+            stranger.close()
+        run()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
 def _serve(prepare: Prepare, jobs: socket.socket) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -76,31 +95,13 @@ def _serve(prepare: Prepare, jobs: socket.socket) -> None:
         if not packet:
             return
         with socket.socket(fileno=descriptors[0]) as front:
-            if os.fork() == 0:
-                in_child(partial(_work, work, packet, front), [jobs])
+            forked(partial(_work, work, packet, front), [jobs])
 
 
 def _work(work: Work, packet: bytes, front: socket.socket) -> None:
     # Programs that the worker starts are its own to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     work(packet, front)
-
-
-def in_child(run: Callable[[], None], strangers: Iterable[socket.socket]) -> None:
-    """Run in a child that was just forked and end the process there, whatever happens."""
-    status = 1
-    _be_killed(_AS_OTHERS)
-    try:
-        for stranger in strangers:
-            stranger.close()
-        run()
-        status = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def _be_killed(when: str) -> None:
