@@ -46,7 +46,7 @@ def serve(served: Served, guest: "Guest | None" = None) -> int:
 def _work(policy: str, guest: "Guest | None") -> nursery.Work:
     """All that an unlock imports, so that no worker has to."""
     from csi.core.command import LocalRunner
-    from csi.guest import close, find, released, session, unlock  # noqa: F401
+    from csi.guest import close, devices, find, released, session, unlock  # noqa: F401
     from csi.guest.attest import kbs_client, platform  # noqa: F401
     from csi.guest.serve.worker import Worker
     from csi.guest.status import Notes
