@@ -53,5 +53,6 @@ def _work(policy: str, guest: "Guest | None") -> nursery.Work:
     from csi.guest.this_machine import ThisMachine
     from csi.guest.verbs import Guest
 
+    devices.context()
     guest = guest or Guest(machine=ThisMachine(LocalRunner()), notes=Notes())
     return Worker(guest=guest, policy=policy)
