@@ -39,7 +39,7 @@ _UNUSED_STDLIB = (
 _KERNEL = "6.12"
 """The first long-term kernel with configfs-tsm; Debian 12's own, 6.1, has none."""
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_LAB_CODE = ("guest_agent.py", "tee.py", "fuse.py")
+_LAB_CODE = ("guest_agent.py", "hub.py", "kata_agent.py", "tee.py", "fuse.py")
 _SITE = "usr/lib/python3/dist-packages"
 _FOLDERS = (
     "proc", "sys", "dev", "run", "tmp", "data", "mnt", "root", "etc", "usr/bin", "usr/sbin", "usr/lib",

@@ -18,7 +18,8 @@ from csi.node.lvm.names import checked_vg_name
 from csi.node.volume import Parameters, Wipe
 
 _KNOWN: Final = (
-    "volumeType", "vgName", "pool", "lvmType", "stripes", "stripeSize", "direct", "mkfsOptions", "wipe", "sealed", "secureMount", "fsType",
+    "volumeType", "vgName", "pool", "lvmType", "stripes", "stripeSize", "direct", "mkfsOptions", "wipe", "sealed",
+    "secureMount", "fsType",
 )  # fmt: skip
 _LATER: Final = ("mediaType", "iops", "bps", "mirrors")
 """Keys that other versions offer; refused by name, because ignoring them would silently break a promise."""
