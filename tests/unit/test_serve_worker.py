@@ -243,6 +243,9 @@ def test_a_rule_that_leaves_the_name_to_the_runtime_opens_nowhere_else() -> None
     for place in ("/named", "/named/..", "/named/a/b", "/elsewhere/x", None):
         with pytest.raises(InvalidInput):
             rule.mounted_at(place)
+    inner = replace(rule, mount="/named/*/x")
+    assert inner.mounts_at("/named/*/x")
+    assert not inner.mounts_at("/named/y")
     exact = guest_policy.parse(POLICY, "policy").named("exact")
     assert exact.mounted_at(None) is exact
     with pytest.raises(InvalidInput):
