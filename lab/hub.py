@@ -37,12 +37,17 @@ def main(arguments: list[str]) -> None:
 def _serve(connection: socket.socket, path: Path) -> None:
     reader, lock = Reader(), threading.Lock()
     echoed: dict[int, bytes] = {}
+    asked = set[int]()
     while received := connection.recv(65536):
         for frame in reader.feed(received):
             assert isinstance(frame, Frame)
             if frame.kind == REQUEST:
                 request = Request.FromString(frame.payload)
+                asked.add(frame.stream)
                 threading.Thread(target=_answer, args=(connection, lock, frame, request, path), daemon=True).start()
+            elif frame.stream not in asked:
+                connection.close()  # as strict servers do: the peer doesn't speak the protocol
+                return
             elif frame.kind == DATA:
                 echoed[frame.stream] = echoed.get(frame.stream, b"") + frame.payload
                 if frame.raw[9] & REMOTE_CLOSED:

@@ -19,6 +19,8 @@ from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
 from csi.kbs.claim_name import POLICY_ENTRY, UNNAMED, ClaimName, KubernetesName
 
+_ANY_NAME = "/*"
+"""At the end of a mount point: the name in that folder is the runtime's."""
 _OPTIONS = frozenset({"noatime", "nodiratime", "relatime", "noexec", "sync"})
 
 
@@ -60,17 +62,17 @@ class VolumePolicy:
 
     def mounts_at(self, mount_point: str) -> bool:
         """Whether the rule lets the volume be mounted there."""
-        folder, star, _ = self.mount.rpartition("/*")
-        if not star:
+        if not self.mount.endswith(_ANY_NAME):
             return mount_point == self.mount
         path = PurePosixPath(mount_point)
+        folder = self.mount.removesuffix(_ANY_NAME)
         return mount_point == str(path) and str(path.parent) == folder and path.name != ".."
 
     def mounted_at(self, mount_point: str | None) -> "VolumePolicy":
         """The rule with the one place that the volume is mounted at. Raises `InvalidInput` for a place that it doesn't
         allow, and for none where the rule leaves the name to the runtime.
         """
-        if mount_point is None and not self.mount.endswith("/*"):
+        if mount_point is None and not self.mount.endswith(_ANY_NAME):
             return self
         if mount_point is None:
             raise InvalidInput(

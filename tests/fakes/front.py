@@ -20,7 +20,7 @@ def work(packet: bytes, to_front: socket.socket) -> None:
     if packet.startswith(words.WATCH):
         _watch(packet[1:].decode(), to_front)
         return
-    place = SecureMountRequest.FromString(words.asked(packet).request).mount_point
+    place = SecureMountRequest.FromString(packet[1:]).mount_point
     if place == "/dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if place.startswith("/waits"):

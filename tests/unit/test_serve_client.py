@@ -1,10 +1,13 @@
 """One connection of the front, with a clock of the test's own."""
 
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from csi.guest.serve import frames
 from csi.guest.serve.client import PATIENCE_SECONDS, Client
@@ -15,20 +18,34 @@ from csi.guest.serve.proto.ttrpc_pb2 import Request, Response
 UNAVAILABLE, INTERNAL = 14, 13
 
 
+SENT = st.one_of(
+    st.binary(max_size=40),
+    st.builds(
+        lambda service, method, payload: Request(service=service, method=method, payload=payload).SerializeToString(),
+        st.sampled_from(["api.SecureMountService", "api.X", ""]),
+        st.sampled_from(["SecureMount", "Y"]),
+        st.binary(max_size=40),
+    ),
+)
+"""What a request's frame may carry: anything."""
+
+
 class Ends:
     """A client of the front and the caller's end of its connection."""
 
-    def __init__(self, behind: Path) -> None:
+    def __init__(self, behind: Path | None) -> None:
         self.caller, front = socket.socketpair()
-        self.client = Client(Link(front), behind=str(behind), mount=self._mount)
+        self.client = Client(Link(front), behind=str(behind) if behind else None, mount=self._mount)
 
     def _mount(self, *_: object) -> None:
         raise RuntimeError("a fault of ours")
 
     def ask(self, service: str, method: str, stream: int, now: float) -> None:
-        payload = Request(service=service, method=method).SerializeToString()
-        self.caller.send(len(payload).to_bytes(4, "big") + stream.to_bytes(4, "big") + bytes([REQUEST, 1]) + payload)
+        self.send(Request(service=service, method=method).SerializeToString(), stream, REQUEST)
         self.client.receive(now)
+
+    def send(self, payload: bytes, stream: int, kind: int) -> None:
+        self.caller.send(struct.pack(">IIBB", len(payload), stream, kind, 1) + payload)
 
     def told(self) -> list[tuple[int, Response]]:
         self.caller.setblocking(False)
@@ -91,3 +108,17 @@ def test_a_peer_that_does_not_read_stops_what_is_read_for_it(ends: Ends) -> None
         ends.caller.recv(65536)
         ends.client.link.flush()
     assert ends.client.link.waits_to_send
+
+
+@given(st.lists(st.tuples(SENT, st.integers(0, 2**32 - 1), st.sampled_from([REQUEST, 0, 2, 3, 255])), max_size=12))
+def test_whatever_comes_each_request_has_one_answer_and_the_connection_stays(
+    sent: list[tuple[bytes, int, int]],
+) -> None:
+    ends = Ends(None)
+    with ends.caller:
+        for payload, stream, kind in sent:
+            ends.send(payload, stream, kind)
+            ends.client.receive(100.0)
+        assert ends.client.is_open
+        assert [stream for stream, _ in ends.told()] == [stream for _, stream, kind in sent if kind == REQUEST]
+        ends.client.close()

@@ -132,7 +132,7 @@ class Front:
     # Workers
 
     def _mount(self, client: Client, frame: Frame, request: Request) -> None:
-        packet = words.mount(request.payload, request.timeout_nano)
+        packet = words.MOUNT + request.payload
         if len(packet) > words.MOST_BYTES:
             text = f"a SecureMount of {len(packet)} bytes is not taken"
             client.answer(frame.stream, answers.failure(Code.INVALID_ARGUMENT, text))

@@ -62,7 +62,7 @@ class Worker:
             self._watch(packet[len(words.WATCH) :].decode(), front)
             return
         try:
-            volume_id = self._mounted(words.asked(packet))
+            volume_id = self._mounted(packet[len(words.MOUNT) :])
         except (SealedLocalError, OSError) as error:
             _told(str(error))
             _sent(front, words.ANSWER + answers.failure(_code(error), str(error)))
@@ -72,10 +72,10 @@ class Worker:
             return
         self._watch(volume_id, front, words.ANSWER + answers.done())
 
-    def _mounted(self, asked: words.Asked) -> str | None:
+    def _mounted(self, asked: bytes) -> str | None:
         """The id of the volume, mounted where the request wants it; None when the request is not for one of the policy."""
         try:
-            request = SecureMountRequest.FromString(asked.request)
+            request = SecureMountRequest.FromString(asked)
         except DecodeError as error:
             raise InvalidInput("request", "is no SecureMountRequest") from error
         mount_point = request.mount_point.rstrip("/")
