@@ -7,6 +7,7 @@ import re
 import tomllib
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, assert_never
 
@@ -176,10 +177,11 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     volume: list[_Volume]
 
 
+@lru_cache(maxsize=1)
 def parse(text: str, source: str) -> GuestPolicy:
     """The policy from its own text, or from an init-data document that carries it as `sealed-local.toml`.
 
-    Raises `InvalidInput` naming `source` and the place in it.
+    Raises `InvalidInput` naming `source` and the place in it. The last one is kept: `serve` asks for it at each request.
     """
     document = _toml(text, source)
     if "algorithm" not in document:

@@ -1,7 +1,7 @@
 """`guest serve` from its options to its end."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,9 @@ def serve(served: Served, guest: "Guest | None" = None) -> int:
 def _work(policy: str, guest: "Guest | None") -> nursery.Work:
     """All that an unlock imports, so that no worker has to."""
     from csi.core.command import LocalRunner
-    from csi.guest import close, devices, find, released, session, unlock  # noqa: F401
+    from csi.core.errors import SealedLocalError
+    from csi.guest import close, devices, find, released, session, unlock, verbs  # noqa: F401
+    from csi.guest import policy as guest_policy
     from csi.guest.attest import kbs_client, platform  # noqa: F401
     from csi.guest.serve.worker import Worker
     from csi.guest.status import Notes
@@ -54,5 +56,7 @@ def _work(policy: str, guest: "Guest | None") -> nursery.Work:
     from csi.guest.verbs import Guest
 
     devices.context()
+    with suppress(SealedLocalError):  # It may come later, and each worker reads it anew: only its parsing is kept.
+        guest_policy.parse(verbs.read_policy(policy), policy)
     guest = guest or Guest(machine=ThisMachine(LocalRunner()), notes=Notes())
     return Worker(guest=guest, policy=policy)
