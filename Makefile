@@ -37,7 +37,7 @@ bench: setup  ## measure against bare tools, in the lab, and print ratios
 setup:  ## packages and the Python environment
 	@scripts/setup
 
-protos: setup  ## generate csi/node/rpc/proto from protos/
+protos: setup  ## generate the committed code of protos/
 	@scripts/generate-protos
 
 tables: setup  ## write the tables of options in docs/ from where the options are declared
