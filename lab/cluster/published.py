@@ -81,14 +81,12 @@ def command(
 
 
 def parse(report: str) -> tuple[Spec, ...]:
-    """The specs of a report of Ginkgo's, without those of other suites that were never meant to run."""
+    """The external driver's specs of a report of Ginkgo's, and whatever else failed: a set-up that did, above all."""
     found = (_spec(entry) for suite in json.loads(report) for entry in suite["SpecReports"] or ())
-    return tuple(spec for spec in found if spec is not None and "External Storage" in spec.name)
+    return tuple(spec for spec in found if "External Storage" in spec.name or spec.state == FAILED)
 
 
-def _spec(entry: Mapping[str, Any]) -> Spec | None:
-    if entry["LeafNodeType"] != "It":
-        return None
+def _spec(entry: Mapping[str, Any]) -> Spec:
     why = entry.get("Failure", {}).get("Message", "")
     state = entry["State"]
     if state in _GINKGO_SKIPPED:
@@ -96,7 +94,7 @@ def _spec(entry: Mapping[str, Any]) -> Spec | None:
     elif state != PASSED:
         state = FAILED
     return Spec(
-        name=" ".join([*(entry["ContainerHierarchyTexts"] or ()), entry["LeafNodeText"]]),
+        name=" ".join([*(entry["ContainerHierarchyTexts"] or ()), entry["LeafNodeText"] or entry["LeafNodeType"]]),
         state=state,
         seconds=entry["RunTime"] / 1e9,
         why=why,

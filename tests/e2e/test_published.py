@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab.cluster import programs, published, store
-from lab.cluster.cluster import installed
-from tests import needs_cluster
+from lab.cluster import published
+from lab.cluster.cluster import Cluster
+from lab.cluster.published import Suite
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(6 * 3600)]
 
@@ -20,26 +20,22 @@ HERE = Path(__file__).parent
 DRIVERS = (HERE / "driver.yaml", HERE / "driver-xfs.yaml")
 
 
-def test_the_published_suite_finds_no_fault() -> None:
-    needs_cluster.require()
+def test_the_published_suite_finds_no_fault(cluster: Cluster, suite: Suite) -> None:
     left_out = {entry["specs"]: entry["why"] for entry in yaml.safe_load((HERE / "left_out.yaml").read_text())}
-    suite, built = published.build(), programs.build(needs_cluster.CACHE)
-    images = [*store.wanted(built), *store.of_suite(published.image_names(suite), suite.agnhost)]
-    with installed(built, store.disk(images, needs_cluster.CACHE, "suite")) as cluster:
-        report = cluster.node.shared / "suite.json"
-        argv = published.command(
-            suite,
-            drivers=DRIVERS,
-            focus=FOCUS,
-            left_out=left_out,
-            report=str(report),
-            kubeconfig=cluster.admin,
-            seconds=SECONDS,
-        )
-        print(f"\nthe suite writes to {cluster.log('suite')}", flush=True)
-        cluster.node.wait(cluster.node.spawn(argv, cluster.log("suite")), SECONDS + 600)
-        assert report.exists(), Path(cluster.log("suite")).read_text()[-4000:]
-        specs = published.parse(report.read_text())
+    report = cluster.node.shared / "suite.json"
+    argv = published.command(
+        suite,
+        drivers=DRIVERS,
+        focus=FOCUS,
+        left_out=left_out,
+        report=str(report),
+        kubeconfig=cluster.admin,
+        seconds=SECONDS,
+    )
+    print(f"\nthe suite writes to {cluster.log('suite')}", flush=True)
+    cluster.node.wait(cluster.node.spawn(argv, cluster.log("suite")), SECONDS + 600)
+    assert report.exists(), Path(cluster.log("suite")).read_text()[-4000:]
+    specs = published.parse(report.read_text())
     print(published.summary(specs, left_out))
     assert [spec.name for spec in specs if spec.state == published.FAILED] == []
     assert [spec for spec in specs if spec.state == published.PASSED]
