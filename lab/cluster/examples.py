@@ -17,7 +17,7 @@ def spark() -> Wanted:
     """Spark in the guest's image. Downloads 700 MB the first time."""
     with tempfile.TemporaryDirectory(prefix="sealed-lab-") as folder:
         path = Path(folder, "Dockerfile")
-        path.write_text(_on_guest((REPOSITORY / "Dockerfile").read_text(), (SPARK / "Dockerfile").read_text()))
+        path.write_text(on_guest((REPOSITORY / "Dockerfile").read_text(), (SPARK / "Dockerfile").read_text()))
         image = Builder(path).build("spark")
     return Wanted(
         name=SPARK_IMAGE,
@@ -27,7 +27,7 @@ def spark() -> Wanted:
     )
 
 
-def _on_guest(product: str, example: str) -> str:
+def on_guest(product: str, example: str) -> str:
     """One Dockerfile of both: where the example starts from the published guest image, it starts from that stage."""
     assert "FROM ${GUEST} " in example
     return product + re.sub(r"^ARG GUEST=.*$", "", example, flags=re.MULTILINE).replace("${GUEST}", "guest")

@@ -54,7 +54,7 @@ def image_names(suite: Suite) -> tuple[str, ...]:
 def command(
     suite: Suite,
     *,
-    drivers: Sequence[Path],
+    driver: Path,
     focus: str,
     left_out: Iterable[str],
     report: str,
@@ -63,11 +63,12 @@ def command(
 ) -> list[str]:
     """Words that run the specs whose names match `focus` and none of `left_out`, one after another.
 
+    `driver`: a file that says what a driver offers; the suite takes one of a name.
     What is not done after `seconds` is interrupted, and the report is written all the same.
     """
     return [
         str(suite.tests),
-        *(f"-storage.testdriver={driver}" for driver in drivers),
+        f"-storage.testdriver={driver}",
         f"-ginkgo.focus=External.Storage.*{focus}",
         *(f"-ginkgo.skip={pattern}" for pattern in left_out),
         f"-ginkgo.timeout={seconds}s",

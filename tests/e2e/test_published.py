@@ -13,28 +13,28 @@ from lab.cluster.published import Suite
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(6 * 3600)]
 
-FOCUS = os.environ.get("SEALED_LOCAL_SPECS", "")
+SPECS = os.environ.get("SEALED_LOCAL_SPECS", "")
 """A regular expression of the specs to run; empty: all."""
 SECONDS = int(os.environ.get("SEALED_LOCAL_SPECS_SECONDS", str(5 * 3600)))
 HERE = Path(__file__).parent
-DRIVERS = (HERE / "driver.yaml", HERE / "driver-xfs.yaml")
 
 
-def test_the_published_suite_finds_no_fault(cluster: Cluster, suite: Suite) -> None:
+@pytest.mark.parametrize(("driver", "focus"), [("driver", ""), ("driver-xfs", r"\(xfs\).*")])
+def test_the_published_suite_finds_no_fault(cluster: Cluster, suite: Suite, driver: str, focus: str) -> None:
     left_out = {entry["specs"]: entry["why"] for entry in yaml.safe_load((HERE / "left_out.yaml").read_text())}
-    report = cluster.node.shared / "suite.json"
+    report = cluster.node.shared / f"{driver}.json"
     argv = published.command(
         suite,
-        drivers=DRIVERS,
-        focus=FOCUS,
+        driver=HERE / f"{driver}.yaml",
+        focus=focus + SPECS,
         left_out=left_out,
         report=str(report),
         kubeconfig=cluster.admin,
         seconds=SECONDS,
     )
-    print(f"\nthe suite writes to {cluster.log('suite')}", flush=True)
-    cluster.node.wait(cluster.node.spawn(argv, cluster.log("suite")), SECONDS + 600)
-    assert report.exists(), Path(cluster.log("suite")).read_text()[-4000:]
+    print(f"\nthe suite writes to {cluster.log(driver)}", flush=True)
+    cluster.node.wait(cluster.node.spawn(argv, cluster.log(driver)), SECONDS + 600)
+    assert report.exists(), Path(cluster.log(driver)).read_text()[-4000:]
     specs = published.parse(report.read_text())
     print(published.summary(specs, left_out))
     assert [spec.name for spec in specs if spec.state == published.FAILED] == []

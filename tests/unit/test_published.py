@@ -77,12 +77,11 @@ def test_the_summary_names_every_reason() -> None:
 
 def test_the_command_chooses_what_matches_and_is_not_left_out() -> None:
     argv = published.command(
-        SUITE, drivers=[Path("/a"), Path("/b")], focus="block", left_out=["x", "y"], report="/r", kubeconfig="/k", seconds=9
+        SUITE, driver=Path("/a"), focus="block", left_out=["x", "y"], report="/r", kubeconfig="/k", seconds=9
     )  # fmt: skip
     assert argv[0] == "/suite"
     wanted = [
         "-storage.testdriver=/a",
-        "-storage.testdriver=/b",
         "-ginkgo.skip=x",
         "-ginkgo.skip=y",
         "-ginkgo.timeout=9s",
