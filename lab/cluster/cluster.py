@@ -203,9 +203,10 @@ def installed(programs: Programs, containers: Path) -> Iterator[Cluster]:
 
 
 def values() -> dict[str, Any]:
-    """The chart's values for the lab: only what can't be had there is another."""
+    """The chart's values for the lab: what can't be had there is another, and what is optional is on."""
     return {
         # No proxy serves the modules of the published two: a stand-in registers the driver, and the kubelet asks /healthz.
         "images": {"registrar": {"repository": store.REGISTRAR, "tag": "lab"}},
         "node": {"livenessprobe": {"enabled": False}},
+        "runtimeClassWarning": {"enabled": True},
     }
