@@ -26,7 +26,7 @@ def test_the_published_suite_finds_no_fault(cluster: Cluster, suite: Suite, driv
     argv = published.command(
         suite,
         driver=HERE / f"{driver}.yaml",
-        focus=focus + SPECS,
+        focus=f"{focus}(?:{SPECS})",
         left_out=left_out,
         report=str(report),
         kubeconfig=cluster.admin,
@@ -38,6 +38,8 @@ def test_the_published_suite_finds_no_fault(cluster: Cluster, suite: Suite, driv
     specs = published.parse(report.read_text())
     print(published.summary(specs, left_out))
     assert [spec.name for spec in specs if spec.state == published.FAILED] == []
+    if SPECS and all(spec.state == published.LEFT_OUT for spec in specs):
+        pytest.skip(f"no spec of {driver}.yaml matches {SPECS}")
     assert [spec for spec in specs if spec.state == published.PASSED]
     stale = [pattern for pattern in left_out if not any(re.search(pattern, spec.name) for spec in specs)]
     assert stale == []
