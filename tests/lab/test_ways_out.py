@@ -163,3 +163,32 @@ def test_a_filesystem_that_needs_more_than_e2fsck_p(tenant: Tenant) -> None:
     assert tenant.node.run(["sh", "-c", f"cat {folder}/file {folder}/lost+found/* 2>/dev/null; true"]).stdout == b"kept"
     tenant.close("pvc-fsck")
     tenant.drop("pvc-fsck")
+
+
+@pytest.mark.parametrize("fails", ["error_writes", "drop_writes"])
+def test_a_disk_that_loses_what_was_written_last_is_told_at_the_close(tenant: Tenant, fails: str) -> None:
+    """An I/O error of the last write-back is not an exit status of 0. A disk that drops writes silently tells nobody."""
+    name, node = f"pvc-{fails.partition('_')[0]}", tenant.node
+    below = tenant.volume(name)
+    session(tenant, name, below, b"flushed")
+    node.run(["modprobe", "dm-flakey"])
+    sectors = node.run(["blockdev", "--getsz", below]).text.strip()
+    node.run(["dmsetup", "create", "ill", "--table", f"0 {sectors} linear {below} 0"], env=_NO_UDEV)
+    tenant.opened(name, "/dev/mapper/ill")
+    node.run(["sh", "-c", f"dd if=/dev/zero of={_FILE} bs=1M count=4 status=none"])
+    table = f"0 {sectors} flakey {below} 0 0 3600 1 {fails}"
+    node.run(["dmsetup", "suspend", "--noflush", "--nolockfs", "ill"], env=_NO_UDEV)
+    node.run(["dmsetup", "load", "ill", "--table", table], env=_NO_UDEV)
+    node.run(["dmsetup", "resume", "ill"], env=_NO_UDEV)
+    closed = node.run([*tenant.argv("close", name)[:5], "--volume", name], check=False)
+    said = closed.stderr.decode()
+    if fails == "error_writes":
+        assert (closed.rc, "not all that was written is on the disk" in said) == (_FAILED, True), said
+    else:
+        assert closed.rc == 0, said
+    assert "sealed-" not in node.run(["dmsetup", "ls"]).text, "it is closed in either case"
+    node.run(["dmsetup", "remove", "ill"], env=_NO_UDEV)
+    assert tenant.broker.record(name)["lease"] is None, "and the next guest gets in"
+    tenant.opened(name, below)
+    tenant.close(name)
+    tenant.drop(name)
