@@ -5,6 +5,7 @@ The folder lies on a tmpfs, beside the lock that keeps two calls for one volume 
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from csi.guest.opened import Opened, Progress
 from csi.guest.seal.mapping import mapping_name
 
 FOLDER: Final = Path("/run/sealed-local/volumes")
+_LOOK_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +29,14 @@ class Notes:
     folder: Path = FOLDER
 
     @contextmanager
-    def only_one(self, volume_id: str) -> Iterator[None]:
+    def only_one(self, volume_id: str, patience_seconds: float = 0.0) -> Iterator[None]:
         """One `open`, `close` or `run` at its ends at a time. Raises `Busy`: two would close one another's mapping."""
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = files.take_named_lock(self.folder / "lock", volume_id)
-        if descriptor is None:
-            raise Busy(f"another sealed-local opens or closes volume {volume_id} at this moment; try again")
+        ends = time.monotonic() + patience_seconds
+        while (descriptor := files.take_named_lock(self.folder / "lock", volume_id)) is None:
+            if time.monotonic() >= ends:
+                raise Busy(f"another sealed-local opens or closes volume {volume_id} at this moment; try again")
+            time.sleep(_LOOK_SECONDS)
         try:
             yield
         finally:

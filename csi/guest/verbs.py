@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from csi.kbs.register import VolumeRecord
 
 
+_PATIENCE_SECONDS = 15.0
+"""For another call in this guest, which may be closing the volume and giving its lease back."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
     """Where the verbs work."""
@@ -158,7 +162,7 @@ def _released(
     policy = measured_policy(guest, wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     rule = rule.mounted_at(wanted.mount_point)
-    with guest.notes.only_one(volume_id), closing(_broker(guest, policy)) as register:
+    with guest.notes.only_one(volume_id, _PATIENCE_SECONDS), closing(_broker(guest, policy)) as register:
         device = _known_device(guest.machine, wanted, volume_id)
         got = released.ask(register, volume_id, rule.profile, rule.used_as)
         progress(f"the broker released the key of {volume_id} (register: {got.record.state})")
