@@ -5,7 +5,7 @@ SEALED_LOCAL_CACHE ?= $(CURDIR)/.cache
 PYTHON = $(SEALED_LOCAL_CACHE)/venv/bin/python
 export SEALED_LOCAL_CACHE
 
-.PHONY: help demo test fast cluster mutate bench setup protos tables lock
+.PHONY: help demo test fast cluster mutate fuzz bench setup protos tables lock
 
 help:   ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,6 +26,10 @@ cluster:  ## the chart in a real Kubernetes inside the lab; the first run builds
 
 mutate: setup  ## break the lines that carry promises one by one; a survivor fails (PROMISE=word: only those with it)
 	@scripts/mutate "$(PROMISE)"
+
+fuzz: setup  ## 120,000 changed requests to a live broker, and what was answered (SEED=number: other ones)
+	@SEALED_LOCAL_FUZZ=120000 SEALED_LOCAL_FUZZ_SEED=$(SEED) $(PYTHON) -m pytest -s --timeout 3600 \
+		tests/rpc/test_changed_requests.py $(PYTEST_ARGS)
 
 bench: setup  ## measure against bare tools, in the lab, and print ratios
 	@$(PYTHON) -m bench

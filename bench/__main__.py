@@ -1,4 +1,6 @@
-"""`make bench`: the driver against the bare tools, in one lab run, as ratios. Writes build/bench.json, too.
+"""`make bench`: the driver against the bare tools, in one lab run, as ratios, and the broker by itself.
+
+Writes build/bench.json, too.
 
 Rounds alternate between the two sides, so that a machine that slows down slows both. Numbers are medians. In User-mode
 Linux starting a process is slow (a fifth to half a second for LVM), so ratios there count processes more than work.
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bench import bare
+from bench import bare, exchanges
 from bench.life import Life
 from bench.lines import PEER_MEMORY_MIB, Compared, Line
 from lab import crowd
@@ -193,6 +195,7 @@ def main() -> int:
     with kind((_DISK,)) as node:
         node.run(["mkdir", "-p", "/run/bench"])
         bench = Bench(node)
+        exchanges.run(bench.keep)
         bench.run()
         bench.driver.stop()
     _REPORT.parent.mkdir(exist_ok=True)

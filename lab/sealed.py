@@ -44,6 +44,7 @@ _BROKER_POLICY = """
 version = 1
 allocate = "first-use"
 format_deadline_seconds = 3600
+lease_seconds = {lease_seconds}
 [tee.sample]
 allow = true
 [[workload]]
@@ -67,10 +68,11 @@ class Broker:
         self.ca = node.read(f"{self.folder}/ca.pem").decode()
         self._pid = 0
 
-    def allow(self, *init_data: str) -> None:
+    def allow(self, *init_data: str, lease_seconds: int = 60) -> None:
         """Write the policy that releases keys to guests with exactly these init-data texts."""
-        digests = [self.digest(text) for text in init_data]
-        self.node.write(f"{self.folder}/policy.toml", _BROKER_POLICY.format(digests=json.dumps(digests)).encode())
+        digests = json.dumps([self.digest(text) for text in init_data])
+        policy = _BROKER_POLICY.format(digests=digests, lease_seconds=lease_seconds)
+        self.node.write(f"{self.folder}/policy.toml", policy.encode())
 
     def collateral(self, content: str, authority: str) -> None:
         """Import Intel's collateral below a test authority."""
@@ -103,6 +105,10 @@ class Broker:
     def operate(self, *words: str, check: bool = True) -> Result:
         """Any of the operator's commands: `volume accept ...`, `backup FILE`, `restore FILE`."""
         return self._command(*words, "--dir", self.folder, check=check)
+
+    def end_lease(self, volume_id: str) -> None:
+        """Vouch that the guest is dead that has the volume open."""
+        self._command("volume", "end-lease", volume_id, "--reason", "killed", "--yes", "--dir", self.folder)
 
     def shred(self, volume_id: str) -> None:
         """Destroy a volume's secret."""
@@ -198,6 +204,14 @@ class Guest:
     def read(self, path: str) -> bytes:
         """Bytes of a file in the guest."""
         return base64.b64decode(self.call("read_file", path=path))
+
+    def freeze(self, *, clock_stops: bool) -> None:
+        """Stop it as a host can, its clock with it or not."""
+        self.node.call("lab.vm:freeze", name=self.name, clock_stops=clock_stops)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.node.call("lab.vm:thaw", name=self.name)
 
     def kill(self) -> None:
         """Sudden death."""

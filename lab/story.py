@@ -168,8 +168,12 @@ class Story:
 
     def _second_guest(self, target: str, marker: bytes) -> tuple[Guest, str]:
         guest = self._boot("a second guest with the right measurement boots", self.measured)
-        with self.step("it opens the volume and reads the file back", "proof") as found:
+        with self.step("it does not get in beside a guest that may still write", "proof") as found:
             device = guest.hand_over(target, Rules.GO)["device"]
+            self._refused(guest, device, 11, found)
+        with self.step("the tenant's operator vouches that the first guest is dead"):
+            self.broker.end_lease(VOLUME)
+        with self.step("it opens the volume and reads the file back", "proof") as found:
             opened = json.loads(guest.open(VOLUME, device).stdout)
             assert opened["formatted_now"] is False
             assert guest.read("/data/volume/file") == marker

@@ -126,6 +126,18 @@ class Guest:
         self._plugged[device] = f"dev{number}"
         return address
 
+    def freeze(self, *, clock_stops: bool) -> None:
+        """Stop the guest: by the monitor, which stops its clock, too, or as a process, whose guest sees the time jump."""
+        if clock_stops:
+            self.qmp.execute("stop")
+        else:
+            os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on, however it was stopped."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        self.qmp.execute("cont")
+
     def kill(self) -> None:
         """The guest dies without a word."""
         with contextlib.suppress(ProcessLookupError):
@@ -143,6 +155,16 @@ def start(name: str, image: dict[str, str], extra: str, memory_mib: int, log: st
 def call(name: str, function: str, arguments: dict[str, Any], timeout: float) -> Any:
     """Carry out a function of the agent in a guest."""
     return _guests[name].call(function, arguments, timeout)
+
+
+def freeze(name: str, clock_stops: bool) -> None:
+    """Stop a guest for a while."""
+    _guests[name].freeze(clock_stops=clock_stops)
+
+
+def thaw(name: str) -> None:
+    """Let it go on."""
+    _guests[name].thaw()
 
 
 def plug(name: str, device: str, driver: str, read_only: bool, serial: str) -> dict[str, str]:

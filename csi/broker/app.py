@@ -21,6 +21,7 @@ from starlette.routing import Route
 from csi.broker import deadline
 from csi.broker.health import Health
 from csi.broker.metrics import PAGE_TYPE, Metrics
+from csi.broker.request_target import OriginForm
 from csi.broker.service import Broker
 from csi.broker.sessions import Guest, NotAttested, Session
 from csi.core import errors, log
@@ -37,11 +38,15 @@ _STATUS_OF: tuple[tuple[type[SealedLocalError], int], ...] = (
     (errors.NotFound, 404),
     (errors.Busy, 409),
     (errors.Refused, 412),
+    (errors.LeaseLost, 412),
     (errors.Untrusted, 412),
     (errors.Unavailable, 503),
 )
 _KBS_NAME_OF = {403: "PolicyDeny", 404: "PluginInternalError", 503: "StorageBackendInitialization"}
 _ADMIN = "admin"
+_OF_THE_ADMIN = ("resource-admin", "policy-admin")
+_POLICY_CALLS = ("resource-policy", "attestation-policy", "reference-value")
+"""Upstream's calls about its policies."""
 _REQUEST_SECONDS = 5.0
 """Shorter than guests wait for an answer, so that they hear why there is none."""
 
@@ -70,7 +75,8 @@ class BrokerApp:
         self._metrics = Metrics()
         health = Health(broker.store.probe)
         resource, volume = f"{kbs.PREFIX}/resource/{{path:path}}", f"{kbs.PREFIX}/volumes/{{volume_id}}/{{action}}"
-        self.asgi = Starlette(
+        lease = f"{kbs.PREFIX}/leases/{{volume_id}}/{{action}}"
+        application = Starlette(
             routes=[
                 Route(f"{kbs.PREFIX}/auth", self._endpoint("auth", self._auth), methods=["POST"]),
                 Route(f"{kbs.PREFIX}/attest", self._endpoint("attest", self._attest), methods=["POST"]),
@@ -78,12 +84,25 @@ class BrokerApp:
                 Route(resource, self._endpoint("resource-admin", self._put_resource), methods=["POST"]),
                 Route(resource, self._endpoint("resource-admin", self._delete_resource), methods=["DELETE"]),
                 Route(volume, self._endpoint("volumes", self._volume), methods=["POST"]),
+                Route(lease, self._endpoint("leases", self._lease), methods=["POST"]),
+                *(
+                    Route(
+                        f"{kbs.PREFIX}/{call}{rest}",
+                        self._endpoint("policy-admin", self._policy),
+                        methods=["GET", "POST"],
+                    )
+                    for call in _POLICY_CALLS
+                    for rest in ("", "/{id:path}")
+                ),
                 Route("/healthz", health.alive),
                 Route("/readyz", health.ready),
                 Route("/metrics", self._page),
             ],
             exception_handlers={HTTPException: _unknown_path},
         )
+        # A redirect has no body, which real clients can't read; a path with a slash at its end is told to be unknown.
+        application.router.redirect_slashes = False
+        self.asgi = OriginForm(application)
 
     def _endpoint(self, name: str, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
@@ -146,12 +165,22 @@ class BrokerApp:
         self._broker.delete_resource(_ADMIN, _resource_path(request))
         return Response(status_code=200)
 
+    def _policy(self, request: Request, _: bytes) -> Response:
+        """Stock tools set their policies by these calls. Ours is not in Rego and never comes from the network."""
+        self._check_admin(request)
+        raise errors.InvalidInput(
+            "policy",
+            "this broker evaluates no Rego and takes no policy by the network: its rules are the file policy.toml in its "
+            "directory (`sealed-local broker policy check`). Nothing was changed",
+        )
+
     def _check_admin(self, request: Request) -> None:
         try:
             self._admin.check(_bearer(request))
         except errors.NotReleased as error:
             peer = request.client.host if request.client else "?"
-            self._broker.refuse_administration(request.path_params["path"], f"{request.method} from {peer}: {error}")
+            subject = request.path_params.get("path", request.url.path)
+            self._broker.refuse_administration(subject, f"{request.method} from {peer}: {error}")
             raise
 
     def _volume(self, request: Request, body: bytes) -> Response:
@@ -166,6 +195,17 @@ class BrokerApp:
                 raise
             except SealedLocalError as error:
                 response = _sealed_refusal(caller.guest, action, error)
+            return self._signed(request, response)
+
+    def _lease(self, request: Request, body: bytes) -> Response:
+        """Signed also when refused: a proxy must not be able to tell a guest that it lost its lease."""
+        volume_id, action = request.path_params["volume_id"], request.path_params["action"]
+        with log.context(volume_id=volume_id):
+            try:
+                response = _json(self._broker.lease(volume_id, action, body))
+            except errors.LeaseLost as error:
+                _log.info("a lease is lost", extra={"action": action, "why": str(error)})
+                response = _refusal("leases", error)
             return self._signed(request, response)
 
     def _signed(self, request: Request, response: Response) -> Response:
@@ -207,17 +247,17 @@ def _status_of(error: SealedLocalError) -> int:
 
 def _refusal(name: str, error: SealedLocalError) -> Response:
     """An error as the protocol of its endpoint shows it."""
+    if isinstance(error, NotAttested):
+        return _error(401, kbs.error_type("TokenNotFound"), str(error))
     if name in ("auth", "attest"):
         status = 503 if isinstance(error, errors.Unavailable) else 401
         kind = "SerdeError" if isinstance(error, errors.InvalidInput) else "AttestationError"
         return _error(status, kbs.error_type(kind), str(error))
-    if isinstance(error, NotAttested):
-        return _error(401, kbs.error_type("TokenNotFound"), str(error))
     status = _status_of(error)
-    if name == "volumes":
+    if name in ("volumes", "leases"):
         body = volumes_api.encode_error(error)
         return _error(status, body.type, body.detail)
-    if name == "resource-admin" and isinstance(error, errors.NotReleased):
+    if name in _OF_THE_ADMIN and isinstance(error, errors.NotReleased):
         return _error(401, kbs.error_type("AdminAuthAccess"), str(error))
     return _error(status, kbs.error_type(_KBS_NAME_OF.get(status, "PluginInternalError")), str(error))
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -64,6 +65,7 @@ def restore(
     """
     place = turns.alone(directory.root)
     try:
+        lease_seconds = directory.load_policy().lease_seconds
         with _new_file(directory.database) as made:
             _fetch(backup, made)
             seals = directory.seals(environment)
@@ -72,7 +74,7 @@ def restore(
                 store.verify_audit()
                 last = store.audit_entries()[-1:]
                 held, unknown = _look_back(store, directory.database, seals, log)
-                _begin_anew(store)
+                _begin_anew(store, lease_seconds)
                 event = Event(
                     actor=OPERATOR, action="restored", subject=backup.name, detail=f"was epoch {store.epoch()}"
                 )
@@ -92,7 +94,7 @@ def _look_back(
     try:
         with closing(Store(database, seals)) as replaced:
             replaced.check_integrity()
-            findings = since.compare(_by_id(store), _by_id(replaced))
+            findings = since.compare(store.all_stored(), replaced.all_stored())
             return _hold_back(store, findings, replaced), None
     except FileNotFoundError:
         why = f"there is no replaced register at {database}"
@@ -103,13 +105,14 @@ def _look_back(
     return _hold_back_by_log(store, log), None
 
 
-def _begin_anew(store: Store) -> None:
+def _begin_anew(store: Store, lease_seconds: int) -> None:
     """What guests had begun at the backup counts no more, see `rules.restored`."""
+    rule = partial(rules.restored, lease_seconds=lease_seconds)
     for record in store.volumes():
         event = Event(
             actor=OPERATOR, action="begun-anew", subject=record.volume_id, detail="what was announced is void"
         )
-        store.change(record.volume_id, rules.restored, event)
+        store.change(record.volume_id, rule, event)
 
 
 def _by_id(store: Store) -> dict[str, VolumeRecord]:

@@ -1,7 +1,7 @@
 """Reference sets (`[[image]]`) of the policy file: strict reading of them, and writing one from verified claims."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeAlias, assert_never
 
 import msgspec
@@ -81,7 +81,6 @@ def image(table: TdxTable | SnpTable, field: str) -> Image:
 
 def learned(claims: HardwareClaims, name: str) -> str:
     """The reference set that these claims meet, as text for the policy file. A person decides whether it is trusted."""
-    _check_name(name, "name")
     match claims:
         case TdxClaims():
             names: tuple[str, ...] = _LEARNED_TDX
@@ -89,10 +88,17 @@ def learned(claims: HardwareClaims, name: str) -> str:
             names = _LEARNED_SNP
         case _:
             assert_never(claims)
-    lines = ["[[image]]", f'name = "{name}"', f'tee = "{claims.tee}"']
-    lines += [f'{register} = ["{claims.registers[register]}"]' for register in names]
-    if isinstance(claims, SnpClaims):
-        lines.append(f"vmpl = [{claims.vmpl}]")
+    text = reference_set(name, claims.tee, {register: [claims.registers[register]] for register in names})
+    return text + (f"vmpl = [{claims.vmpl}]\n" if isinstance(claims, SnpClaims) else "")
+
+
+def reference_set(name: str, tee: str, registers: Mapping[str, Sequence[str]]) -> str:
+    """An `[[image]]` as text for the policy file. Raises `InvalidInput` for a name that the policy would not take."""
+    _check_name(name, "name")
+    lines = ["[[image]]", f'name = "{name}"', f'tee = "{tee}"']
+    for register, values in registers.items():
+        quoted = ", ".join(f'"{value}"' for value in values)
+        lines.append(f"{register} = [{quoted}]")
     return "\n".join(lines) + "\n"
 
 

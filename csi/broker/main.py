@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from csi.broker.verbs import audit, backup, collateral, policy, resource, setup, volume
+from csi.broker.measure.snp import VCPU_TYPES
+from csi.broker.verbs import audit, backup, collateral, measure, policy, resource, setup, volume
 from csi.core.errors import SealedLocalError
 from csi.core.sealed import Profile
 
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     _add_init_data(command)
     _add_collateral(command)
     _add_policy(command)
+    _add_measure(command)
     return parser
 
 
@@ -148,6 +150,7 @@ def _add_volume(command: _Commands) -> None:
     hand_over.add_argument("--to", metavar="NAME", required=True, help="a workload of the policy")
     _for_claim(hand_over)
     _add_accept(actions)
+    _add_end_lease(actions)
     for name, run, text in (
         ("show", volume.show, "everything that the register knows of a volume"),
         ("reset", volume.reset, "formatting → allocated: a guest died in its first format, let another try"),
@@ -181,6 +184,15 @@ def _add_accept(actions: _Commands) -> None:
         "--reason", metavar="TEXT", required=True, help="why; it is kept in the record and the audit log"
     )
     accept.add_argument("--yes", action="store_true", help="needed, after a look at the two states that are printed")
+
+
+def _add_end_lease(actions: _Commands) -> None:
+    end = _add(
+        actions, "end-lease", volume.end_lease, "let the next guest in at once, after one that is certainly dead"
+    )
+    end.add_argument("id", metavar="ID")
+    end.add_argument("--reason", metavar="TEXT", required=True, help="why; it is kept in the audit log")
+    end.add_argument("--yes", action="store_true", help="needed: two guests on one volume destroy it")
 
 
 def _add_resource(command: _Commands) -> None:
@@ -258,3 +270,53 @@ def _add_policy(command: _Commands) -> None:
         parser.add_argument(
             "--at", metavar="TIME", help="verify as of this time, for example 2026-11-25T12:00:00Z (default: now)"
         )
+
+
+def _add_measure(command: _Commands) -> None:
+    group = command.add_parser(
+        "measure", help="compute an image's reference set from the files that its guests are started with"
+    )
+    actions = group.add_subparsers(metavar="TEE", required=True)
+    tdx = _add(actions, "tdx", measure.measure_tdx, "MRTD, RTMR1 and RTMR2, and RTMR0 of a given virtual machine")
+    tdx.add_argument(
+        "--memory", type=int, metavar="MIB", help="for RTMR0: the memory that QEMU is started with; with --acpi"
+    )
+    tdx.add_argument(
+        "--acpi",
+        type=Path,
+        metavar="DIR",
+        help="for RTMR0: a copy of /sys/firmware/qemu_fw_cfg/by_name/etc, out of a virtual machine with the same devices",
+    )
+    snp = _add(actions, "snp", measure.measure_snp, "the launch measurement, one for each number of processors")
+    _add_processors(snp)
+    for parser in (tdx, snp):
+        parser.add_argument("--name", required=True, metavar="NAME", help="what the image is called")
+        parser.add_argument("--firmware", type=Path, required=True, metavar="FILE", help="the whole OVMF image")
+        parser.add_argument("--kernel", type=Path, required=True, metavar="FILE", help="what QEMU gets as -kernel")
+        parser.add_argument("--initrd", type=Path, metavar="FILE", help="what QEMU gets as -initrd, if anything")
+        parser.add_argument("--append", required=True, metavar="TEXT", help="the command line, every byte of it")
+
+
+def _add_processors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vcpus",
+        type=int,
+        action="append",
+        required=True,
+        metavar="N",
+        help="how many processors the guest has; may be repeated, each number has a measurement of its own",
+    )
+    parser.add_argument(
+        "--vcpu-type",
+        choices=VCPU_TYPES,
+        default="EPYC-v4",
+        metavar="MODEL",
+        help="QEMU's -cpu, for example EPYC-Milan (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--guest-features",
+        type=lambda text: int(text, 0),
+        default=1,
+        metavar="BITS",
+        help="SEV_FEATURES that the host's KVM gives its guests (default: %(default)s, SNP alone)",
+    )

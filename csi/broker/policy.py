@@ -12,6 +12,7 @@ from csi.broker.release import ANY, Allocate, Image, ReleasePolicy, SnpFloor, Td
 from csi.core.errors import InvalidInput
 from csi.kbs import strict_json
 from csi.kbs.messages import Tee
+from csi.kbs.register import LeaseSeconds
 
 _VERSION = 1
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})", re.ASCII)
@@ -67,6 +68,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     version: int
     allocate: Allocate = Allocate.FIRST_USE
     format_deadline_seconds: Annotated[int, msgspec.Meta(ge=60, le=7 * 24 * 3600)] = 3600
+    lease_seconds: LeaseSeconds = 60
     tee: _Tee = _Tee()
     image: list[images.TdxTable | images.SnpTable] = []
     workload: list[_Workload] = []
@@ -92,6 +94,7 @@ def parse(text: str) -> ReleasePolicy:
         images=reference,
         allocate=file.allocate,
         format_deadline_seconds=file.format_deadline_seconds,
+        lease_seconds=file.lease_seconds,
         workloads=tuple(
             _workload(item, reference, f"policy.workload[{index}]") for index, item in enumerate(file.workload)
         ),

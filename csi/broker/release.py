@@ -99,5 +99,6 @@ class ReleasePolicy:
     snp: SnpFloor = SnpFloor()
     allocate: Allocate = Allocate.FIRST_USE
     format_deadline_seconds: int = 3600
+    lease_seconds: int = 60
     images: tuple[Image, ...] = ()
     workloads: tuple[Workload, ...] = ()

@@ -10,11 +10,12 @@ repeat themselves, and whatever the host does:
   A person's `accept_unread` makes a state that no disk shows, so nothing opens but a disk that a guest repaired.
 - A commit whose answer was lost may be repeated: same nonce, same values, same answer, as long as nothing came after.
 
-The rules don't keep two guests from using one device at the same time: access modes of Kubernetes do.
+That one guest at a time writes is what leases are for: `csi.broker.leases`.
 """
 
 from dataclasses import replace
 
+from csi.broker import leases
 from csi.core.errors import Busy, InvalidInput, Refused
 from csi.core.sealed import Profile
 from csi.kbs.disk_state import DiskState
@@ -160,6 +161,7 @@ def accept(record: VolumeRecord, found: DiskState, *, reason: str, now_unix: int
         candidates=(),
         accepted=(*record.accepted, entry)[-_ACCEPTED_KEPT:],
         unwritten=False,
+        lease=leases.revoked(record.lease),
     )
 
 
@@ -178,25 +180,28 @@ def accept_unread(record: VolumeRecord, *, nonce: str, epoch: str, reason: str, 
         candidates=(),
         accepted=(*record.accepted, entry)[-_ACCEPTED_KEPT:],
         unwritten=True,
+        lease=leases.revoked(record.lease),
     )
 
 
-def restored(record: VolumeRecord) -> VolumeRecord:
+def restored(record: VolumeRecord, lease_seconds: int) -> VolumeRecord:
     """What a backup's record says in the register that is restored from it.
 
     What was announced or granted at the backup may have been committed since and left behind by later ones, so it counts no
-    more. What was committed at the backup still does.
+    more. What was committed at the backup still does. Who may be writing now is not known, so nobody else may for so long.
     """
-    if record.state is VolumeState.FORMATTING:
-        return reset(record)
-    return _next(record, candidates=()) if record.candidates else record
+    if record.state is VolumeState.SHREDDED:
+        return record
+    was = reset(record) if record.state is VolumeState.FORMATTING else record
+    return _next(was, candidates=(), lease=leases.unknown(record.lease, lease_seconds))
 
 
 def reset(record: VolumeRecord) -> VolumeRecord:
     """An operator ends a formatting that nobody will finish. Nothing was committed, so nothing can be lost."""
     if record.state is not VolumeState.FORMATTING:
         raise _wrong_state(record, "only a volume in state formatting can be reset")
-    return _next(record, state=VolumeState.ALLOCATED, grant=None, payload_bytes=None)
+    lease = leases.revoked(record.lease)
+    return _next(record, state=VolumeState.ALLOCATED, grant=None, payload_bytes=None, lease=lease)
 
 
 def retire(record: VolumeRecord) -> VolumeRecord:
@@ -224,7 +229,7 @@ def hand_over(record: VolumeRecord) -> VolumeRecord:
     """An operator gives the volume to another workload. What a guest of the old one had begun has to be begun again."""
     if record.state is VolumeState.SHREDDED:
         raise _wrong_state(record, "there is nothing left to hand over")
-    return _next(record)
+    return _next(record, lease=leases.revoked(record.lease))
 
 
 def shred(record: VolumeRecord) -> VolumeRecord:
@@ -233,7 +238,7 @@ def shred(record: VolumeRecord) -> VolumeRecord:
         return record
     if record.state in (VolumeState.ACTIVE, VolumeState.FORMATTING):
         raise _wrong_state(record, "a volume in use is retired first: sealed-local broker volume retire")
-    return _next(record, state=VolumeState.SHREDDED)
+    return _next(record, state=VolumeState.SHREDDED, lease=leases.revoked(record.lease))
 
 
 def _next(record: VolumeRecord, **changes: object) -> VolumeRecord:

@@ -12,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 from cryptography import x509
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from csi import __version__
 from csi.broker import vault
@@ -66,7 +66,7 @@ def serve(directory: BrokerDirectory, broker: Broker, address: tuple[str, int]) 
     _log.info("the broker has stopped")
 
 
-def configure(directory: BrokerDirectory, application: Starlette) -> uvicorn.Config:
+def configure(directory: BrokerDirectory, application: ASGIApp) -> uvicorn.Config:
     """uvicorn's settings: TLS 1.2 or newer, bounded headers and connections, our own log."""
     config = uvicorn.Config(
         application,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from csi.broker import appraise, shown_init_data
 from csi.broker.audit import Event, Ration
 from csi.broker.claims import Claims
+from csi.broker.liveness import Liveness
 from csi.broker.release import ReleasePolicy
 from csi.broker.sessions import Caller, Guest, NotAttested, Session, Sessions
 from csi.broker.shown_init_data import ShownInitData
@@ -20,8 +21,8 @@ from csi.broker.tickets import Tickets
 from csi.broker.tokens import Attested, TokenIssuer
 from csi.broker.vault import Vault
 from csi.broker.verifiers import Expected, Verifier, verifier_for
-from csi.broker.volumes import ACTIONS, Call, Volumes
-from csi.core.errors import Busy, NotFound, NotReleased, Refused, SealedLocalError, Untrusted
+from csi.broker.volumes import ACTIONS, LEASE_ACTIONS, Call, Volumes
+from csi.core.errors import Busy, LeaseLost, NotFound, NotReleased, Refused, SealedLocalError, Untrusted
 from csi.core.secret import Secret
 from csi.kbs import claim_name, init_data, jwe, jwk, strict_json, volumes_api
 from csi.kbs import messages as kbs
@@ -43,6 +44,7 @@ class Broker:
     verifiers: Mapping[str, Verifier]
     sessions: Sessions = field(default_factory=Sessions)
     tickets: Tickets = field(default_factory=Tickets)
+    liveness: Liveness = field(default_factory=Liveness)
     clock: Callable[[], float] = time.time
     _failures: Ration = field(init=False)
     _refusals: Ration = field(init=False)
@@ -55,7 +57,7 @@ class Broker:
     @property
     def volumes(self) -> Volumes:
         """The register's requests."""
-        return Volumes(store=self.store, vault=self.vault, clock=self.clock)
+        return Volumes(store=self.store, vault=self.vault, liveness=self.liveness, clock=self.clock)
 
     def challenge(self, body: bytes) -> tuple[Session, kbs.Challenge]:
         """`/auth`: a session and its nonce, for a TEE that could be accepted."""
@@ -157,6 +159,13 @@ class Broker:
             answer = ACTIONS[action](self.volumes, call)
         return jwe.encrypt(guest.key, answer)
 
+    def lease(self, volume_id: str, action: str, body: bytes) -> bytes:
+        """One request of whoever holds a volume's lease; the lease is all that it has to show."""
+        volumes_api.check_volume_id(volume_id)
+        if action not in LEASE_ACTIONS:
+            raise NotFound(f"a lease has no action {action[:40]!r}; there are: {', '.join(LEASE_ACTIONS)}")
+        return LEASE_ACTIONS[action](self.volumes, volume_id, body)
+
     def _refusals_noted(self, guest: Guest, policy: ReleasePolicy, action: str, subject: str) -> "_RefusalNoted":
         actor = guest.acting_for(appraise.memberships(policy, guest.claims))
         return _RefusalNoted(self._refusals, actor, action, subject)
@@ -239,7 +248,7 @@ class _RefusalNoted:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NotReleased | Refused | Busy | Untrusted):
+        if isinstance(error, NotReleased | Refused | Busy | LeaseLost | Untrusted):
             noted = "denied" if isinstance(error, NotReleased) else "refused"
             self.ration.note(
                 Event(actor=self.actor, action=noted, subject=self.subject, detail=f"{self.action}: {error}")

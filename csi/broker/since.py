@@ -5,11 +5,13 @@ since, and refuses the disk of a volume that was opened since. So everything tha
 person has looked.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import assert_never
 
+from csi.broker.owner import Owner
+from csi.broker.rows import StoredVolume
 from csi.kbs.disk_state import DiskState
 from csi.kbs.register import VolumeRecord, VolumeState
 
@@ -77,13 +79,20 @@ class Finding:
         assert_never(self.what)
 
 
-def compare(backup: Mapping[str, VolumeRecord], replaced: Mapping[str, VolumeRecord]) -> list[Finding]:
-    """Every volume of the replaced register that differs from the backup's, by id."""
-    return [
-        Finding(volume_id=volume_id, what=_what(backup.get(volume_id), now), was=backup.get(volume_id), now=now)
-        for volume_id, now in sorted(replaced.items())
-        if backup.get(volume_id) != now
-    ]
+def compare(backup: Iterable[StoredVolume], replaced: Iterable[StoredVolume]) -> list[Finding]:
+    """Every volume of the replaced register that differs from the backup's in more than its lease."""
+    known = {stored.record.volume_id: stored for stored in backup}
+    findings = []
+    for stored in replaced:
+        now, was = stored.record, known.get(stored.record.volume_id)
+        if was is None or _apart_from_the_lease(was) != _apart_from_the_lease(stored):
+            record = None if was is None else was.record
+            findings.append(Finding(volume_id=now.volume_id, what=_what(record, now), was=record, now=now))
+    return findings
+
+
+def _apart_from_the_lease(stored: StoredVolume) -> tuple[VolumeRecord, Owner | None]:
+    return replace(stored.record, lease=None, revision=1, last_nonce=None), stored.owner
 
 
 def advice_by_log(volume_id: str, action: str, *, known: bool) -> str:

@@ -1,4 +1,4 @@
-"""The register's six requests: decode, apply the rule of `csi.broker.rules` in one transaction, encode the answer.
+"""The register's requests: decode, apply the rule of `csi.broker.rules` in one transaction, encode the answer.
 
 Whether the guest may ask at all was decided before (`csi.broker.appraise`).
 """
@@ -9,8 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from csi.broker import leases
 from csi.broker import rules as register
 from csi.broker.audit import Event
+from csi.broker.liveness import Liveness
 from csi.broker.owner import Owner
 from csi.broker.release import Allocate, ReleasePolicy
 from csi.broker.rows import StoredVolume
@@ -18,12 +20,12 @@ from csi.broker.sessions import Guest
 from csi.broker.store import Store
 from csi.broker.tickets import Tickets
 from csi.broker.vault import Vault
-from csi.core.errors import NotFound, NotReleased
+from csi.core.errors import LeaseLost, NotFound, NotReleased
 from csi.core.sealed import HEADER_PARTS_BYTES, Profile
 from csi.core.secret import Secret
 from csi.kbs import strict_json, volumes_api
 from csi.kbs.claim_name import UNNAMED, ClaimName
-from csi.kbs.register import VolumeRecord
+from csi.kbs.register import Lease, VolumeRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,7 @@ class Volumes:
 
     store: Store
     vault: Vault
+    liveness: Liveness
     clock: Callable[[], float] = time.time
     random: Callable[[int], bytes] = os.urandom
 
@@ -103,6 +106,51 @@ class Volumes:
         secret = self.vault.unwrap(stored.wrapped_secret, *secret_purpose(stored.record))
         return self._answer(stored.record, secret=volumes_api.text_of(secret), ticket=call.ticket)
 
+    def lease(self, call: Call) -> Secret:
+        """Take the volume's lease, without which nothing is changed."""
+        request = strict_json.decode(call.body, volumes_api.LeaseRequest, "lease")
+        call.check_ticket(request.ticket)
+        wanted = Lease(
+            digest=volumes_api.lease_digest(request.lease),
+            holder=call.guest.name,
+            seconds=call.policy.lease_seconds,
+        )
+        instead = None if request.instead is None else volumes_api.lease_digest(request.instead)
+
+        def rule(record: VolumeRecord) -> VolumeRecord:
+            taken = leases.take(record, wanted, instead=instead, remaining=self.liveness.remaining)
+            # Counted before it is stored: nobody comes in between, and a lease that is not stored matters to nobody.
+            self.liveness.extend(taken.lease or wanted)
+            return taken
+
+        return self._change(call, rule, call.event("lease-taken", f"seconds={wanted.seconds}"))
+
+    def renew(self, volume_id: str, body: bytes) -> bytes:
+        """A sign of life of the guest that holds the lease."""
+        request = strict_json.decode(body, volumes_api.HeldLeaseRequest, "renew")
+
+        def rule(record: VolumeRecord) -> VolumeRecord:
+            self.liveness.extend(leases.hold(record, volumes_api.lease_digest(request.lease)))
+            return record
+
+        record = self._of_holder(volume_id, rule, "lease-renewed")
+        return strict_json.encode(volumes_api.LeaseAnswer(seconds=0 if record.lease is None else record.lease.seconds))
+
+    def release(self, volume_id: str, body: bytes) -> bytes:
+        """The guest that held the lease has stopped writing."""
+        request = strict_json.decode(body, volumes_api.HeldLeaseRequest, "release")
+        digest = volumes_api.lease_digest(request.lease)
+        self._of_holder(volume_id, lambda record: leases.release(record, digest), "lease-released")
+        return strict_json.encode(volumes_api.LeaseAnswer(seconds=0))
+
+    def _of_holder(self, volume_id: str, rule: Callable[[VolumeRecord], VolumeRecord], action: str) -> VolumeRecord:
+        """Whoever asks has shown nothing but a lease, and learns of nothing but that."""
+        event = Event(actor="the holder of the lease", action=action, subject=volume_id)
+        try:
+            return self.store.change(volume_id, rule, event)
+        except NotFound:
+            raise LeaseLost(f"the lease of volume {volume_id} is not this guest's any more") from None
+
     def begin_format(self, call: Call) -> Secret:
         """Ask for the permission to format."""
         request = strict_json.decode(call.body, volumes_api.BeginFormatRequest, "begin-format")
@@ -111,7 +159,7 @@ class Volumes:
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.begin_format(
-                record,
+                _held(record, request.lease),
                 revision=request.revision,
                 nonce=request.nonce,
                 payload_bytes=request.payload_bytes,
@@ -134,7 +182,7 @@ class Volumes:
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.commit_format(
-                record,
+                _held(record, request.lease),
                 revision=request.revision,
                 nonce=request.nonce,
                 measurement=call.guest.claims.measurement,
@@ -171,7 +219,11 @@ class Volumes:
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.begin_open(
-                record, revision=request.revision, nonce=request.nonce, generation=request.generation, epoch=epoch
+                _held(record, request.lease),
+                revision=request.revision,
+                nonce=request.nonce,
+                generation=request.generation,
+                epoch=epoch,
             )
 
         return self._change(call, rule, call.event("open-begun", f"generation={request.generation}"))
@@ -183,7 +235,10 @@ class Volumes:
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.commit_open(
-                record, revision=request.revision, nonce=request.nonce, generation=request.generation
+                _held(record, request.lease),
+                revision=request.revision,
+                nonce=request.nonce,
+                generation=request.generation,
             )
 
         return self._change(call, rule, call.event("opened", f"generation={request.generation}"))
@@ -215,12 +270,22 @@ class Volumes:
 ACTIONS: dict[str, Callable[[Volumes, Call], Secret]] = {
     "open": Volumes.open,
     "header": Volumes.header,
+    "lease": Volumes.lease,
     "begin-format": Volumes.begin_format,
     "commit-format": Volumes.commit_format,
     "begin-open": Volumes.begin_open,
     "commit-open": Volumes.commit_open,
 }
 """By the last part of the request path."""
+
+LEASE_ACTIONS: dict[str, Callable[[Volumes, str, bytes], bytes]] = {"renew": Volumes.renew, "release": Volumes.release}
+"""The same, of the requests that need no session."""
+
+
+def _held(record: VolumeRecord, lease: str) -> VolumeRecord:
+    """The record, if the guest has its lease. Raises `LeaseLost`."""
+    leases.hold(record, volumes_api.lease_digest(lease))
+    return record
 
 
 def new_volume(

@@ -19,6 +19,7 @@ SealedLocalError
 │       ├── CommandTimeout  it ran too long
 │       └── CommandKilled   a signal of somebody else ended it
 ├── NotReleased             the broker does not release the secret (attestation or policy)
+├── LeaseLost               a guest may not write to its volume any more
 └── Untrusted               what the host shows fails verification; never repaired, never formatted over
     ├── Tampered            authenticated bytes do not verify
     ├── Blanked             a volume that was formatted shows nothing
@@ -136,6 +137,10 @@ class CommandKilled(CommandEnded):
 
 class NotReleased(SealedLocalError):
     """The broker refuses the secret: attestation failed, or its policy does not allow this guest."""
+
+
+class LeaseLost(SealedLocalError):
+    """The guest's right to write to a volume has ended: another guest, a person or its own silence ended it."""
 
 
 class Untrusted(SealedLocalError):

@@ -45,6 +45,11 @@ def sync(target: str) -> None:
         os.close(descriptor)
 
 
+def make_read_only(runner: Runner, target: str) -> None:
+    """Write back and make the whole filesystem read-only. Raises `CommandError` while files are open for writing."""
+    runner.run(["mount", "--no-mtab", "-o", "remount,ro", "--", target], timeout=_TIMEOUT_SECONDS)
+
+
 def unmount(runner: Runner, target: str) -> None:
     """Unmount everything on exactly this path. Raises `InUse` when something is busy; a path without mounts is fine."""
     for _ in range(len(at(target))):

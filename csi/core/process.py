@@ -1,11 +1,12 @@
 """What a process does to itself: one that handles keys allows no core dumps, no swap of its memory and no tracing by
-others; a thread with long work steps back behind others; a server of many threads keeps little memory.
+others; a thread with long work steps back behind others; a server of many threads keeps little memory; a copy goes on.
 """
 
 import ctypes
 import logging
 import os
 import resource
+from collections.abc import Callable
 from typing import Final
 
 _log = logging.getLogger(__name__)
@@ -30,6 +31,26 @@ def harden() -> None:
     # Under a bound the lock may succeed now and let a later thread fail for want of locked memory.
     if bounded or libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
         _log.info("memory is not locked, so it may be swapped out", extra={"bounded": bounded})
+
+
+def start_detached(work: Callable[[], None]) -> None:
+    """Do `work` in a copy of this process that outlives it and holds nothing of it: its locks, its connections, the pipes
+    that somebody reads to their end. Its parent is init. For a process of one thread.
+    """
+    if (child := os.fork()) != 0:
+        os.waitpid(child, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(nothing, descriptor)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            work()
+    finally:
+        # Nothing of the caller's clean-up is for a copy.
+        os._exit(0)
 
 
 def share_one_heap() -> None:

@@ -21,6 +21,11 @@ EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.Unavailable, 9, "the broker, the pinned one, can't be reached or sends no sensible answer; try again"),
     (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
     (errors.Unsupported, 12, "the broker asks for what this guest can't do"),
+    (
+        errors.LeaseLost,
+        13,
+        "the volume may not be written any more: another guest, an operator or a silent broker ended it",
+    ),
     (errors.Busy, 11, "another guest, or another call in this one, works on the volume at this moment; try again"),
 )
 
@@ -46,6 +51,7 @@ _EPILOG = """The policy (TOML) is part of the measured init-data or image; --pol
   access = "rw"                                 # or ro
   format = "once"                               # or never: only what is formatted already
   options = ["noatime"]                         # of the mount
+  without_broker = "read-only"                  # or go-on: when the lease can't be renewed in time
 
 Exit status: 0 done; 1 a tool failed; {codes}.
 See docs/guest.md."""
@@ -139,6 +145,28 @@ def _for_pods(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         "--annotation",
         action="store_true",
         help="print it as the value of the pod's annotation `io.katacontainers.config.hypervisor.cc_init_data`",
+    )
+    _for_agent_policy(verbs)
+
+
+def _for_agent_policy(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    allowed = verbs.add_parser(
+        "agent-policy", help="print a kata-agent policy with the entry of a direct volume in it", formatter_class=_Help
+    )
+    allowed.add_argument("--policy", required=True, help="what `genpolicy --raw-out` printed")
+    allowed.add_argument(
+        "--mount", required=True, metavar="PATH", help="where the pod mounts the claim, its `mountPath`"
+    )
+    allowed.add_argument(
+        "--container", metavar="NAME", help="only in this container; left out, in every one that mounts a claim there"
+    )
+    allowed.add_argument(
+        "--fstype", choices=("ext4", "xfs"), default="ext4", help="of the class: `ext4` (the default), `xfs`"
+    )
+    allowed.add_argument(
+        "--sealed",
+        action="store_true",
+        help="a sealed volume whose record asks the guest's confidential-data-hub to mount it",
     )
 
 

@@ -80,6 +80,14 @@ class Machine(Protocol):
         """The live mapping of that name, as the kernel says."""
         ...
 
+    def stop_writes(self, name: str) -> None:
+        """Cut a mapping off its disk at once; nothing is written back. One that is not there is fine."""
+        ...
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether there is a mapping of that name; costs no process."""
+        ...
+
     def is_read_only(self, mapping: Mapping) -> bool:
         """Whether the kernel refuses writes to the mapping."""
         ...
@@ -118,6 +126,10 @@ class Machine(Protocol):
 
     def mount(self, device: str, target: str, *, filesystem: Filesystem, options: Iterable[str]) -> None:
         """Mount a filesystem; the mount point is made when it is missing. Raises `CommandError`."""
+        ...
+
+    def make_read_only(self, target: str) -> None:
+        """Write a filesystem back and make it read-only. Raises `CommandError` while files are open for writing."""
         ...
 
     def unmount(self, target: str) -> None:

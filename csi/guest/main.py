@@ -31,6 +31,7 @@ def main(arguments: Sequence[str], *, guest: "Guest | None" = None) -> int:
         "repair": _repair,
         "recover-key": _recover_key,
         "initdata": _initdata,
+        "agent-policy": _agent_policy,
     }
     try:
         return verbs[given.verb](given, guest or _this_guest())
@@ -63,7 +64,7 @@ def _open(given: argparse.Namespace, guest: "Guest") -> int:
 def _close(given: argparse.Namespace, guest: "Guest") -> int:
     from csi.guest.verbs import close_volume
 
-    was_open = close_volume(guest, given.volume)
+    was_open = close_volume(guest, given.volume, _progress())
     print(f"{given.volume}: {'closed' if was_open else 'was not open'}", file=sys.stderr)
     return 0
 
@@ -71,7 +72,8 @@ def _close(given: argparse.Namespace, guest: "Guest") -> int:
 def _status(given: argparse.Namespace, guest: "Guest") -> int:
     from csi.guest.status import described
 
-    volumes = guest.notes.listed(guest.machine)
+    leases = guest.leases().notes
+    volumes = [volume | {"lease": leases.told(volume["volume_id"])} for volume in guest.notes.listed(guest.machine)]
     if given.json:
         print(json.dumps(volumes))
     else:
@@ -85,6 +87,17 @@ def _initdata(given: argparse.Namespace, guest: "Guest") -> int:
 
     made = initdata.text(read_policy(given.policy), given.algorithm, given.policy)
     sys.stdout.write(f"{initdata.annotation(made)}\n" if given.annotation else made)
+    return 0
+
+
+def _agent_policy(given: argparse.Namespace, guest: "Guest") -> int:
+    from csi.guest import agent_policy
+    from csi.guest.verbs import read_policy
+
+    volume = agent_policy.DirectVolume(
+        mount_path=given.mount, fstype=given.fstype, sealed=given.sealed, container=given.container
+    )
+    sys.stdout.write(agent_policy.with_volume(read_policy(given.policy), volume, given.policy))
     return 0
 
 

@@ -36,6 +36,14 @@ class FormatRule(StrEnum):
     NEVER = "never"
 
 
+class WithoutBroker(StrEnum):
+    """What becomes of a volume that is open for writing when its lease can't be renewed because no broker answers."""
+
+    READ_ONLY = "read-only"
+    GO_ON = "go-on"
+    """It stays writable. Another guest that the broker lets in meanwhile writes to the same disk."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumePolicy:
     """What this guest may do with the volumes that one rule matches."""
@@ -52,6 +60,7 @@ class VolumePolicy:
     options: tuple[str, ...]
     used_as: ClaimName = UNNAMED
     """For whom the volume is, by names that the host can't choose; the broker compares them with its owner."""
+    without_broker: WithoutBroker = WithoutBroker.READ_ONLY
 
     def allows(self, volume_id: str) -> bool:
         """Whether the rule is for this volume."""
@@ -122,6 +131,7 @@ class _Volume(msgspec.Struct, forbid_unknown_fields=True):
     options: list[str] = []
     namespace: KubernetesName | None = None
     claim: KubernetesName | None = None
+    without_broker: WithoutBroker = WithoutBroker.READ_ONLY
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -206,6 +216,7 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
         format=raw.format,
         options=tuple(raw.options),
         used_as=ClaimName(namespace=raw.namespace, claim=raw.claim),
+        without_broker=raw.without_broker,
     )
 
 

@@ -1,35 +1,73 @@
 """`run`: open a volume, run one interactive command with this process's own streams, close the volume."""
 
+import os
+import select
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Final
 
-from csi.core.errors import InUse, InvalidInput, ToolFailed
+from csi.core.errors import InUse, InvalidInput, LeaseLost, ToolFailed
 from csi.guest import verbs
+from csi.guest.lease_note import LeaseNote, LeaseState
 from csi.guest.opened import Progress
 from csi.guest.verbs import Guest, Wanted
 
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_LOOK_MILLISECONDS: Final = 500
+_GRACE_SECONDS: Final = 10.0
+
+Look = Callable[[], LeaseNote | None]
+"""How it stands with the volume's lease; None where there is none."""
 
 
 def run(guest: Guest, wanted: Wanted, command: Sequence[str], progress: Progress) -> int:
-    """Returns the command's status. Raises `InUse` for a volume that is open already, before the command is started."""
+    """Returns the command's status. Raises `InUse` for a volume that is open already, before the command is started, and
+    `LeaseLost` when the command was ended because the volume may not be written any more.
+    """
     if not command:
         raise InvalidInput("command", "is missing; write: run --policy FILE --volume ID -- COMMAND")
-    opened = verbs.open_volume(guest, wanted, progress)
+    opened = verbs.open_volume(guest, wanted, progress, supervised=True)
     if not opened.mounted_now:
         # Who ends first would take the volume from under the other.
         raise InUse(f"volume {opened.volume_id} is open already; close it first, or start the command without run")
+    trouble = Trouble(lambda: guest.leases().look(opened.volume_id), progress)
     try:
-        return supervise(command)
+        status = supervise(command, trouble)
     finally:
-        verbs.close_volume(guest, opened.volume_id)
-        progress(f"{opened.volume_id}: closed")
+        _close(guest, opened.volume_id, trouble, progress)
+    if trouble.text:
+        raise LeaseLost(f"volume {opened.volume_id}: {trouble.text}. The command was ended")
+    return status
 
 
-def supervise(command: Sequence[str]) -> int:
+class Trouble:
+    """Whether the command has to end because of the volume's lease."""
+
+    def __init__(self, look: Look, progress: Progress) -> None:
+        self._look = look
+        self._progress = progress
+        self._since: float | None = None
+        self.text = ""
+
+    def signal(self) -> signal.Signals | None:
+        """What the command gets now: SIGTERM when it has to end, SIGKILL if it has not ended long after that."""
+        note = self._look()
+        if note is None or note.state is LeaseState.HELD or (note.go_on and note.state is LeaseState.DOUBTFUL):
+            return None
+        if note.text != self.text:
+            self._progress(f"{note.volume_id}: {note.text}")
+        first, self.text = not self.text, note.text
+        if note.state is LeaseState.LOST:
+            self._since = self._since or time.monotonic()
+            if time.monotonic() > self._since + _GRACE_SECONDS:
+                return signal.SIGKILL
+        return signal.SIGTERM if first else None
+
+
+def supervise(command: Sequence[str], trouble: Trouble) -> int:
     """Run the command to its end and pass signals on; returns its status as a shell would (128 and the signal's number
     when a signal ended it).
     """
@@ -43,8 +81,33 @@ def supervise(command: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
     try:
+        _wait(child, trouble)
         status = child.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return status if status >= 0 else 128 - status
+
+
+def _wait(child: "subprocess.Popen[bytes]", trouble: Trouble) -> None:
+    descriptor = os.pidfd_open(child.pid)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while not poll.poll(_LOOK_MILLISECONDS):
+            number = trouble.signal()
+            if number is not None:
+                child.send_signal(number)
+    finally:
+        os.close(descriptor)
+
+
+def _close(guest: Guest, volume_id: str, trouble: Trouble, progress: Progress) -> None:
+    """A volume that was cut off can't be closed without loss, which is known then and told at the end."""
+    try:
+        verbs.close_volume(guest, volume_id, progress)
+    except ToolFailed as error:
+        if not trouble.text:
+            raise
+        progress(str(error))
+    progress(f"{volume_id}: closed")

@@ -66,7 +66,8 @@ class Notes:
 def described(volume: dict[str, Any]) -> str:
     """One line of `status` for people."""
     state = "mounted" if volume["mounted"] else "NOT MOUNTED"
+    lease = f", {volume['lease']}" if volume["lease"] else ""
     return (
         f"{volume['volume_id']}: {state} at {volume['mount']}, profile {volume['profile']}, "
-        f"generation {volume['generation']}, freshness {volume['freshness']}"
+        f"generation {volume['generation']}, freshness {volume['freshness']}{lease}"
     )

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 
-from csi.core import filesystems, mounts
+from csi.core import disks, filesystems, mounts
 from csi.core.command import Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.filesystem import Filesystem
@@ -106,6 +106,15 @@ class ThisMachine:
         """See `Machine`."""
         return device_mapper.find(self._runner, name)
 
+    def stop_writes(self, name: str) -> None:
+        """See `Machine`."""
+        if device_mapper.find(self._runner, name) is not None:
+            device_mapper.stop_writes(self._runner, name)
+
+    def is_mapped(self, name: str) -> bool:
+        """See `Machine`."""
+        return disks.mapped(name) is not None
+
     def is_read_only(self, mapping: Mapping) -> bool:
         """See `Machine`."""
         return device_mapper.is_read_only(mapping)
@@ -148,6 +157,10 @@ class ThisMachine:
         """See `Machine`."""
         os.makedirs(target, mode=0o755, exist_ok=True)  # noqa: PTH103
         mounts.mount(self._runner, device, target, fstype=filesystem, options=options)
+
+    def make_read_only(self, target: str) -> None:
+        """See `Machine`."""
+        mounts.make_read_only(self._runner, target)
 
     def unmount(self, target: str) -> None:
         """See `Machine`."""

@@ -15,6 +15,7 @@ from csi.guest.status import Notes
 if TYPE_CHECKING:
     from csi.guest.attest.kbs_client import BrokerRegister
     from csi.guest.attest.platform import Platform
+    from csi.guest.leases import Leases, Start
     from csi.guest.policy import GuestPolicy
     from csi.guest.session import Session
     from csi.kbs.register import VolumeRecord
@@ -26,8 +27,18 @@ class Guest:
 
     machine: Machine
     notes: Notes
+    start_keeper: "Start | None" = None
+    """How a lease's keeper is started; a test has its own way."""
     root: Path = Path("/")
     """Where the kernel's files about the TEE lie; a test has a folder of its own."""
+
+    def leases(self) -> "Leases":
+        """The leases of this guest, noted beside its open volumes."""
+        from csi.guest.lease_note import LeaseNotes
+        from csi.guest.leases import Leases
+
+        notes = LeaseNotes(folder=self.notes.folder / "leases")
+        return Leases(machine=self.machine, notes=notes, opened=self.notes, start=self.start_keeper)
 
     def platform(self) -> "Platform":
         """What this guest's machine is."""
@@ -47,11 +58,14 @@ class Wanted:
     wait_seconds: float
 
 
-def open_volume(guest: Guest, wanted: Wanted, progress: Progress) -> Opened:
-    """Unlock and mount. The broker is asked once: its audit log says how often a secret went out."""
+def open_volume(guest: Guest, wanted: Wanted, progress: Progress, *, supervised: bool = False) -> Opened:
+    """Unlock and mount. The broker is asked once: its audit log says how often a secret went out.
+
+    `supervised`: the caller ends whoever uses the volume when its lease becomes doubtful.
+    """
     from csi.guest import unlock
 
-    with _released(guest, wanted, progress) as (session, record):
+    with _released(guest, wanted, progress, lease=True, supervised=supervised) as (session, record):
         opened = unlock.unlock(session, record)
     guest.notes.remember(opened, progress)
     return opened
@@ -61,7 +75,7 @@ def map_volume(guest: Guest, wanted: Wanted, progress: Progress) -> str:
     """Map a formatted volume and don't mount it, for the filesystem's own repair tools; returns the mapping's path."""
     from csi.guest import unlock
 
-    with _released(guest, wanted, progress) as (session, record):
+    with _released(guest, wanted, progress, lease=True) as (session, record):
         return unlock.map_only(session, record).path
 
 
@@ -77,7 +91,7 @@ def repair_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str]
     """Write anew what of the head can't be read, then say what is there as `inspect` does."""
     from csi.guest import inspect, unlock
 
-    with _released(guest, wanted, progress) as (session, record):
+    with _released(guest, wanted, progress, lease=True) as (session, record):
         if not unlock.repair(session, record):
             progress("header copies and state record are whole; nothing was written")
         return list(inspect.described(record, unlock.look(session)))
@@ -102,8 +116,8 @@ def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -
     progress(f"the passphrase of {volume_id} (key version {got.record.key_version}) is in {target}")
 
 
-def close_volume(guest: Guest, volume_id: str) -> bool:
-    """Write back, unmount and close; returns whether the volume was open. Raises what `close` raises."""
+def close_volume(guest: Guest, volume_id: str, progress: Progress) -> bool:
+    """Write back, unmount, close, give the lease back; returns whether the volume was open. Raises what `close` raises."""
     from csi.guest.close import close
     from csi.guest.seal.mapping import mapping_name
 
@@ -112,15 +126,22 @@ def close_volume(guest: Guest, volume_id: str) -> bool:
             was_open = close(guest.machine, volume_id)
         except ToolFailed:
             if guest.machine.mapping(mapping_name(volume_id)) is None:
+                guest.leases().give_back(volume_id, progress)
                 guest.notes.forget(volume_id)
             raise
+        guest.leases().give_back(volume_id, progress)
         guest.notes.forget(volume_id)
     return was_open
 
 
 @contextmanager
-def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tuple["Session", "VolumeRecord"]]:
-    """What a verb needs that works with the volume's key: alone in this guest, with the broker's answer and the device."""
+def _released(
+    guest: Guest, wanted: Wanted, progress: Progress, *, lease: bool = False, supervised: bool = False
+) -> Iterator[tuple["Session", "VolumeRecord"]]:
+    """What a verb needs that works with the volume's key: alone in this guest, with the broker's answer and the device.
+
+    A verb that writes needs the lease, too, if the policy lets it write at all.
+    """
     from csi.core import process
     from csi.guest import find, released
     from csi.guest.session import Session
@@ -141,7 +162,12 @@ def _released(guest: Guest, wanted: Wanted, progress: Progress) -> Iterator[tupl
             machine=guest.machine,
             progress=progress,
         )
-        yield session, got.record
+        if not lease or session.read_only:
+            yield session, got.record
+            return
+        held = guest.leases().held(register, policy.broker, rule, got.record, progress, supervised=supervised)
+        with held as record:
+            yield session, record
 
 
 def _measured_policy(guest: Guest, wanted: Wanted) -> "GuestPolicy":

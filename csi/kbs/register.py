@@ -34,6 +34,9 @@ Generation = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 PayloadBytes = Annotated[int, msgspec.Meta(ge=PAYLOAD_BLOCK_BYTES, multiple_of=PAYLOAD_BLOCK_BYTES, le=2**62)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
+LeaseSeconds = Annotated[int, msgspec.Meta(ge=5, le=3600)]
+"""How long a lease lasts that is not renewed."""
+
 MOST_CANDIDATES = 32
 """So many announcements in a row that nobody committed; then a person looks."""
 
@@ -72,6 +75,21 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Who alone may write to a volume: the guest that knows the 32 bytes of which `digest` is the SHA-256.
+
+    Until when it counts is not in the register: a time of day could be set. The broker counts from the last sign of life.
+    """
+
+    digest: Sha256
+    holder: Annotated[str, msgspec.Meta(max_length=64)]
+    """The thumbprint of the guest's key, for people."""
+    seconds: LeaseSeconds
+    revoked: bool = False
+    """A person decided against the holder. It can't renew any more; nobody else gets in before its time is up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRecord:
     """One row of the register. `header_sha256` is lower-case hex of copy A's 16 MiB; `payload_bytes` the mapped size.
 
@@ -101,6 +119,7 @@ class VolumeRecord:
     accepted: tuple[Accepted, ...] = ()
     unwritten: bool = False
     """`head` is a person's word that the disk's records can't be read: no disk shows it before a guest's `repair`."""
+    lease: Lease | None = None
 
     @property
     def generation(self) -> int:

@@ -5,6 +5,7 @@ guest doesn't know: a measured guest image is replaced more slowly than a broker
 """
 
 import base64
+import hashlib
 import re
 from typing import Annotated
 
@@ -30,6 +31,9 @@ Ticket = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """From the answer to `open`, in hex; every change of the volume in that session presents it."""
 
 
+LeaseSecret = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""32 random bytes of a guest in hex. The register knows their digest; whoever presents them holds the lease."""
+
 HeaderText = Annotated[str, msgspec.Meta(min_length=1, max_length=-(-HEADER_PARTS_BYTES // 3) * 4)]
 """A header copy's parts (`HEADER_PARTS_BYTES`, zeroes at the end left out) in base64."""
 
@@ -41,10 +45,31 @@ class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     used_as: ClaimName = UNNAMED
 
 
+class LeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `lease`. `instead` is an earlier lease that this guest gives up for it."""
+
+    ticket: Ticket
+    lease: LeaseSecret
+    instead: LeaseSecret | None = None
+
+
+class HeldLeaseRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `renew` and `release`. They need no session: the lease is the proof."""
+
+    lease: LeaseSecret
+
+
+class LeaseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to both, signed and not encrypted: so long the lease lasts from now on."""
+
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=3600)]
+
+
 class BeginFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `begin-format`."""
 
     ticket: Ticket
+    lease: LeaseSecret
     revision: Revision
     nonce: Nonce
     payload_bytes: PayloadBytes
@@ -54,6 +79,7 @@ class CommitFormatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Body of `commit-format`."""
 
     ticket: Ticket
+    lease: LeaseSecret
     revision: Revision
     nonce: Nonce
     header: HeaderText
@@ -70,6 +96,7 @@ class BeginOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Body of `begin-open`."""
 
     ticket: Ticket
+    lease: LeaseSecret
     revision: Revision
     nonce: Nonce
     generation: Generation
@@ -79,6 +106,7 @@ class CommitOpenRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Body of `commit-open`."""
 
     ticket: Ticket
+    lease: LeaseSecret
     revision: Revision
     nonce: Nonce
     generation: Generation
@@ -107,6 +135,17 @@ def volume_path(volume_id: str, action: str) -> str:
     """The request path of one action on one volume."""
     check_volume_id(volume_id)
     return f"{kbs.PREFIX}/volumes/{volume_id}/{action}"
+
+
+def lease_path(volume_id: str, action: str) -> str:
+    """The request path of `renew` or `release`."""
+    check_volume_id(volume_id)
+    return f"{kbs.PREFIX}/leases/{volume_id}/{action}"
+
+
+def lease_digest(secret: str) -> str:
+    """What the register keeps of a lease."""
+    return hashlib.sha256(bytes.fromhex(secret)).hexdigest()
 
 
 def encode_answer(answer: Answer) -> Secret:
@@ -160,7 +199,14 @@ def _secret(text: str | None, field: str) -> Secret | None:
 
 _CARRIED: dict[str, type[SealedLocalError]] = {
     kind.__name__: kind
-    for kind in (errors.NotFound, errors.Busy, errors.Refused, errors.Unavailable, errors.NotReleased)
+    for kind in (
+        errors.NotFound,
+        errors.Busy,
+        errors.Refused,
+        errors.Unavailable,
+        errors.NotReleased,
+        errors.LeaseLost,
+    )
 }
 
 

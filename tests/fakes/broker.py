@@ -1,5 +1,6 @@
 """A real broker on loopback over real TLS, in a thread of the test, and guests for it."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ from typing import Any
 
 import uvicorn
 
-from csi.broker import server
+from csi.broker import leases, server
 from csi.broker.app import Admin, BrokerApp
+from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory, initialise
 from csi.broker.service import Broker
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
+from csi.kbs.register import VolumeRecord
 
 INIT_DATA = 'version = "0.1.0"\nalgorithm = "sha384"\n\n[data]\n"guest.toml" = "volumes allowed"\n'
 OTHER_INIT_DATA = INIT_DATA.replace("volumes allowed", "something else")
@@ -65,6 +68,17 @@ class RunningBroker:
         guest = BrokerRegister(settings or self.settings(init_data=init_data), **({"sleep": _no_sleep} | more))
         self.guests.append(guest)
         return guest
+
+
+def leased(guest: BrokerRegister, record: VolumeRecord, *, instead: str | None = None) -> VolumeRecord:
+    """The record with its lease in the guest's hands, as every change needs it."""
+    return guest.take_lease(record, os.urandom(32).hex(), instead=instead)
+
+
+def without_lease(running: RunningBroker, volume_id: str) -> VolumeRecord:
+    """The record after its guest has died and an operator has ended its lease."""
+    event = Event(actor="operator", action="lease-ended", subject=volume_id)
+    return running.broker.store.change(volume_id, leases.end, event)
 
 
 def make_directory(root: Path, policy: str = POLICY) -> BrokerDirectory:

@@ -323,6 +323,16 @@ class Machine:
         live = self.live.get(name)
         return None if live is None else Mapping(name=name, table=live.table, device=DeviceNumber(253, live.number))
 
+    def stop_writes(self, name: str) -> None:
+        raise AssertionError("nothing takes a lease from this guest")
+
+    def make_read_only(self, target: str) -> None:
+        raise AssertionError("nothing takes a lease from this guest")
+
+    def is_mapped(self, name: str) -> bool:
+        self.tick()
+        return name in self.live
+
     def is_read_only(self, mapping: Mapping) -> bool:
         return self.live[mapping.name].read_only
 

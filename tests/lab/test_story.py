@@ -11,7 +11,7 @@ from lab.story import Event, Story
 
 pytestmark = pytest.mark.lab
 
-_PROOFS = 7
+_PROOFS = 8
 
 
 @pytest.mark.timeout(1200)

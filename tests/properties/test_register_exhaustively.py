@@ -226,7 +226,7 @@ def of_the_operator(world: World) -> Iterator[tuple[str, World]]:
         record, head, active = world.backup
         # The broker starts anew: sessions and tickets are gone, so no earlier call is answered, late or not.
         yield "a backup is restored", replace(
-            world, record=register.restored(record), head=head, begun=frozenset(), active=active, epoch=world.epoch + 1,
+            world, record=register.restored(record, 60), head=head, begun=frozenset(), active=active, epoch=world.epoch + 1,
             restores=1, guests=(None, None), messages=(),
         )  # fmt: skip
     if world.record.state is VolumeState.FORMATTING:

@@ -170,7 +170,7 @@ class Forks(RuleBasedStateMachine):
         record, head = data.draw(st.sampled_from(self.backups))
         self.guests.clear()
         world = self.world
-        world.record, world.epoch = register.restored(record), world.epoch + 1
+        world.record, world.epoch = register.restored(record, 60), world.epoch + 1
         world.head, world.begun = head, frozenset()
 
     @rule(data=st.data())
@@ -231,7 +231,7 @@ def test_the_abandoned_branch_with_the_same_number_is_refused() -> None:
     record, head, at_backup = world.record, world.head, world.disk
     list(guest(world))
     abandoned = world.disk
-    world.record, world.epoch, world.head, world.disk = register.restored(record), 2, head, at_backup
+    world.record, world.epoch, world.head, world.disk = register.restored(record, 60), 2, head, at_backup
     list(guest(world))
     assert (abandoned.newest.generation, world.disk.newest.generation) == (4, 4)
     assert (world.opens(abandoned), world.opens(world.disk)) == (False, True)

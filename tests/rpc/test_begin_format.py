@@ -28,6 +28,7 @@ SHARE = Secret(b"r" * 32)
 def asked_with(server: Script, guest: BrokerRegister, answer: object, share: Secret | None = SHARE) -> object:
     server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
     guest.open("pvc-1", Profile.XTS)
+    guest.hold_lease("pvc-1", "1e" * 32)
     server.answers["begin-format"] = server.sealed(answer, None, share)  # type: ignore[arg-type,assignment]
     return guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
 

@@ -27,7 +27,7 @@ from csi.guest.attest.https import HttpsTransport, Response
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs.register import VolumeRecord, VolumeState
-from tests.fakes.broker import INIT_DATA, make_directory
+from tests.fakes.broker import INIT_DATA, leased, make_directory
 
 KILLS = 12
 
@@ -108,6 +108,8 @@ def life(guest: BrokerRegister, volume: str) -> Iterator[VolumeRecord]:
     """A format and two opens, each change by itself."""
     record, _ = guest.open(volume, Profile.XTS)
     yield record
+    record = leased(guest, record)
+    yield record
     record, _ = guest.begin_format(record, nonce="f0" * 32, payload_bytes=4096)
     yield record
     record = guest.commit_format(record, nonce="f0" * 32, header=b"header".ljust(16 << 20, b"\0"), payload_bytes=4096)
@@ -127,7 +129,7 @@ def test_killed_between_any_two_changes_nothing_is_lost(broker: BrokerProcess) -
         broker.kill()
         broker.restart()
         assert guest.open("pvc-1", Profile.XTS) == (record, secret)
-    assert (record.state, record.generation, record.revision) == (VolumeState.ACTIVE, 3, 7)
+    assert (record.state, record.generation, record.revision) == (VolumeState.ACTIVE, 3, 8)
     guest.close()
     store = BrokerDirectory(broker.directory.root).open_store()
     store.verify_audit()
@@ -204,7 +206,7 @@ def test_killed_inside_requests_a_guest_that_repeats_them_ends_well(broker: Brok
         while len(transport.killed) < KILLS:
             for record in life(guest, f"pvc-{lives}"):
                 last = record
-            assert (last.state, last.generation, last.revision) == (VolumeState.ACTIVE, 3, 7)
+            assert (last.state, last.generation, last.revision) == (VolumeState.ACTIVE, 3, 8)
             lives += 1
     finally:
         guest.close()

@@ -18,14 +18,22 @@ from csi.broker import rules as register
 from csi.broker.audit import Event
 from csi.broker.directory import POLICY_TEXT
 from csi.broker.main import main
-from csi.core.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable
+from csi.core.errors import Busy, InvalidInput, LeaseLost, NotFound, NotReleased, Refused, Unavailable
 from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, Profile
 from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.kbs import init_data, jwk
 from csi.kbs import messages as kbs
 from csi.kbs.register import VolumeRecord, VolumeState
-from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
+from tests.fakes.broker import (
+    INIT_DATA,
+    OTHER_INIT_DATA,
+    POLICY,
+    RunningBroker,
+    leased,
+    running_broker,
+    without_lease,
+)
 
 NONCE, OTHER, THIRD = "1e" * 32, "0f" * 32, "3d" * 32
 HEADER = b"header".ljust(HEADER_BYTES, b"\0")
@@ -40,7 +48,7 @@ def broker(tmp_path: Path) -> Iterator[RunningBroker]:
 
 
 def formatted(guest: BrokerRegister, volume: str = "pvc-1") -> VolumeRecord:
-    record, _ = guest.open(volume, Profile.XTS)
+    record = leased(guest, guest.open(volume, Profile.XTS)[0])
     record, _ = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
     return guest.commit_format(record, nonce=NONCE, header=HEADER, payload_bytes=4096)
 
@@ -55,10 +63,13 @@ def test_a_volume_lives_through_two_guests(broker: RunningBroker) -> None:
     second = broker.guest()
     seen, same = second.open("pvc-1", Profile.XTS)
     assert (seen, same) == (active, secret)
-    record = second.begin_open(seen, nonce=THIRD, generation=2)
+    with pytest.raises(Busy, match="is open in another guest"):
+        leased(second, seen)
+    without_lease(broker, "pvc-1")
+    record = second.begin_open(leased(second, seen), nonce=THIRD, generation=2)
     assert second.commit_open(record, nonce=THIRD, generation=2).generation == 2
     # The first guest read the record before that.
-    with pytest.raises(Busy, match="another guest"):
+    with pytest.raises(LeaseLost, match="another guest has opened the volume"):
         first.begin_open(active, nonce=OTHER, generation=2)
 
 
@@ -88,7 +99,8 @@ def test_one_of_many_guests_gets_the_permission_to_format(broker: RunningBroker)
 
     def race(number: int) -> None:
         try:
-            guests[number].begin_format(records[number], nonce=f"{number}" * 64, payload_bytes=4096)
+            record = leased(guests[number], records[number])
+            guests[number].begin_format(record, nonce=f"{number}" * 64, payload_bytes=4096)
         except Busy:
             return
         won.append(number)
@@ -186,7 +198,7 @@ def test_volumes_are_not_allocated_where_the_policy_says_never(tmp_path: Path) -
 
 def test_an_ended_session_is_renewed(broker: RunningBroker) -> None:
     guest = broker.guest()
-    record, _ = guest.open("pvc-1", Profile.XTS)
+    record = leased(guest, guest.open("pvc-1", Profile.XTS)[0])
     broker.broker.sessions._sessions.clear()
     assert guest.begin_format(record, nonce=NONCE, payload_bytes=4096)[0].state is VolumeState.FORMATTING
 
@@ -287,6 +299,7 @@ def test_the_audit_log_tells_the_story(broker: RunningBroker) -> None:
         ("attested", "sample"),
         ("allocated", "pvc-1"),
         ("secret-released", "pvc-1"),
+        ("lease-taken", "pvc-1"),
         ("format-begun", "pvc-1"),
         ("formatted", "pvc-1"),
         ("denied", "other"),
@@ -359,7 +372,7 @@ def test_a_guest_key_of_the_other_curve_works(broker: RunningBroker) -> None:
 
 def test_the_share_of_a_volume_key_is_new_each_time_and_kept_nowhere(broker: RunningBroker) -> None:
     guest = broker.guest()
-    record, _ = guest.open("pvc-1", Profile.XTS)
+    record = leased(guest, guest.open("pvc-1", Profile.XTS)[0])
     shares = [guest.begin_format(record, nonce=NONCE, payload_bytes=4096)[1].reveal() for _ in range(2)]
     assert shares[0] != shares[1]
     kept = b"".join(path.read_bytes() for path in broker.directory.root.glob("broker.sqlite*"))
@@ -373,7 +386,7 @@ def test_the_broker_gives_the_header_back_that_was_committed(broker: RunningBrok
     with pytest.raises(NotFound, match="keeps no header"):
         guest.header(record)
     header = os.urandom(HEADER_PARTS_BYTES).ljust(HEADER_BYTES, b"\0")
-    record, _ = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
+    record, _ = guest.begin_format(leased(guest, record), nonce=NONCE, payload_bytes=4096)
     record = guest.commit_format(record, nonce=NONCE, header=header, payload_bytes=4096)
     assert record.header_sha256 == hashlib.sha256(header).hexdigest()
     assert guest.header(record) == header
@@ -392,7 +405,8 @@ def test_the_broker_gives_the_header_back_that_was_committed(broker: RunningBrok
 
 def test_a_header_that_the_broker_could_not_keep_whole_is_not_committed(broker: RunningBroker) -> None:
     guest = broker.guest()
-    record, _ = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce=NONCE, payload_bytes=4096)
+    record = leased(guest, guest.open("pvc-1", Profile.XTS)[0])
+    record, _ = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
     with pytest.raises(InvalidInput, match="behind its first"):
         guest.commit_format(record, nonce=NONCE, header=b"x" * HEADER_BYTES, payload_bytes=4096)
     assert broker.broker.store.volume("pvc-1").state is VolumeState.FORMATTING

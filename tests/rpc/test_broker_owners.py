@@ -13,7 +13,15 @@ from csi.guest.attest.kbs_client import BrokerRegister
 from csi.kbs import init_data
 from csi.kbs.claim_name import ClaimName
 from csi.kbs.register import VolumeRecord
-from tests.fakes.broker import INIT_DATA, OTHER_INIT_DATA, POLICY, RunningBroker, running_broker
+from tests.fakes.broker import (
+    INIT_DATA,
+    OTHER_INIT_DATA,
+    POLICY,
+    RunningBroker,
+    leased,
+    running_broker,
+    without_lease,
+)
 
 TWO = (
     POLICY
@@ -54,11 +62,13 @@ def operate(broker: RunningBroker, *words: str) -> int:
 
 
 def active(guest: BrokerRegister) -> VolumeRecord:
-    record, _ = guest.begin_format(guest.open("pvc-1", Profile.XTS)[0], nonce="1e" * 32, payload_bytes=4096)
+    record = leased(guest, guest.open("pvc-1", Profile.XTS)[0])
+    record, _ = guest.begin_format(record, nonce="1e" * 32, payload_bytes=4096)
     return guest.commit_format(record, nonce="1e" * 32, header=b"header".ljust(16 << 20, b"\0"), payload_bytes=4096)
 
 
 CALLS: dict[str, Callable[[BrokerRegister, VolumeRecord], object]] = {
+    "lease": leased,
     "open": lambda guest, _: guest.open("pvc-1", Profile.XTS),
     "begin-format": lambda guest, record: guest.begin_format(record, nonce="0f" * 32, payload_bytes=4096),
     "commit-format": lambda guest, record: guest.commit_format(
@@ -75,6 +85,7 @@ def give_ticket(broker: RunningBroker, guest: BrokerRegister) -> None:
     held = guest._held["pvc-of-its-own"]
     ticket = broker.broker.tickets.of(str(held.session).partition("=")[2], "pvc-1")
     guest._held["pvc-1"] = replace(held, ticket=ticket)
+    guest.hold_lease("pvc-1", "0f" * 32)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -95,15 +106,20 @@ def test_a_hand_over_moves_a_volume_and_whoever_was_at_work_starts_over(
     broker: RunningBroker, spark: BrokerRegister, web: BrokerRegister
 ) -> None:
     record = active(spark)
+    held = spark._leases["pvc-1"]
     secret = spark.open("pvc-1", Profile.XTS)[1]
     assert operate(broker, "hand-over", "pvc-1", "--to", "web") == 0
     with pytest.raises(NotReleased, match="another workload or claim"):
         spark.begin_open(record, nonce="0f" * 32, generation=2)
     found, same = web.open("pvc-1", Profile.XTS)
     assert same == secret
-    with pytest.raises(Busy):
-        web.begin_open(record, nonce="0f" * 32, generation=2)
-    web.begin_open(found, nonce="0f" * 32, generation=2)
+    with pytest.raises(Busy, match="is open in another guest"):
+        leased(web, found)
+    record = leased(web, without_lease(broker, "pvc-1"))
+    with pytest.raises(Busy, match="changed since it was read"):
+        web.begin_open(found, nonce="0f" * 32, generation=2)
+    web.begin_open(record, nonce="0f" * 32, generation=2)
+    assert web._leases["pvc-1"] != held
     [entry] = [e.event for e in broker.broker.store.audit_entries() if e.event.action == "handed-over"]
     assert (entry.actor, entry.detail) == ("operator", "from=spark to=web")
 

@@ -1,6 +1,7 @@
 """The broker keeps the KBS protocol 0.4.0 as stock guests need it, over real TLS, seen by a client that shares no code."""
 
 import base64
+import http.client
 import json
 import re
 import socket
@@ -368,6 +369,55 @@ def test_every_refusal_is_json(broker: RunningBroker, client: RustShapedClient) 
         answer = client.http.request(method, path)
         assert answer.status_code in (400, 401, 404, 405), path
         client.error(answer)
+
+
+def test_no_answer_is_a_redirect(client: RustShapedClient) -> None:
+    for path in ("/auth/", "/attest/", "/resource/default/test/key/", "/volumes/pvc-1/open/"):
+        for method in ("GET", "POST"):
+            answer = client.http.request(method, path)
+            assert 400 <= answer.status_code < 500, path
+            client.error(answer)
+
+
+@pytest.mark.parametrize("authority", ["https://{host}", "HTTPS://{host}", "http://elsewhere.example:1"])
+def test_a_request_line_may_hold_the_whole_url(broker: RunningBroker, authority: str) -> None:
+    host = broker.url.removeprefix("https://")
+    context = ssl.create_default_context(cadata=ca(broker))
+    with closing(http.client.HTTPSConnection(host, context=context)) as connection:
+        for path, status in (
+            ("/healthz", 200),
+            ("/kbs/v0/nonsense", 404),
+            ("/kbs/v0/resource/default/test/key?x=/y", 401),
+        ):
+            connection.request("GET", authority.format(host=host) + path)
+            answer = connection.getresponse()
+            body = answer.read()
+            assert answer.status == status, path
+            assert b"://elsewhere" not in body
+        connection.request("GET", authority.format(host=host))
+        assert connection.getresponse().read() != b""
+
+
+@pytest.mark.parametrize(
+    "call", ["resource-policy", "attestation-policy", "reference-value", "resource-policy/default"]
+)
+def test_a_stock_administrator_is_told_where_the_policy_is(
+    broker: RunningBroker, client: RustShapedClient, call: str
+) -> None:
+    good = {"Authorization": f"Bearer {broker.directory.admin_token.read_text().strip()}"}
+    before = broker.directory.policy.read_bytes()
+    for method in ("GET", "POST"):
+        answer = client.http.request(method, f"/{call}", headers=good)
+        assert answer.status_code == 400
+        assert "evaluates no Rego" in client.error(answer)[1]
+        refused = client.http.request(method, f"/{call}", headers={"Authorization": "Bearer x"})
+        assert (refused.status_code, client.error(refused)[0]) == (401, ERRORS + "AdminAuthAccess")
+    assert broker.directory.policy.read_bytes() == before
+
+
+def test_evidence_without_a_session_is_told_apart_from_refused_evidence(client: RustShapedClient) -> None:
+    answer = client.http.post("/attest", json={})
+    assert (answer.status_code, client.error(answer)[0]) == (401, ERRORS + "TokenNotFound")
 
 
 def test_large_bodies_are_refused(client: RustShapedClient) -> None:

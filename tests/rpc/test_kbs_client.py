@@ -6,6 +6,7 @@ import http.server
 import json
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -29,6 +30,7 @@ Answer = tuple[int, dict[str, str], bytes]
 COOKIE = {"Set-Cookie": f"{kbs.SESSION_COOKIE}=abc; Expires=Thu, 01 Jan 2099 00:00:00 GMT"}
 CHALLENGE = b'{"nonce":"bm9uY2U=","extra-params":""}'
 NONCE = "1e" * 32
+ERRORS = "https://github.com/confidential-containers/kbs/errors/"
 TICKET = "7c" * 32
 SHA512 = b'{"selected-hash-algorithm":"sha512"}'
 
@@ -176,9 +178,11 @@ def test_a_volume_id_is_one_segment_of_the_path(server: Script, guest: BrokerReg
 @pytest.mark.parametrize(
     ("answer", "raised", "said"),
     [
-        ((404, {}, error("https://github.com/confidential-containers/kbs/errors/PluginNotFound")), NotFound, "why"),
-        ((403, {}, error("https://github.com/confidential-containers/kbs/errors/PolicyDeny")), NotReleased, "why"),
-        ((401, {}, error("https://github.com/confidential-containers/kbs/errors/PolicyDeny")), NotReleased, "3 tries"),
+        ((404, {}, error(ERRORS + "PluginNotFound")), Refused, r"volume pvc-1: this server keeps no register.*\(why\)"),
+        ((404, {}, error(ERRORS + "InvalidRequestPath")), NotFound, "why"),
+        ((403, {}, error(ERRORS + "PolicyDeny")), NotReleased, "why"),
+        ((401, {}, error(ERRORS + "PolicyDeny")), NotReleased, "^volume pvc-1: why$"),
+        ((401, {}, error(ERRORS + "TokenNotFound")), NotReleased, r"why \(3 tries\)"),
         ((401, {}, b"<html>"), NotReleased, "HTTP status 401"),
         ((418, {}, b"<html>"), Refused, "HTTP status 418"),
         ((302, {"Location": "https://127.0.0.1:1/"}, b""), Refused, "HTTP status 302"),
@@ -214,6 +218,12 @@ def test_answers_for_something_else_are_refused(server: Script, guest: BrokerReg
         guest.open("pvc-1", Profile.XTS)
     server.answers["open"] = server.sealed(ALLOCATED, Secret(b"s" * 32))  # type: ignore[assignment]
     guest.open("pvc-1", Profile.XTS)
+    server.answers["lease"] = server.sealed(ALLOCATED)  # type: ignore[assignment]
+    with pytest.raises(Refused, match="gave no lease"):
+        guest.take_lease(ALLOCATED, "1e" * 32)
+    with pytest.raises(Refused, match="the lease of volume pvc-1 was not taken"):
+        guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
+    guest.hold_lease("pvc-1", "1e" * 32)
     server.answers["begin-format"] = server.sealed(ALLOCATED)  # type: ignore[assignment]
     with pytest.raises(Refused, match="no permission to format"):
         guest.begin_format(ALLOCATED, nonce=NONCE, payload_bytes=4096)
@@ -227,7 +237,7 @@ def test_answers_for_something_else_are_refused(server: Script, guest: BrokerReg
         ("auth", (200, COOKIE, b'{"nonce":"x"}'), (Unavailable, "Challenge.*extra-params")),
         ("auth", (200, COOKIE, CHALLENGE.replace(b'""', b'{"selected-hash-algorithm":1}')), (Unsupported, "hash 1")),
         ("auth", (200, COOKIE, CHALLENGE.replace(b'""', SHA512)), (Unsupported, "sha512")),
-        ("attest", (401, {}, error("x", "evidence")), (NotReleased, r"this guest's evidence: evidence \(3 tries\)")),
+        ("attest", (401, {}, error("x", "evidence")), (NotReleased, "this guest's evidence: evidence$")),
     ],
 )
 def test_a_handshake_that_fails_says_why(
@@ -235,6 +245,44 @@ def test_a_handshake_that_fails_says_why(
 ) -> None:
     server.answers[step] = answer
     with pytest.raises(expected[0], match=expected[1]):
+        guest.open("pvc-1", Profile.XTS)
+
+
+@pytest.mark.parametrize("name", ["PluginInternalError", "PolicyDeny", "JweError", "AttestationError", "TokenNotFound"])
+def test_a_handshake_is_repeated_only_where_the_session_may_be_over(
+    server: Script, guest: BrokerRegister, name: str
+) -> None:
+    server.answers["key"] = (401, {}, error(ERRORS + name))
+    with pytest.raises((NotFound, NotReleased)):
+        guest.get_resource("kbs:///default/test/key")
+    asked = Counter(path.rpartition("/")[2] for _, path, _, _ in server.requests)
+    tries = 3 if name in ("AttestationError", "TokenNotFound") else 1
+    assert asked == {"auth": tries, "attest": tries, "key": tries}
+
+
+def test_refused_evidence_is_shown_once_and_a_lost_session_is_begun_again(
+    server: Script, guest: BrokerRegister
+) -> None:
+    server.answers["attest"] = (401, {}, error(ERRORS + "AttestationError", "debug"))
+    with pytest.raises(NotReleased, match="debug"):
+        guest.get_resource("kbs:///default/test/key")
+    assert [path for _, path, _, _ in server.requests] == [f"{kbs.PREFIX}/auth", f"{kbs.PREFIX}/attest"]
+    server.answers["attest"] = (401, {}, error(ERRORS + "TokenNotFound", "no session"))
+    with pytest.raises(NotReleased, match=r"no session \(3 tries\)"):
+        guest.get_resource("kbs:///default/test/key")
+
+
+def test_a_resource_that_upstream_does_not_have_is_told_as_missing(server: Script, guest: BrokerRegister) -> None:
+    server.answers["key"] = (401, {}, error(ERRORS + "PluginInternalError", "Plugin Internal Error"))
+    with pytest.raises(NotFound, match=r"resource default/test/key: Plugin Internal Error \(upstream says this where"):
+        guest.get_resource("kbs:///default/test/key")
+
+
+def test_a_volume_is_not_looked_for_at_a_server_that_has_resources_alone(server: Script, guest: BrokerRegister) -> None:
+    server.answers["attest"] = (200, {}, b'{"token":"x"}')
+    server.signs = False
+    server.answers["open"] = (404, {}, error(ERRORS + "PluginNotFound", "Plugin not found: volumes"))
+    with pytest.raises(Refused, match=r"keeps no register of volumes.*Plugin not found: volumes.*broker\.url"):
         guest.open("pvc-1", Profile.XTS)
 
 

@@ -19,7 +19,7 @@ from csi.core.errors import NotReleased
 from csi.core.sealed import Profile
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.kbs.register import VolumeRecord, VolumeState
-from tests.fakes.broker import RunningBroker, running_broker
+from tests.fakes.broker import RunningBroker, leased, running_broker
 
 NONCE, OTHER = "1e" * 32, "0f" * 32
 EVENT = Event(actor="operator", action="test", subject="pvc-1")
@@ -52,11 +52,13 @@ class Relay:
 
 
 def active(guest: BrokerRegister, volume: str) -> VolumeRecord:
-    record, _ = guest.begin_format(guest.open(volume, Profile.XTS)[0], nonce=NONCE, payload_bytes=4096)
+    record = leased(guest, guest.open(volume, Profile.XTS)[0])
+    record, _ = guest.begin_format(record, nonce=NONCE, payload_bytes=4096)
     return guest.commit_format(record, nonce=NONCE, header=b"header".ljust(16 << 20, b"\0"), payload_bytes=4096)
 
 
-CHANGES = {
+CHANGES: dict[str, dict[str, object]] = {
+    "lease": {},
     "begin-format": {"payload_bytes": 4096},
     "commit-format": {"payload_bytes": 4096, "header": "aGVhZGVy"},
     "begin-open": {"generation": 2},
@@ -71,7 +73,9 @@ def test_a_cookie_alone_does_not_move_the_register(broker: RunningBroker, action
     guest.open("pvc-other", Profile.XTS)
     assert guest._cookie is not None
     relay, before = Relay(broker, guest._cookie), broker.broker.store.volumes()
-    guessed = {"revision": record.revision, "nonce": OTHER, **CHANGES[action]}
+    guessed = {**CHANGES[action], "lease": guest._leases[record.volume_id]}
+    if action != "lease":
+        guessed |= {"revision": record.revision, "nonce": OTHER}
     assert relay.post(record.volume_id, action, guessed)[0] == 400
     of_another_volume = guest._held["pvc-other"].ticket
     for ticket in ("00" * 32, of_another_volume):
@@ -90,7 +94,9 @@ def test_errors_in_clear_say_nothing_of_a_volume(broker: RunningBroker) -> None:
     assert guest._cookie is not None
     relay = Relay(broker, guest._cookie)
     asks = [("open", {"profile": "none"})]
-    asks += [(a, {"revision": 1, "nonce": OTHER, "ticket": "00" * 32, **more}) for a, more in CHANGES.items()]
+    wrong = {"revision": 1, "nonce": OTHER, "ticket": "00" * 32, "lease": "00" * 32}
+    asks += [(action, {**wrong, **more}) for action, more in CHANGES.items() if action != "lease"]
+    asks.append(("lease", {"ticket": "00" * 32, "lease": "00" * 32}))
     seen = set()
     for _ in range(3):
         for action, body in asks:

@@ -1,10 +1,12 @@
 """The broker's command line: one command makes a working broker, a second one changes nothing, mistakes are explained."""
 
 import hashlib
+import io
 import json
 import random
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -312,6 +314,20 @@ def test_resources_are_put_and_destroyed(root: Path, tmp_path: Path, capsys: pyt
     for arguments in (["default/key", "x"], ["default/test/key", str(tmp_path / "none")], ["a/b/c", str(tmp_path)]):
         assert main(["resource", "put", "--dir", str(root), *arguments]) == 1
     assert "is a directory" in capsys.readouterr().err
+
+
+def test_a_resource_that_no_guest_could_fetch_is_not_stored(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 2 * 1024 * 1024
+    (tmp_path / "large").write_bytes(bytes(limit + 1))
+    put = ["resource", "put", "--dir", str(root), "default/test/key"]
+    assert main([*put, str(tmp_path / "large")]) == 1
+    assert f"a resource has at most {limit} bytes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(bytes(limit + 1))))
+    assert main([*put, "-"]) == 1
+    (tmp_path / "large").write_bytes(bytes(limit))
+    assert main([*put, str(tmp_path / "large")]) == 0
 
 
 def test_a_master_key_that_is_not_the_databases_is_refused_at_once(

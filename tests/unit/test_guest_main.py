@@ -18,13 +18,15 @@ from csi.core.mount import Mount
 from csi.core.sealed import Freshness, Profile
 from csi.core.secret import Secret
 from csi.guest import close, command_line, find, main, run, unlock
-from csi.guest.attest import kbs_client
+from csi.guest.attest import kbs_client, lease_client
+from csi.guest.lease_note import LeaseNote
 from csi.guest.opened import Opened
 from csi.guest.seal.mapping import mapping_name
 from csi.guest.session import Session
 from csi.guest.status import Notes
 from csi.guest.verbs import Guest
-from csi.kbs.register import VolumeRecord, VolumeState
+from csi.kbs import volumes_api
+from csi.kbs.register import Lease, VolumeRecord, VolumeState
 
 ROOT = Path(__file__).resolve().parents[2]
 STATUSES = {
@@ -48,6 +50,7 @@ STATUSES = {
     errors.Refused: 10,
     errors.InUse: 10,
     errors.Busy: 11,
+    errors.LeaseLost: 13,
     # Never raised in a guest; were they, it would be a tool's failure.
     errors.AlreadyExists: 1,
     errors.NoSpace: 1,
@@ -107,21 +110,45 @@ class World:
         patch.setattr(kbs_client, "BrokerRegister", self._register)
         patch.setattr(unlock, "unlock", self._unlock)
         patch.setattr(close, "close", self._close)
-        machine: Any = SimpleNamespace(wait_for=lambda device, _: device, mounts=lambda: self.mounted)
-        self.guest = Guest(machine=machine, notes=Notes(folder=self.folder))
+        patch.setattr(lease_client, "LeaseClient", self._client)
+        self.leases: list[str] = []
+        machine: Any = SimpleNamespace(
+            wait_for=lambda device, _: device, mounts=lambda: self.mounted, is_mapped=lambda _: self.is_open
+        )
+        self.is_open = False
+        self.guest = Guest(machine=machine, notes=Notes(folder=self.folder), start_keeper=self._start)
+
+    def _start(self, note: LeaseNote) -> None:
+        self.leases.append(f"{note.volume_id} is kept")
+
+    def _client(self, note: LeaseNote) -> Any:
+        return SimpleNamespace(
+            release=lambda: self.leases.append(f"{note.volume_id} is given back"), close=lambda: None
+        )
+
+    def _lease(self, record: VolumeRecord, secret: str, *, instead: str | None) -> VolumeRecord:
+        return replace(record, lease=Lease(digest=volumes_api.lease_digest(secret), holder="me", seconds=60))
 
     def _register(self, _: object, *, attester: object) -> Any:
         assert attester is not None
-        return SimpleNamespace(close=lambda: None, open=self._release)
+        return SimpleNamespace(
+            close=lambda: None,
+            open=self._release,
+            take_lease=self._lease,
+            hold_lease=lambda *_: None,
+            signer_pem=lambda: "PEM",
+        )
 
     def _unlock(self, session: Session, _: VolumeRecord) -> Opened:
         self.asked.append(session)
         if isinstance(self.opened, Exception):
             raise self.opened
+        self.is_open = True
         return replace(self.opened, volume_id=session.volume_id)
 
     def _close(self, _: object, volume_id: str) -> bool:
         self.closed.append(volume_id)
+        self.is_open = False
         return len(self.closed) == 1
 
     def _release(self, volume_id: str, profile: Profile, _: object) -> tuple[VolumeRecord, Secret]:
@@ -276,14 +303,27 @@ def test_the_note_is_replaced_as_a_whole(world: World) -> None:
 def test_a_note_that_can_not_be_written_does_not_take_the_volume_away(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    write = files.write_atomic
+
+    def full(path: Path, *given: Any, **more: Any) -> None:
+        if path.parent.name != "leases":
+            raise OSError(28, "No space left on device")
+        write(path, *given, **more)
 
     world.patch.setattr(files, "write_atomic", full)
     assert world.run("open", "--device", "/dev/sdb", "--json") == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["mount"] == "/data"
     assert "can't be written (No space left on device); `status` won't show it" in said.err
+
+
+def test_a_lease_that_can_not_be_noted_is_given_back_and_nothing_is_opened(world: World) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    world.patch.setattr(files, "write_atomic", full)
+    assert world.run("open", "--device", "/dev/sdb") == 1
+    assert (world.asked, world.leases) == ([], ["pvc-1 is given back"])
 
 
 def test_status_compares_the_notes_with_the_mounts_of_now(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,7 +343,8 @@ def test_status_compares_the_notes_with_the_mounts_of_now(world: World, capsys: 
     )
     world.mounted = (mount,)
     assert world.run("status") == 0
-    assert capsys.readouterr().out == "pvc-1: mounted at /data, profile xts, generation 4, freshness head\n"
+    shown = capsys.readouterr().out
+    assert shown.startswith("pvc-1: mounted at /data, profile xts, generation 4, freshness head, lease renewed ")
     assert world.run("status", "--json") == 0
     (shown,) = json.loads(capsys.readouterr().out)
     assert (shown["mounted"], shown["volume_id"]) == (True, "pvc-1")
@@ -338,9 +379,10 @@ def test_a_volume_that_can_not_be_closed_stays_noted(world: World) -> None:
 @pytest.mark.parametrize("separator", [["--"], []])
 def test_run_returns_the_commands_status_and_closes_the_volume(world: World, separator: list[str]) -> None:
     ran: list[list[str]] = []
-    world.patch.setattr(run, "supervise", lambda command: ran.append(list(command)) or 7)
+    world.patch.setattr(run, "supervise", lambda command, _: ran.append(list(command)) or 7)
     assert world.run("run", "--device", "/dev/sdb", *separator, "worker", "--fast", volume="data") == 7
     assert (ran, world.closed) == ([["worker", "--fast"]], ["pvc-1"])
+    assert world.leases == ["pvc-1 is kept", "pvc-1 is given back"]
     assert not world.note.exists()
 
 
@@ -362,7 +404,7 @@ def test_run_leaves_a_volume_alone_that_somebody_else_has_opened(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.opened = replace(OPENED, mounted_now=False)
-    world.patch.setattr(run, "supervise", lambda _: pytest.fail("the command must not run"))
+    world.patch.setattr(run, "supervise", lambda *_: pytest.fail("the command must not run"))
     assert world.run("run", "--device", "/dev/sdb", "--", "worker") == 10
     assert "is open already" in capsys.readouterr().err
     assert world.closed == []
@@ -372,7 +414,7 @@ def test_a_volume_that_can_not_be_closed_after_the_command_gives_that_status(wor
     def busy(_: object, volume_id: str) -> bool:
         raise errors.InUse(f"{volume_id} is busy")
 
-    world.patch.setattr(run, "supervise", lambda _: 0)
+    world.patch.setattr(run, "supervise", lambda *_: 0)
     world.patch.setattr(close, "close", busy)
     assert world.run("run", "--device", "/dev/sdb", "--", "worker") == 10
 

@@ -25,7 +25,7 @@ def dry(target: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "fast", "bench", "tables"])
+@pytest.mark.parametrize("target", ["demo", "test", "fast", "fuzz", "bench", "tables"])
 def test_the_cache_lies_where_the_variable_says(target: str) -> None:
     assert f"{ROOT}/.cache/venv/bin/python " in dry(target)
     moved = dry(target, SEALED_LOCAL_CACHE="/elsewhere")

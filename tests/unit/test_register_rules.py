@@ -347,10 +347,11 @@ def test_a_format_that_the_register_forgot_is_accepted() -> None:
 
 
 def test_a_restored_register_knows_what_was_committed_and_nothing_that_was_begun() -> None:
-    assert register.restored(ACTIVE) == ACTIVE
-    again = register.restored(OPENING)
+    back = register.restored(ACTIVE, 60)
+    assert replace(back, lease=None, revision=ACTIVE.revision, last_nonce=ACTIVE.last_nonce) == ACTIVE
+    again = register.restored(OPENING, 60)
     assert (again.head, again.candidates, again.announced) == (ACTIVE.head, (), 2)
     with pytest.raises(Refused, match="not announced"):
         commit_open(again, 2)
-    assert register.restored(FORMATTING).state is VolumeState.ALLOCATED
-    assert register.restored(SHREDDED) == SHREDDED
+    assert register.restored(FORMATTING, 60).state is VolumeState.ALLOCATED
+    assert register.restored(SHREDDED, 60) == SHREDDED

@@ -9,6 +9,7 @@ from pathlib import Path
 from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.verbs.common import read
+from csi.core.errors import InvalidInput
 from csi.core.secret import Secret
 from csi.kbs import messages as kbs
 
@@ -16,7 +17,9 @@ from csi.kbs import messages as kbs
 def put(arguments: Namespace) -> int:
     """Store a resource."""
     path = kbs.ResourcePath.parse(arguments.path)
-    content = sys.stdin.buffer.read() if arguments.file == "-" else read(Path(arguments.file))
+    content = sys.stdin.buffer.read(kbs.BODY_LIMIT_BYTES + 1) if arguments.file == "-" else read(Path(arguments.file))
+    if len(content) > kbs.BODY_LIMIT_BYTES:
+        raise InvalidInput(str(path), f"a resource has at most {kbs.BODY_LIMIT_BYTES} bytes")
     directory = BrokerDirectory(arguments.dir)
     event = Event(actor=OPERATOR, action="resource-stored", subject=str(path))
     with closing(directory.open_store()) as store:

@@ -10,6 +10,7 @@ from functools import partial
 
 import msgspec
 
+from csi.broker import leases
 from csi.broker import rules as register
 from csi.broker.audit import OPERATOR, Event
 from csi.broker.directory import BrokerDirectory
@@ -112,6 +113,24 @@ def _accepting(found: DiskState | None, epoch: str, reason: str) -> Callable[[Vo
         return partial(register.accept, found=found, reason=reason, now_unix=now)
     nonce = os.urandom(_NONCE_BYTES).hex()
     return partial(register.accept_unread, nonce=nonce, epoch=epoch, reason=reason, now_unix=now)
+
+
+def end_lease(arguments: Namespace) -> int:
+    """Let the next guest in at once."""
+    with closing(BrokerDirectory(arguments.dir).open_store()) as store:
+        held = store.volume(arguments.id).lease
+        if held is None:
+            print(f"volume {arguments.id} has no lease; the next guest gets in as it is")
+            return 0
+        if not arguments.yes:
+            raise Refused(
+                f"guest {held.holder} holds the lease of volume {arguments.id}. If it lives it writes on until it hears of "
+                "this, beside the next guest, and the filesystem is destroyed. Is it certainly dead? Then add --yes"
+            )
+        event = Event(actor=OPERATOR, action="lease-ended", subject=arguments.id, detail=f"reason={arguments.reason}")
+        store.change(arguments.id, leases.end, event)
+    print(f"volume {arguments.id} has no lease any more")
+    return 0
 
 
 def reset(arguments: Namespace) -> int:

@@ -17,7 +17,8 @@ from csi.core.errors import InvalidInput, Unavailable
 
 _log = logging.getLogger(__name__)
 
-_TRY_DELAYS_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
+TRY_DELAYS_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Between the tries of one exchange."""
 _REUSE_SECONDS = 3.0
 """Servers close idle connections after about five seconds; one that is nearly so old is not worth the try."""
 _BUSY_STATUSES = frozenset({429, 500, 502, 503, 504})
@@ -43,6 +44,7 @@ class HttpsTransport:
         ca_pem: str,
         timeout_seconds: float,
         max_body_bytes: int,
+        try_delays_seconds: tuple[float, ...] = TRY_DELAYS_SECONDS,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,6 +53,7 @@ class HttpsTransport:
         self._tls = _pinned(ca_pem)
         self._timeout = timeout_seconds
         self._max_body = max_body_bytes
+        self._try_delays = try_delays_seconds
         self._sleep = sleep
         self._clock = clock
         self._connection: http.client.HTTPSConnection | None = None
@@ -59,7 +62,7 @@ class HttpsTransport:
     def exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Response:
         """Send one request and read its answer, whatever its status; raises `Unavailable` when no try succeeds."""
         problem = "not tried"
-        for delay in (*_TRY_DELAYS_SECONDS, None):
+        for delay in (*self._try_delays, None):
             try:
                 response = self._once(method, path, body, headers)
                 if response.status not in _BUSY_STATUSES:
@@ -77,7 +80,8 @@ class HttpsTransport:
             if delay is not None:
                 _log.warning("the broker does not answer, trying again", extra={"broker": self._name, "why": problem})
                 self._sleep(delay)
-        raise Unavailable(f"broker {self._name}: {len(_TRY_DELAYS_SECONDS) + 1} tries failed, the last: {problem}")
+        tries = len(self._try_delays) + 1
+        raise Unavailable(f"broker {self._name}: {tries} {'tries' if tries > 1 else 'try'} failed, the last: {problem}")
 
     def close(self) -> None:
         """Drop the connection; the next exchange makes a new one."""

@@ -7,23 +7,34 @@ encrypted to a key that lives in this process only.
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import NoReturn, Self
+from typing import Self
 
 import msgspec
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from csi.core.errors import Busy, InvalidInput, NotFound, NotReleased, Refused, Unavailable, Unsupported
+from csi.core.errors import Busy, InvalidInput, NotReleased, Refused, Unavailable
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.attester import Attester
 from csi.guest.attest.https import HttpsTransport, Response
+from csi.guest.attest.kbs_answers import (
+    answer_of_the_broker,
+    check_hash,
+    check_register,
+    detail,
+    raise_error,
+    session_cookie,
+    session_is_over,
+    session_is_unknown,
+)
 from csi.guest.attest.platform import Platform
+from csi.guest.attest.token_signer import signer_of
 from csi.guest.broker_settings import BrokerSettings
-from csi.kbs import base64url, jwe, jwk, signed_answers, strict_json, volumes_api
+from csi.kbs import jwe, jwk, signed_answers, strict_json, volumes_api
 from csi.kbs import messages as kbs
 from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord, VolumeState
@@ -51,14 +62,6 @@ class _Held:
     used_as: ClaimName
 
 
-class _TokenKey(msgspec.Struct, frozen=True):
-    x5c: list[str] = []
-
-
-class _TokenHeader(msgspec.Struct, frozen=True):
-    jwk: _TokenKey = _TokenKey()
-
-
 class BrokerRegister:
     """A `csi.kbs.register.Register` at a broker, and its resources. Attests at first use and when a session ends.
 
@@ -78,6 +81,7 @@ class BrokerRegister:
         self._init_data = settings.init_data
         self._cookie: str | None = None
         self._held: dict[str, _Held] = {}
+        self._leases: dict[str, str] = {}
         self._authorities = settings.ca_pem
         self._signer: ec.EllipticCurvePublicKey | None = None
         self._transport = HttpsTransport(
@@ -93,14 +97,14 @@ class BrokerRegister:
         path = kbs.ResourcePath.parse_uri(uri)
         response = self._attested("GET", f"{kbs.PREFIX}/resource/{path}", lambda: None)
         if response.status != 200:
-            _raise_error(response, f"resource {path}", self._key)
-        with _answer_of_the_broker():
+            raise_error(response, f"resource {path}", self._key)
+        with answer_of_the_broker():
             return jwe.decrypt(self._key, response.body)
 
     def open(self, volume_id: str, profile: Profile, used_as: ClaimName = UNNAMED) -> tuple[VolumeRecord, Secret]:
         """See `Register.open`."""
         answer = self._asked(volume_id, "open", lambda _: volumes_api.OpenRequest(profile=profile, used_as=used_as))
-        with _answer_of_the_broker():
+        with answer_of_the_broker():
             record, secret = answer.record, volumes_api.secret_of(answer)
         if secret is None or answer.ticket is None:
             raise Refused(f"the broker answered without the secret or the ticket of volume {volume_id}")
@@ -109,20 +113,47 @@ class BrokerRegister:
         self._held[volume_id] = _Held(ticket=answer.ticket, session=self._cookie, epoch=answer.epoch, used_as=used_as)
         return record, secret
 
+    def take_lease(self, record: VolumeRecord, secret: str, *, instead: str | None = None) -> VolumeRecord:
+        """Take the lease without which nothing is changed; `instead` is one of this guest that it gives up. The answer is
+        the record as it is under the lease. Raises `Busy` while another guest has it.
+        """
+        answer = self._change(
+            record, "lease", lambda ticket: volumes_api.LeaseRequest(ticket=ticket, lease=secret, instead=instead)
+        )
+        if answer.lease is None or answer.lease.digest != volumes_api.lease_digest(secret):
+            raise Refused(f"the broker gave no lease of volume {record.volume_id}")
+        self.hold_lease(record.volume_id, secret)
+        return answer
+
+    def hold_lease(self, volume_id: str, secret: str) -> None:
+        """Use a lease that this guest took before."""
+        self._leases[volume_id] = secret
+
+    def signer_pem(self) -> str:
+        """Who signs the broker's answers, for a process that goes on without a session."""
+        if self._signer is None:
+            raise Unavailable("the broker's token does not tell who signs its answers")
+        pem = self._signer.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return pem.decode("ascii")
+
     def begin_format(self, record: VolumeRecord, *, nonce: str, payload_bytes: int) -> tuple[VolumeRecord, Secret]:
         """See `Register.begin_format`."""
         answer = self._changed(
             record,
             "begin-format",
             lambda ticket: volumes_api.BeginFormatRequest(
-                ticket=ticket, revision=record.revision, nonce=nonce, payload_bytes=payload_bytes
+                ticket=ticket,
+                lease=self._lease_of(record),
+                revision=record.revision,
+                nonce=nonce,
+                payload_bytes=payload_bytes,
             ),
         )
         granted = answer.record
         # The one answer that lets data be overwritten is read twice, even from a broker that is trusted.
         if granted.state is not VolumeState.FORMATTING or granted.grant is None or granted.grant.nonce != nonce:
             raise Refused(f"the broker gave no permission to format volume {record.volume_id}")
-        with _answer_of_the_broker():
+        with answer_of_the_broker():
             share = volumes_api.share_of(answer)
         if share is None:
             raise Refused(f"the broker gave no share of a key for volume {record.volume_id}")
@@ -135,6 +166,7 @@ class BrokerRegister:
             "commit-format",
             lambda ticket: volumes_api.CommitFormatRequest(
                 ticket=ticket,
+                lease=self._lease_of(record),
                 revision=record.revision,
                 nonce=nonce,
                 header=volumes_api.encode_header(header),
@@ -148,7 +180,7 @@ class BrokerRegister:
     def header(self, record: VolumeRecord) -> bytes:
         """See `Register.header`."""
         answer = self._changed(record, "header", lambda ticket: volumes_api.HeaderRequest(ticket=ticket))
-        with _answer_of_the_broker():
+        with answer_of_the_broker():
             found = None if answer.header is None else volumes_api.decode_header(answer.header, "answer.header")
         if found is None or hashlib.sha256(found).hexdigest() != record.header_sha256:
             raise Refused(f"the broker answered without the header of volume {record.volume_id}")
@@ -160,7 +192,11 @@ class BrokerRegister:
             record,
             "begin-open",
             lambda ticket: volumes_api.BeginOpenRequest(
-                ticket=ticket, revision=record.revision, nonce=nonce, generation=generation
+                ticket=ticket,
+                lease=self._lease_of(record),
+                revision=record.revision,
+                nonce=nonce,
+                generation=generation,
             ),
         )
 
@@ -170,7 +206,11 @@ class BrokerRegister:
             record,
             "commit-open",
             lambda ticket: volumes_api.CommitOpenRequest(
-                ticket=ticket, revision=record.revision, nonce=nonce, generation=generation
+                ticket=ticket,
+                lease=self._lease_of(record),
+                revision=record.revision,
+                nonce=nonce,
+                generation=generation,
             ),
         )
 
@@ -183,6 +223,12 @@ class BrokerRegister:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _lease_of(self, record: VolumeRecord) -> str:
+        try:
+            return self._leases[record.volume_id]
+        except KeyError:
+            raise Refused(f"the lease of volume {record.volume_id} was not taken; nothing is changed without") from None
 
     def _change(self, record: VolumeRecord, action: str, request: _Request) -> VolumeRecord:
         return self._changed(record, action, request).record
@@ -214,10 +260,11 @@ class BrokerRegister:
 
         nonce = secrets.token_hex(_NONCE_BYTES)
         response = self._attested("POST", path, body, {signed_answers.NONCE_HEADER: nonce})
+        check_register(response, f"volume {volume_id}")
         self._check_signature(path, nonce, response)
         if response.status != 200:
-            _raise_error(response, f"volume {volume_id}", self._key)
-        with _answer_of_the_broker():
+            raise_error(response, f"volume {volume_id}", self._key)
+        with answer_of_the_broker():
             answer = volumes_api.decode_answer(jwe.decrypt(self._key, response.body))
         if answer.record.volume_id != volume_id:
             raise Refused(f"the broker answered for volume {answer.record.volume_id} instead of {volume_id}")
@@ -225,7 +272,7 @@ class BrokerRegister:
 
     def _check_signature(self, path: str, nonce: str, response: Response) -> None:
         """Raises `Unavailable` for an answer that the broker has not signed for this request: a proxy's, or an old one."""
-        with _answer_of_the_broker():
+        with answer_of_the_broker():
             if self._signer is None:
                 raise InvalidInput("token", "the broker has none that tells who signs its answers")
             signature = response.headers.get(signed_answers.SIGNATURE_HEADER)
@@ -236,7 +283,7 @@ class BrokerRegister:
     def _attested(
         self, method: str, path: str, body: Callable[[], bytes | None], headers: Mapping[str, str] | None = None
     ) -> Response:
-        """One exchange in an attested session. 401 means that the session ended; it is renewed, three tries in all."""
+        """One exchange in an attested session. One that ended is renewed, three tries in all; a refusal is the answer."""
         for _ in range(_ATTEMPTS):
             refusal = self._handshake() if self._cookie is None else None
             if refusal is None and self._cookie is not None:
@@ -244,15 +291,15 @@ class BrokerRegister:
                 response = self._transport.exchange(
                     method, path, content, {**_JSON, **(headers or {}), "Cookie": self._cookie}
                 )
-                if response.status != 401:
+                if not session_is_over(response):
                     return response
-                refusal = f"the broker refuses {path}: {_detail(response)}"
+                refusal = f"the broker refuses {path}: {detail(response)}"
             self._cookie = None
         raise NotReleased(f"{refusal} ({_ATTEMPTS} tries)")
 
     def _handshake(self) -> str | None:
-        """Attest. Returns why the evidence was refused, since that may be a session that a restart of the broker ended;
-        what no repetition can change raises `NotReleased`.
+        """Attest. Returns what a repetition may change: that the server, restarted meanwhile, knows the session no more.
+        Refused evidence raises `NotReleased`: the next would be made in the same way.
         """
         request = kbs.Request(
             version=kbs.PROTOCOL_VERSION,
@@ -261,16 +308,21 @@ class BrokerRegister:
         )
         first = self._transport.exchange("POST", f"{kbs.PREFIX}/auth", strict_json.encode(request), _JSON)
         if first.status != 200:
-            raise NotReleased(f"the broker refuses to talk to this guest: {_detail(first)}")
-        cookie = _session_cookie(first)
-        with _answer_of_the_broker():
+            raise NotReleased(f"the broker refuses to talk to this guest: {detail(first)}")
+        cookie = session_cookie(first)
+        with answer_of_the_broker():
             challenge = strict_json.decode(first.body, kbs.Challenge, "Challenge")
-        _check_hash(challenge)
+        check_hash(challenge)
         attestation = strict_json.encode(self._attestation(challenge.nonce))
         second = self._transport.exchange("POST", f"{kbs.PREFIX}/attest", attestation, {**_JSON, "Cookie": cookie})
         if second.status != 200:
-            return f"the broker does not accept this guest's evidence: {_detail(second)}"
-        self._cookie, self._signer = cookie, _signer_of(second, self._authorities)
+            why = f"the broker does not accept this guest's evidence: {detail(second)}"
+            if session_is_unknown(second):
+                return why
+            raise NotReleased(why)
+        with answer_of_the_broker():
+            self._signer = signer_of(second.body, self._authorities)
+        self._cookie = cookie
         return None
 
     def _attestation(self, nonce: str) -> kbs.Attestation:
@@ -283,67 +335,7 @@ class BrokerRegister:
         )
 
 
-@contextmanager
-def _answer_of_the_broker() -> Iterator[None]:
-    """An answer that can't be read is the broker's fault, not that of a field that the caller gave."""
-    try:
-        yield
-    except InvalidInput as error:
-        raise Unavailable(f"the broker's answer can't be used: {error}") from error
-
-
-def _signer_of(attested: Response, authorities_pem: str) -> ec.EllipticCurvePublicKey | None:
-    """Who signs answers about volumes, by the token; None where another server's token has no such certificate, which
-    matters to volumes only. Raises `Unavailable` for a certificate that the pinned authority has not issued for this.
-    """
-    with _answer_of_the_broker():
-        token = strict_json.decode(attested.body, kbs.TokenAnswer, "token").token
-        if token.count(".") != 2:
-            return None
-        header = base64url.decode(token.partition(".")[0], "token")
-        chain = strict_json.decode(header, _TokenHeader, "token").jwk.x5c
-        if not chain:
-            return None
-        return signed_answers.signer(kbs.standard_base64(chain[0], "token.x5c"), authorities_pem)
-
-
-def _session_cookie(response: Response) -> str:
-    for header in response.headers.get_all("Set-Cookie", []):
-        pair = str(header).partition(";")[0].strip()
-        if pair.startswith(f"{kbs.SESSION_COOKIE}="):
-            return pair
-    raise Unavailable(f"the broker sent no {kbs.SESSION_COOKIE} cookie; is the address that of a KBS?")
-
-
-def _check_hash(challenge: kbs.Challenge) -> None:
-    """The server may choose a hash; only the default is offered here, which all but one kind of machine use."""
-    chosen = challenge.extra_params.get("selected-hash-algorithm") if isinstance(challenge.extra_params, dict) else None
-    if chosen is not None and str(chosen).lower() != "sha384":
-        raise Unsupported(f"the broker selected the hash {chosen!r}; this guest computes sha384")
-
-
-def _detail(response: Response) -> str:
-    """The human part of an error answer; servers and proxies that send no JSON get their status shown."""
-    try:
-        return strict_json.decode(response.body, kbs.ErrorBody, "error").detail
-    except InvalidInput:
-        return f"HTTP status {response.status}"
-
-
 def _check_same_volume(answer: VolumeRecord, asked: VolumeRecord) -> None:
     """What no change of a guest ever changes must be as it was."""
     if (answer.key_version, answer.profile) != (asked.key_version, asked.profile):
         raise Refused(f"the broker answered with another key version or profile for volume {asked.volume_id}")
-
-
-def _raise_error(response: Response, what: str, key: ec.EllipticCurvePrivateKey) -> NoReturn:
-    """Raise the broker's error with its own class; other servers' errors by their status."""
-    try:
-        body = volumes_api.unseal_error(key, strict_json.decode(response.body, kbs.ErrorBody, "error"))
-    except InvalidInput:
-        body = kbs.ErrorBody(type="", detail=f"HTTP status {response.status}")
-    known = volumes_api.decode_error(body)
-    if known is not None:
-        raise known
-    text = body.detail if what in body.detail else f"{what}: {body.detail}"
-    raise {403: NotReleased, 404: NotFound}.get(response.status, Refused)(text)

@@ -21,6 +21,12 @@ def find(runner: Runner, name: str) -> Mapping | None:
     return Mapping(name=name, table=table, device=device)
 
 
+def stop_writes(runner: Runner, name: str) -> None:
+    """Let no more I/O through to the disk, and flush nothing: what the kernel still holds back fails from now on."""
+    argv = ["dmsetup", "wipe_table", "--force", "--noflush", "--nolockfs", name]
+    runner.run(argv, timeout=_SECONDS, env=_ENVIRONMENT)
+
+
 def is_read_only(mapping: Mapping, sysfs: Path = Path("/sys")) -> bool:
     """Whether the kernel refuses writes to the mapping."""
     return (sysfs / f"dev/block/{mapping.device}/ro").read_text().strip() == "1"

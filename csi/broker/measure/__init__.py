@@ -1,0 +1,1 @@
+"""What a guest's evidence should say, computed from the files that it is started with."""
