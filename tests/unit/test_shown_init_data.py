@@ -1,10 +1,13 @@
 """A token shows measured init-data by the names that policies of other brokers match on, and never fails over it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from csi.broker import service
+from csi.broker.claims import SampleClaims
 from csi.broker.shown_init_data import LIMIT_BYTES, ShownInitData, shown
 
 HEAD = 'version = "0.1.0"\nalgorithm = "sha256"\n\n[data]\n'
@@ -92,3 +95,10 @@ def test_a_file_that_cannot_be_read_stays_text(name: str, text: str) -> None:
 def test_what_is_no_init_data_or_too_large_is_not_shown() -> None:
     assert shown("version = 2\n") is None
     assert shown(f"{HEAD}big = '{'x' * LIMIT_BYTES}'\n") is None
+
+
+def test_a_text_that_the_tee_does_not_carry_is_not_shown() -> None:
+    text = f"{HEAD}a = 'b'\n"
+    unmeasured = SampleClaims(launch_digest="abcde", init_data=None, svn="1")
+    assert service._shown(unmeasured, text) is None
+    assert service._shown(replace(unmeasured, init_data="sha256:00"), text) == shown(text)
