@@ -5,10 +5,10 @@ SEALED_LOCAL_CACHE ?= $(CURDIR)/.cache
 PYTHON = $(SEALED_LOCAL_CACHE)/venv/bin/python
 export SEALED_LOCAL_CACHE
 
-.PHONY: help demo test fast cluster mutate fuzz bench setup protos tables lock
+.PHONY: help demo test fast cluster e2e mutate fuzz bench setup protos tables lock
 
 help:   ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 demo: setup  ## show the main job end to end and write build/demo.html
 	@$(PYTHON) -m lab.demo
@@ -24,6 +24,12 @@ cluster:  ## the chart in a real Kubernetes inside the lab; the first run builds
 	@scripts/build-kubernetes >/dev/null
 	@SEALED_LOCAL_REQUIRE_LAB=1 $(PYTHON) -m pytest tests/cluster $(PYTEST_ARGS)
 
+e2e:  ## Kubernetes' own tests of storage drivers against the chart in that Kubernetes (SEALED_LOCAL_SPECS=regex: a part)
+	@scripts/setup cluster
+	@scripts/build-kubernetes >/dev/null
+	@scripts/build-suite >/dev/null
+	@SEALED_LOCAL_REQUIRE_LAB=1 $(PYTHON) -m pytest -s tests/e2e $(PYTEST_ARGS)
+
 mutate: setup  ## break the lines that carry promises one by one; a survivor fails (PROMISE=word: only those with it)
 	@scripts/mutate "$(PROMISE)"
 
@@ -37,7 +43,7 @@ bench: setup  ## measure against bare tools, in the lab, and print ratios
 setup:  ## packages and the Python environment
 	@scripts/setup
 
-protos: setup  ## generate csi/node/rpc/proto from protos/
+protos: setup  ## generate the committed code of protos/
 	@scripts/generate-protos
 
 tables: setup  ## write the tables of options in docs/ from where the options are declared

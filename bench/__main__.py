@@ -8,6 +8,7 @@ Linux starting a process is slow (a fifth to half a second for LVM), so ratios t
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -35,6 +36,9 @@ _LOOK_MS = 2
 _CAPABILITY = mount_capability("ext4")
 _REPORT = REPOSITORY / "build" / "bench.json"
 _POLICY = "/run/bench/initdata.toml"
+_SERVED_POLICY = "/run/bench/served.toml"
+_CDH = "/run/bench/cdh.sock"
+_PLACE = "/data/volume"
 
 
 class Bench:
@@ -144,9 +148,11 @@ class Bench:
     def _unlock(self) -> None:
         broker = Broker(self.node, port=8460)
         measured = init_data(broker, host="127.0.0.1")
-        broker.allow(measured)
+        served = measured.replace('id_pattern = "pvc-[a-z0-9-]+"', 'id = "pvc-unlock"')
+        broker.allow(measured, served)
         broker.start()
         self.node.write(_POLICY, measured.encode())
+        self.node.write(_SERVED_POLICY, served.encode())
         volume = self.driver.create("pvc-unlock", _SIZE, _CAPABILITY, sealed="xts").ok()["volume"]
         self.driver.stage(volume, _CAPABILITY).ok()
         self.bare("lvcreate", name="bare-unlock", size_bytes=_SIZE)
@@ -176,7 +182,27 @@ class Bench:
         )
         self.note("unlock (attest, verify, open, commit, mount) / bare cryptsetup open + mount", mine, base, 1.5)
         self.note("  of which: Python's start and imports", python, None, None)
+        self._unlock_served(bare)
         broker.stop()
+
+    def _unlock_served(self, bare: Callable[[int], float]) -> None:
+        log = f"{self.node.shared}/serve.log"
+        serve = ["serve", "--policy", _SERVED_POLICY, "--socket", _CDH]
+        process = self.node.spawn([sys.executable, "-m", "csi", "guest", *serve], log)
+
+        def ours(_: int) -> float:
+            seconds = self.node.call("bench.served:mount", socket=_CDH, device="/dev/vg0/pvc-unlock", place=_PLACE)
+            self.node.call("bench.served:end", place=_PLACE)
+            return float(seconds)
+
+        self.node.call("bench.served:wait", socket=_CDH)
+        ours(0)
+        mine, base = self._alternate(ours, bare)
+        self.note("unlock by a resident serve / bare cryptsetup open + mount", mine, base, 2.5)
+        for phase, seconds in self.node.call("bench.served:phases", log=log).items():
+            self.note(f"  of which: {phase}", seconds, None, None)
+        self.node.kill(process, signal.SIGTERM)
+        self.node.wait(process)
 
     @staticmethod
     def _alternate(ours: Callable[[int], float], bare: Callable[[int], float]) -> tuple[float, float]:

@@ -31,7 +31,7 @@ _MODULES = (
     "configfs", "tsm", "virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "virtio_console", "dm-crypt",
     "xts", "ecb",
 )  # fmt: skip
-_DISTRIBUTIONS = ("cryptography", "cffi", "msgspec", "pyudev", "rfc8785")
+_DISTRIBUTIONS = ("cryptography", "cffi", "msgspec", "protobuf", "pyudev", "rfc8785")
 _UNUSED_STDLIB = (
     "test", "idlelib", "tkinter", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "distutils", "venv", "unittest",
     "sqlite3", "curses", "dbm", "wsgiref", "xmlrpc", "__phello__", "config-3.11-x86_64-linux-gnu", "multiprocessing",
@@ -39,7 +39,7 @@ _UNUSED_STDLIB = (
 _KERNEL = "6.12"
 """The first long-term kernel with configfs-tsm; Debian 12's own, 6.1, has none."""
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_LAB_CODE = ("guest_agent.py", "tee.py", "fuse.py")
+_LAB_CODE = ("guest_agent.py", "hub.py", "kata_agent.py", "tee.py", "fuse.py")
 _SITE = "usr/lib/python3/dist-packages"
 _FOLDERS = (
     "proc", "sys", "dev", "run", "tmp", "data", "mnt", "root", "etc", "usr/bin", "usr/sbin", "usr/lib",

@@ -40,6 +40,8 @@ class DirectVolume:
     fstype: str
     options: tuple[str, ...]
     read_only: bool
+    driver_options: tuple[str, ...] = ()
+    """What the Go runtime makes of `metadata`; the Rust runtime doesn't look at it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +95,15 @@ def _go(content: bytes | None) -> DirectVolume | PlainDirectory:
             return PlainDirectory(reason="metadata value is not a string")
     except (ValueError, AttributeError):
         return PlainDirectory(reason="record is not JSON")
+    driver_options = [f"encryption_key={metadata['encryptionKey']}"] if "encryptionKey" in metadata else []
+    if metadata.get("createFilesystem") == "true":
+        driver_options.append("create_filesystem")
     return DirectVolume(
-        device=raw.get("device", ""), fstype=raw.get("fstype", ""), options=options, read_only="ro" in options
+        device=raw.get("device", ""),
+        fstype=raw.get("fstype", ""),
+        options=options,
+        read_only="ro" in options,
+        driver_options=tuple(driver_options),
     )
 
 
@@ -143,7 +152,7 @@ def hand_over(guest: str, target_path: str, rules: str, driver: str = "virtio-sc
     address = vm.plug(guest, found.device, driver, found.read_only, "")
     storage = Storage(
         driver=address["driver"],
-        driver_options=(),
+        driver_options=found.driver_options,
         source=address["source"],
         fstype=found.fstype,
         options=found.options,

@@ -5,7 +5,7 @@ Nothing here decides whether the claims are good enough; that is `csi.broker.app
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self, TypeAlias, assert_never
 
@@ -145,7 +145,7 @@ class SnpTcb:
 
     def below(self, floor: "SnpTcb") -> tuple[str, ...]:
         """Parts that are older than in `floor`. Each part counts for itself: a newer one makes up for no older one."""
-        pairs = zip(SNP_TCB_PARTS, astuple(self), astuple(floor), strict=True)
+        pairs = ((part, getattr(self, part), getattr(floor, part)) for part in SNP_TCB_PARTS)
         return tuple(f"{part} {found}, not {wanted}" for part, found, wanted in pairs if found < wanted)
 
 

@@ -11,7 +11,8 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 _PR_SET_DUMPABLE: Final = 4
-_MCL_CURRENT_AND_FUTURE: Final = 3
+_MCL_CURRENT_FUTURE_ON_FAULT: Final = 7
+"""Each page from its first use on: one that was never touched holds no secret, and fetching all of them takes its time."""
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
 _IOPRIO_WHO_PROCESS: Final = 1
 _M_ARENA_MAX: Final = -8
@@ -29,7 +30,7 @@ def harden() -> None:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     bounded = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY and os.geteuid() != 0
     # Under a bound the lock may succeed now and let a later thread fail for want of locked memory.
-    if bounded or libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
+    if bounded or libc.mlockall(_MCL_CURRENT_FUTURE_ON_FAULT) != 0:
         _log.info("memory is not locked, so it may be swapped out", extra={"bounded": bounded})
 
 

@@ -45,7 +45,7 @@ _EPILOG = """The policy (TOML) is part of the measured init-data or image; --pol
   name = "data"                                 # what --volume may say
   id = "pvc-5d1f..."                            # or id_pattern = "pvc-.*": the host then chooses among all
                                                 # that match, an empty new volume included
-  mount = "/data"                               # must not be a mount point yet
+  mount = "/data"                               # must not be a mount point yet; "FOLDER/*" for serve
   profile = "xts"
   fstype = "ext4"                               # or xfs
   access = "rw"                                 # or ro
@@ -103,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENTS]")
     _for_repairs(verbs)
     _for_pods(verbs)
+    _for_the_agent(verbs)
     return made
 
 
@@ -167,6 +168,39 @@ def _for_agent_policy(verbs: "argparse._SubParsersAction[argparse.ArgumentParser
         "--sealed",
         action="store_true",
         help="a sealed volume whose record asks the guest's confidential-data-hub to mount it",
+    )
+
+
+def _for_the_agent(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    served = verbs.add_parser(
+        "serve",
+        help="stand where a kata-agent starts its confidential-data-hub, and mount the policy's volumes when it asks",
+        formatter_class=_Help,
+    )
+    served.add_argument(
+        "--policy",
+        required=True,
+        help="the policy file, or the whole init-data text that holds it. Read at each request; where there is none, no "
+        "volume is ours and every request is passed on",
+    )
+    served.add_argument(
+        "--cdh",
+        metavar="PROGRAM",
+        help="the real confidential-data-hub. It is started behind, on a socket of its own, and again when it ends; it "
+        "gets everything but the mounts of the policy's volumes. Left out, only those mounts are answered",
+    )
+    served.add_argument(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="the confidential-data-hub's configuration, as the agent names it; it gets a copy with another socket. Left "
+        "out, it gets what it would take from the kernel's command line",
+    )
+    served.add_argument(
+        "--socket",
+        default="/run/confidential-containers/cdh.sock",
+        help="the socket that the agent waits for. Whatever is there is replaced (default: "
+        "`/run/confidential-containers/cdh.sock`)",
     )
 
 

@@ -6,6 +6,8 @@ stands behind them, because a netlink queue may overflow and a guest may have no
 
 import time
 from collections.abc import Iterator
+from functools import cache
+from itertools import chain
 from typing import Final
 
 import pyudev
@@ -18,9 +20,15 @@ _POLL_SECONDS: Final = 1.0
 _NOT_DISKS: Final = ("loop", "ram", "dm-", "zram", "sr", "fd")
 
 
+@cache
+def context() -> pyudev.Context:
+    """The one way to udev's library: looking for the library starts a process each time."""
+    return pyudev.Context()
+
+
 def disks() -> tuple[str, ...]:
     """Device nodes of whole disks, in the order of their names."""
-    found = pyudev.Context().list_devices(subsystem="block", DEVTYPE="disk")
+    found = context().list_devices(subsystem="block", DEVTYPE="disk")
     return tuple(
         sorted(
             device.device_node
@@ -33,7 +41,7 @@ def disks() -> tuple[str, ...]:
 def node_of(number: DeviceNumber) -> str | None:
     """The node of a device; None when there is none."""
     try:
-        found = pyudev.Devices.from_device_number(pyudev.Context(), "block", number.combined)
+        found = pyudev.Devices.from_device_number(context(), "block", number.combined)
     except pyudev.DeviceNotFoundError:
         return None
     return str(found.device_node) if found.device_node is not None else None
@@ -41,7 +49,7 @@ def node_of(number: DeviceNumber) -> str | None:
 
 def appearing(seconds: float) -> Iterator[tuple[str, ...]]:
     """The disks now, and again whenever the kernel reports a change, until time is up."""
-    monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source="kernel")
+    monitor = pyudev.Monitor.from_netlink(context(), source="kernel")
     monitor.filter_by("block")
     monitor.start()
     give_up = time.monotonic() + seconds
@@ -57,7 +65,8 @@ def wait_for(device: str, seconds: float) -> str:
 
     Raises `NotFound` naming the path and the disks that there are.
     """
-    for _ in appearing(seconds):
+    # What is there already is not asked of udev.
+    for _ in chain(((),), appearing(seconds)):
         found = resolved(device)
         if found is not None:
             return found

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csi.core import errors
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str], *, guest: "Guest | None" = None) -> int:
         "agent-policy": _agent_policy,
     }
     try:
+        if given.verb == "serve":
+            return _serve(given, guest)
         return verbs[given.verb](given, guest or _this_guest())
     except (errors.SealedLocalError, OSError) as error:
         print(f"sealed-local guest: {error}", file=sys.stderr)
@@ -99,6 +102,13 @@ def _agent_policy(given: argparse.Namespace, guest: "Guest") -> int:
     )
     sys.stdout.write(agent_policy.with_volume(read_policy(given.policy), volume, given.policy))
     return 0
+
+
+def _serve(given: argparse.Namespace, guest: "Guest | None") -> int:
+    """The process that stays is this one, so it gets no machine and imports nothing of an unlock."""
+    from csi.guest.serve.start import Served, serve
+
+    return serve(Served(policy=given.policy, socket=Path(given.socket), cdh=given.cdh, config=given.config), guest)
 
 
 def _run(given: argparse.Namespace, guest: "Guest") -> int:

@@ -5,20 +5,23 @@ It is part of the measured init-data or image. Everything that the host says is 
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, assert_never
 
 import msgspec
 
-from csi.core.errors import InvalidInput
+from csi.core.errors import InvalidInput, Refused
 from csi.core.filesystem import Filesystem
 from csi.core.sealed import Profile
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
 from csi.kbs.claim_name import POLICY_ENTRY, UNNAMED, ClaimName, KubernetesName
 
+_ANY_NAME = "/*"
+"""At the end of a mount point: the name in that folder is the runtime's."""
 _OPTIONS = frozenset({"noatime", "nodiratime", "relatime", "noexec", "sync"})
 
 
@@ -53,6 +56,7 @@ class VolumePolicy:
     """The one volume that the rule is for; None where a pattern leaves the choice to the host."""
     id_pattern: re.Pattern[str]
     mount: str
+    """Where it is mounted. `FOLDER/*`: directly below that folder, under the name that the runtime asks for."""
     profile: Profile
     fstype: Filesystem
     access: GuestAccess
@@ -65,6 +69,28 @@ class VolumePolicy:
     def allows(self, volume_id: str) -> bool:
         """Whether the rule is for this volume."""
         return self.id_pattern.fullmatch(volume_id) is not None
+
+    def mounts_at(self, mount_point: str) -> bool:
+        """Whether the rule lets the volume be mounted there."""
+        if not self.mount.endswith(_ANY_NAME):
+            return mount_point == self.mount
+        path = PurePosixPath(mount_point)
+        folder = self.mount.removesuffix(_ANY_NAME)
+        return mount_point == str(path) and str(path.parent) == folder and path.name != ".."
+
+    def mounted_at(self, mount_point: str | None) -> "VolumePolicy":
+        """The rule with the one place that the volume is mounted at. Raises `InvalidInput` for a place that it doesn't
+        allow, and for none where the rule leaves the name to the runtime.
+        """
+        if mount_point is None and not self.mount.endswith(_ANY_NAME):
+            return self
+        if mount_point is None:
+            raise InvalidInput(
+                "--volume", f"the rule {self.name!r} mounts at {self.mount}: only `serve` is told the name"
+            )
+        if not self.mounts_at(mount_point):
+            raise InvalidInput("mount point", f"the rule {self.name!r} allows {self.mount}, not {mount_point}")
+        return replace(self, mount=mount_point)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +132,27 @@ class GuestPolicy:
         hint = "; it is a rule's name, so say which volume by --id" if volume_id in self._names else ""
         raise InvalidInput("--volume", f"the measured policy allows no volume {volume_id!r}{hint}; nothing is opened")
 
+    def mounted_at(self, mount_point: str) -> VolumePolicy | None:
+        """The rule for the volume that a runtime wants at a mount point; None when no rule speaks of that place.
+
+        A request of the runtime names no volume, so the place and the rule must say which one it is. Raises `Refused` where
+        they don't: then it is the host that would choose.
+        """
+        rules = [rule for rule in self.volumes if rule.mount == mount_point]
+        rules = rules or [rule for rule in self.volumes if rule.mounts_at(mount_point)]
+        if not rules:
+            return None
+        names = ", ".join(repr(rule.name) for rule in rules)
+        if len(rules) > 1:
+            raise Refused(
+                f"the policy's rules {names} all allow {mount_point}, and nothing tells which volume is meant"
+            )
+        if rules[0].id is None:
+            raise Refused(
+                f"the policy's rule {names} has id_pattern; at {mount_point} only a rule with a fixed id counts"
+            )
+        return rules[0]
+
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(volume.name for volume in self.volumes)
@@ -140,10 +187,11 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     volume: list[_Volume]
 
 
+@lru_cache(maxsize=1)
 def parse(text: str, source: str) -> GuestPolicy:
     """The policy from its own text, or from an init-data document that carries it as `sealed-local.toml`.
 
-    Raises `InvalidInput` naming `source` and the place in it.
+    Raises `InvalidInput` naming `source` and the place in it. The last one is kept: `serve` asks for it at each request.
     """
     document = _toml(text, source)
     if "algorithm" not in document:

@@ -86,8 +86,8 @@ class ThisMachine:
         passphrase: Secret,
         read_only: bool,
     ) -> None:
-        """See `Machine`. cryptsetup gets a copy that nobody can change any more."""
-        with memfd.sealed(header) as descriptor:
+        """See `Machine`. cryptsetup gets a copy that nobody can change any more; what follows its parts is zero."""
+        with memfd.sealed(header[:HEADER_PARTS_BYTES], HEADER_BYTES) as descriptor:
             cryptsetup.open_volume(
                 self._runner,
                 profile,

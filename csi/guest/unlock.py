@@ -15,7 +15,7 @@ from csi.guest import decide as plan
 from csi.guest.close import close
 from csi.guest.decide import DiskView, Format, HeaderCopy, Open, Repair
 from csi.guest.opened import Opened
-from csi.guest.seal import dm_table, luks_header, state_record
+from csi.guest.seal import dm_table, luks_header, spans, state_record
 from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.mapping import Mapping
@@ -247,7 +247,7 @@ def _view(head: Head, keys: VolumeKeys, volume_id: str) -> DiskView:
         # A formatted volume shows it in its first bytes; only otherwise is all of it looked at.
         zero_but_slots=not any(head.region[:_FIRST_BYTES]) and head.zero_but_slots(),
         header=lambda copy: hashlib.sha256(_copy(head, copy)).digest(),
-        copies_equal=lambda: bytes(head.header_a()) == bytes(head.header_b()),
+        copies_equal=lambda: spans.equal(head.header_a(), head.header_b()),
     )
 
 

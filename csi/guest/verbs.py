@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csi.core.errors import InvalidInput, ToolFailed
+from csi.core.errors import InUse, InvalidInput, ToolFailed
 from csi.guest.machine import Machine
 from csi.guest.opened import Opened, Progress
 from csi.guest.status import Notes
@@ -56,6 +56,8 @@ class Wanted:
     volume_id: str | None
     device: str | None
     wait_seconds: float
+    mount_point: str | None = None
+    """Where a runtime wants the volume, if the rule leaves that to it."""
 
 
 def open_volume(guest: Guest, wanted: Wanted, progress: Progress, *, supervised: bool = False) -> Opened:
@@ -103,7 +105,7 @@ def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -
     from csi.guest import released
 
     process.harden()
-    policy = _measured_policy(guest, wanted)
+    policy = measured_policy(guest, wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     with closing(_broker(guest, policy)) as register:
         got = released.ask(register, volume_id, rule.profile, rule.used_as)
@@ -116,12 +118,18 @@ def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -
     progress(f"the passphrase of {volume_id} (key version {got.record.key_version}) is in {target}")
 
 
-def close_volume(guest: Guest, volume_id: str, progress: Progress) -> bool:
-    """Write back, unmount, close, give the lease back; returns whether the volume was open. Raises what `close` raises."""
+def close_volume(guest: Guest, volume_id: str, progress: Progress, *, only_unmounted: bool = False) -> bool:
+    """Write back, unmount, close, give the lease back; returns whether the volume was open. Raises what `close` raises.
+
+    `only_unmounted`: raises `InUse` for a volume that is mounted, and leaves it as it is.
+    """
     from csi.guest.close import close
     from csi.guest.seal.mapping import mapping_name
 
     with guest.notes.only_one(volume_id):
+        mapping = guest.machine.mapping(mapping_name(volume_id)) if only_unmounted else None
+        if mapping is not None and any(mount.device == mapping.device for mount in guest.machine.mounts()):
+            raise InUse(f"volume {volume_id} is mounted")
         try:
             was_open = close(guest.machine, volume_id)
         except ToolFailed:
@@ -147,8 +155,9 @@ def _released(
     from csi.guest.session import Session
 
     process.harden()
-    policy = _measured_policy(guest, wanted)
+    policy = measured_policy(guest, wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
+    rule = rule.mounted_at(wanted.mount_point)
     with guest.notes.only_one(volume_id), closing(_broker(guest, policy)) as register:
         device = _known_device(guest.machine, wanted, volume_id)
         got = released.ask(register, volume_id, rule.profile, rule.used_as)
@@ -170,11 +179,11 @@ def _released(
             yield session, record
 
 
-def _measured_policy(guest: Guest, wanted: Wanted) -> "GuestPolicy":
-    """The policy that `--policy` names, which a TEE has to vouch for before any word of it is obeyed."""
+def measured_policy(guest: Guest, path: str) -> "GuestPolicy":
+    """The policy in a file, which a TEE has to vouch for before any word of it is obeyed."""
     from csi.guest import policy as guest_policy
 
-    policy = guest_policy.parse(read_policy(wanted.policy), wanted.policy)
+    policy = guest_policy.parse(read_policy(path), path)
     guest.platform().require_measured(policy.broker)
     return policy
 

@@ -18,7 +18,8 @@ from csi.node.lvm.names import checked_vg_name
 from csi.node.volume import Parameters, Wipe
 
 _KNOWN: Final = (
-    "volumeType", "vgName", "pool", "lvmType", "stripes", "stripeSize", "direct", "mkfsOptions", "wipe", "sealed", "fsType",
+    "volumeType", "vgName", "pool", "lvmType", "stripes", "stripeSize", "direct", "mkfsOptions", "wipe", "sealed",
+    "secureMount", "fsType",
 )  # fmt: skip
 _LATER: Final = ("mediaType", "iops", "bps", "mirrors")
 """Keys that other versions offer; refused by name, because ignoring them would silently break a promise."""
@@ -26,6 +27,8 @@ _LATER: Final = ("mediaType", "iops", "bps", "mirrors")
 _KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _FSTYPE_KEY = "csi.storage.k8s.io/fstype"
 _STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
+_SECURE_MOUNT: Final = "a-guest-without-serve-destroys-the-volume"
+"""The only value of `secureMount`: whoever writes it has read what it does."""
 _TRUE = ("true", "1", "t")
 _FALSE = ("false", "0", "f")
 _DEFAULTS: Final = {
@@ -55,6 +58,7 @@ def parse(given: Mapping[str, str]) -> Parameters:
         pool=own.get("pool"),
         layout=_layout(own),
         direct=_direct(own, profile),
+        secure_mount=_secure_mount(own, profile),
         profile=profile,
         fstype=_fstype(given),
         mkfs_options=_mkfs_options(own, _fstype(given)),
@@ -152,6 +156,22 @@ def _direct(own: Mapping[str, str], profile: Profile) -> bool:
     if profile.is_sealed and not direct:
         raise _bad("direct", "false contradicts sealed: only the guest has the key, so the node can't mount the volume")
     return direct
+
+
+def _secure_mount(own: Mapping[str, str], profile: Profile) -> bool:
+    """Never a default: with a stock confidential-data-hub in the guest the same record means a fresh key and format."""
+    value = own.get("secureMount")
+    if value is None:
+        return False
+    if not profile.is_sealed:
+        raise _bad("secureMount", "needs sealed: only the guest front of a sealed volume answers such a mount")
+    if value != _SECURE_MOUNT:
+        raise _bad(
+            "secureMount",
+            f"{value!r} is not {_SECURE_MOUNT!r}. It makes a kata-agent ask its confidential-data-hub for the mount. Where "
+            "that is not `sealed-local guest serve`, the device gets a new key and a new filesystem, and its data are lost",
+        )
+    return True
 
 
 def _layout(own: Mapping[str, str]) -> Layout:

@@ -105,6 +105,7 @@ class Parameters:
     pool: str | None = None
     layout: Layout = LINEAR
     direct: bool = False
+    secure_mount: bool = False
     profile: Profile = Profile.NONE
     fstype: Filesystem | None = None
     mkfs_options: tuple[str, ...] = ()
@@ -137,6 +138,9 @@ class Volume:
     params_digest: str
     profile: Profile
     direct: bool
+    secure_mount: bool = False
+    """Whether the record makes a stock kata-agent ask its confidential-data-hub for the mount. One without our front in its
+    place formats the device then."""
     wipe: Wipe
     holds: Content | None
     """What the first stage prepared it as; None until then."""

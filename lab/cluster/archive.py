@@ -31,7 +31,9 @@ class Content:
 class Start:
     """How a container of it starts."""
 
-    entrypoint: tuple[str, ...]
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    """What follows the entrypoint where a pod gives no arguments."""
     env: Mapping[str, str] = field(default_factory=dict)
     user: str = "0:0"
 
@@ -90,6 +92,7 @@ def _config(start: Start, layer: str) -> dict[str, Any]:
         "os": "linux",
         "config": {
             "Entrypoint": list(start.entrypoint),
+            "Cmd": list(start.command),
             "Env": [f"{name}={value}" for name, value in env.items()],
             "User": start.user,
         },

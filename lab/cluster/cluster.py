@@ -5,7 +5,8 @@ Everything runs in that one kernel; nothing leaves it. Disks outlive `crash` and
 
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Cluster:
         shared = self.node.shared
         self._layout = parts.Layout(programs=shared / "bin", keys=shared / "keys", files=shared / "files")
         self.keys = str(self._layout.keys)
+        self.admin = self._layout.kubeconfig(users.ADMIN)
         _, _, image, *state = self.node.images
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", containers, image], check=True)
         for disk in state:
@@ -101,13 +103,12 @@ class Cluster:
 
     def shell(self, command: str) -> Result:
         """A line of shell in the checkout, as the cluster's administrator with kubectl and helm at hand."""
-        env = {"KUBECONFIG": self._layout.kubeconfig(users.ADMIN), "PATH": f"{self._layout.programs}:{_PATH}"}
+        env = {"KUBECONFIG": self.admin, "PATH": f"{self._layout.programs}:{_PATH}"}
         return self.node.run(["bash", "-c", command], timeout=600, env=env)
 
     def kubectl(self, *arguments: str, check: bool = True) -> Result:
         """Run kubectl in the node. Seconds of its only processor: `request` is what tests look with."""
-        config = self._layout.kubeconfig(users.ADMIN)
-        argv = [self._layout.program("kubectl"), "--kubeconfig", config, *arguments]
+        argv = [self._layout.program("kubectl"), "--kubeconfig", self.admin, *arguments]
         return self.node.run(argv, timeout=300, check=check)
 
     def install(self, values: Mapping[str, Any]) -> None:
@@ -189,10 +190,23 @@ class Cluster:
         return self.node.call(f"lab.cluster.{function}", call_timeout=seconds + 120, **arguments)
 
 
+@contextmanager
+def installed(programs: Programs, containers: Path) -> Iterator[Cluster]:
+    """A node that is Ready and a driver that the kubelet knows, with the images of that disk; ends it afterwards."""
+    made = Cluster(programs, containers)
+    try:
+        made.boot()
+        made.install(values())
+        yield made
+    finally:
+        made.close()
+
+
 def values() -> dict[str, Any]:
-    """The chart's values for the lab: only what can't be had there is another."""
+    """The chart's values for the lab: what can't be had there is another, and what is optional is on."""
     return {
         # No proxy serves the modules of the published two: a stand-in registers the driver, and the kubelet asks /healthz.
         "images": {"registrar": {"repository": store.REGISTRAR, "tag": "lab"}},
         "node": {"livenessprobe": {"enabled": False}},
+        "runtimeClassWarning": {"enabled": True},
     }

@@ -22,6 +22,7 @@ DOCUMENTED = "registry.example.com/sealed-local-node"
 """What the pages call the product's image: the commands there are run as they stand."""
 TEST_IMAGE = "localhost/busybox:lab"
 REGISTRAR = "localhost/registrar-stand-in"
+_PAUSE = ("/bin/sleep", "1000000000")
 _GIB = 1024**3
 _DISK_BYTES = 8 * _GIB
 _IMPORT_SECONDS = 900
@@ -52,22 +53,37 @@ def wanted(programs: Programs) -> list[Wanted]:
         ),
         _program(f"{values['provisioner']['repository']}:{values['provisioner']['tag']}", programs.provisioner),
         _program(f"{REGISTRAR}:lab", programs.registrar),
-        _busybox(parts.PAUSE, ("/bin/sleep", "1000000000")),
-        _busybox(TEST_IMAGE, ("/bin/sh",)),
+        _busybox(parts.PAUSE, Start(entrypoint=_PAUSE)),
+        _busybox(TEST_IMAGE, Start(entrypoint=("/bin/sh",))),
     ]
 
 
-def disk(images: Sequence[Wanted], cache: Path) -> Path:
-    """A disk with a filesystem for /var/lib/containerd that holds the images. Only the newest one is kept."""
+def of_suite(names: Sequence[str], agnhost: Path) -> list[Wanted]:
+    """Stand-ins for those images of Kubernetes' storage tests whose programs can be had: a shell, and agnhost's program.
+
+    `names`: all that the tests name. A pod with another one stays without its image.
+    """
+    starts = {
+        "agnhost": Start(entrypoint=("/agnhost",), command=("pause",)),
+        "busybox": Start(command=("sh",)),
+        "nginx": Start(command=("sh",)),  # its tests use nothing but the shell
+        "pause": Start(entrypoint=_PAUSE),
+    }
+    kinds = {name: name.rpartition("/")[2].partition(":")[0] for name in names}
+    return [_busybox(name, starts[kind], agnhost=agnhost) for name, kind in kinds.items() if kind in starts]
+
+
+def disk(images: Sequence[Wanted], cache: Path, name: str = "containers") -> Path:
+    """A disk with a filesystem for /var/lib/containerd that holds the images. Only the newest one of a name is kept."""
     folder = cache / "cluster"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"containers-{_key(images)}.img"
+    path = folder / f"{name}-{_key(images)}.img"
     if not path.exists():
         print("lab: importing the cluster's images", flush=True)
         unfinished = folder / f"unfinished-{os.getpid()}.img"
         try:
             _make(images, unfinished)
-            for old in folder.glob("containers-*.img"):
+            for old in folder.glob(f"{name}-*.img"):
                 old.unlink()
             unfinished.rename(path)
         finally:
@@ -116,15 +132,16 @@ def _program(name: str, path: Path) -> Wanted:
     )
 
 
-def _busybox(name: str, entrypoint: tuple[str, ...]) -> Wanted:
-    program = Path("/bin/busybox")
-    applets = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout.split()
-    links = {f"bin/{applet}": "busybox" for applet in applets if applet != "busybox"}
+def _busybox(name: str, start: Start, **more: Path) -> Wanted:
+    """An image of busybox, and of more programs under their names."""
+    programs = {"bin/busybox": Path("/bin/busybox"), **more}
+    applets = subprocess.run([programs["bin/busybox"], "--list"], check=True, capture_output=True, text=True).stdout
+    links = {f"bin/{applet}": "busybox" for applet in applets.split() if applet != "busybox"}
     return Wanted(
         name=name,
-        content=Content(programs={"bin/busybox": program}, links=links),
-        start=Start(entrypoint=entrypoint),
-        digest=hashlib.sha256(program.read_bytes()).hexdigest(),
+        content=Content(programs=programs, links=links),
+        start=start,
+        digest=" ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in programs.values()),
     )
 
 

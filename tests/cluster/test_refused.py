@@ -1,5 +1,7 @@
 """What a person sees where something is asked for that can't be had: events on the claim and the pod that explain it."""
 
+import json
+
 import pytest
 
 from lab.cluster.cluster import Cluster
@@ -52,6 +54,25 @@ def test_a_runtime_that_does_not_know_a_direct_volume_cannot_write_to_the_host(c
     cluster.delete(f"{objects.CLAIMS}/direct")
     # The next test counts volumes.
     cluster.gone(f"{objects.VOLUMES}/{volume}")
+
+
+def test_a_pod_that_brings_a_direct_or_sealed_claim_without_a_runtime_class_is_warned_of(cluster: Cluster) -> None:
+    kata = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "kata"}, "handler": "kata"}
+    cluster.create("/apis/node.k8s.io/v1/runtimeclasses", kata)
+    for storage_class, runtime, warned in (
+        ("local-direct", None, True),
+        ("local-sealed", None, True),
+        ("local-plain", None, False),
+        ("local-direct", "kata", False),
+    ):
+        template = {"spec": objects.claim_spec("64Mi", storage_class)}
+        made = pod("brings", "true", {"ephemeral": {"volumeClaimTemplate": template}})
+        made["spec"]["runtimeClassName"] = runtime
+        file = cluster.node.shared / "pod.json"
+        file.write_text(json.dumps({"apiVersion": "v1", "kind": "Pod", **made}))
+        told = cluster.kubectl("create", "--dry-run=server", "-f", str(file)).stderr.decode()
+        assert (f"volumes of the class {storage_class} are mounted in a Kata guest" in told) == warned, told
+    cluster.delete("/apis/node.k8s.io/v1/runtimeclasses/kata")
 
 
 def _clean(cluster: Cluster, name: str) -> None:

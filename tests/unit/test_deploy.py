@@ -291,3 +291,38 @@ def test_the_example_values_of_a_page_make_a_driver_that_starts(tmp_path: Path, 
     daemons = started(render(values), tmp_path)
     assert len(daemons) == len(values["nodePools"])
     assert "fast" in {pool.name for daemon in daemons for pool in daemon.settings.config.pools}
+
+
+# The warning
+
+
+def test_the_warning_names_the_classes_that_need_a_kata_guest_and_no_other() -> None:
+    values: Object = {
+        "runtimeClassWarning": {"enabled": True},
+        "storageClasses": {
+            "clear": {"enabled": True, "parameters": {"sealed": "none"}},
+            "mine": {"enabled": True, "parameters": {"sealed": "xts"}},
+            "off": {"enabled": False, "parameters": {"direct": "true"}},
+        },
+    }
+    policy = the(render(values), "ValidatingAdmissionPolicy")
+    (guarded,) = (entry["expression"] for entry in policy["spec"]["variables"] if entry["name"] == "guarded")
+    (listed,) = re.findall(r" in (\[.*\])\)", guarded)
+    assert json.loads(listed) == ["local-direct", "local-sealed", "mine"]
+
+
+def test_the_warning_never_refuses_a_pod_and_is_off_where_it_was_not_asked_for() -> None:
+    objects = render({"runtimeClassWarning": {"enabled": True}})
+    policy, binding = the(objects, "ValidatingAdmissionPolicy"), the(objects, "ValidatingAdmissionPolicyBinding")
+    assert policy["spec"]["failurePolicy"] == "Ignore"
+    assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+    assert binding["spec"]["validationActions"] == ["Warn", "Audit"]
+    # Kubernetes 1.29 has no such kind.
+    assert [found for found in render() if found["kind"].startswith("Validating")] == []
+
+
+def test_the_warning_is_what_the_api_knows(tmp_path: Path) -> None:
+    objects = render({"runtimeClassWarning": {"enabled": True}})
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(objects))
+    done = validate(tmp_path / "all.yaml", "1.37")
+    assert done.returncode == 0, done.stdout + done.stderr

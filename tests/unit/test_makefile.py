@@ -57,8 +57,8 @@ def test_no_script_looks_for_the_cache_elsewhere(script: str) -> None:
 
 def test_help_names_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
-    assert targets == set(re.findall(r"^([a-z]+):.*##", text, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", text, re.MULTILINE))
+    assert targets == set(re.findall(r"^([a-z0-9]+):.*##", text, re.MULTILINE))
 
 
 def test_readme_and_help_name_the_same_time_for_make_fast() -> None:

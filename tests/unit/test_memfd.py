@@ -16,6 +16,13 @@ def test_what_was_given_is_there_whole() -> None:
         assert os.pread(descriptor, 2 * len(HEADER), 0) == HEADER
 
 
+def test_it_is_followed_by_zeroes_as_far_as_it_should_reach() -> None:
+    with memfd.sealed(HEADER, len(HEADER) + 5) as descriptor:
+        assert os.pread(descriptor, 2 * len(HEADER), 0) == HEADER + bytes(5)
+        with pytest.raises(PermissionError):
+            os.pwrite(descriptor, b"x", len(HEADER) + 1)
+
+
 def test_it_can_not_be_written_cut_grown_or_mapped_for_writing() -> None:
     with memfd.sealed(HEADER) as descriptor:
         with pytest.raises(PermissionError):

@@ -296,3 +296,25 @@ def test_the_digest_never_changes_because_volumes_carry_it_in_a_tag() -> None:
 
 def test_keys_of_the_provisioner_are_never_refused() -> None:
     assert parameters.parse(FROM_THE_PROVISIONER).fstype == "xfs"
+
+
+DESTROYS = "a-guest-without-serve-destroys-the-volume"
+
+
+def test_a_secure_mount_is_asked_for_in_so_many_words() -> None:
+    assert parameters.parse({"sealed": "xts", "secureMount": DESTROYS}).secure_mount
+    assert not parameters.parse({"sealed": "xts"}).secure_mount
+    for word in ("true", "", DESTROYS.upper()):
+        told = refused({"sealed": "xts", "secureMount": word})
+        assert told.field == "parameters[secureMount]"
+        assert DESTROYS in told.problem
+        assert "its data are lost" in told.problem
+
+
+@pytest.mark.parametrize("given", [{}, {"sealed": "none"}, {"direct": "true"}])
+def test_a_secure_mount_of_a_volume_that_is_not_sealed_is_refused(given: dict[str, str]) -> None:
+    assert "needs sealed" in refused(given | {"secureMount": DESTROYS}).problem
+
+
+def test_a_secure_mount_is_another_class() -> None:
+    assert parameters.digest({"sealed": "xts", "secureMount": DESTROYS}) != parameters.digest({"sealed": "xts"})

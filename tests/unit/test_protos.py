@@ -133,11 +133,12 @@ def secrets_of(file: File) -> set[str]:
 def test_the_generated_code_is_fresh(tmp_path: Path) -> None:
     command = [ROOT / "scripts/generate-protos", tmp_path]
     subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=120)
-    fresh = {path.name: path.read_bytes() for path in (tmp_path / "csi/node/rpc/proto").iterdir()}
-    committed = {path.name: path.read_bytes() for path in (ROOT / "csi/node/rpc/proto").glob("*_pb2*")}
-    assert fresh.keys() == committed.keys()
-    stale = [name for name in fresh if fresh[name] != committed[name]]
-    assert not stale, f"run scripts/generate-protos: {stale} differ from what protos/ generates"
+    for folder in ("csi/node/rpc/proto", "csi/guest/serve/proto"):
+        fresh = {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        committed = {path.name: path.read_bytes() for path in (ROOT / folder).glob("*_pb2*")}
+        assert fresh.keys() == committed.keys()
+        stale = [name for name in fresh if fresh[name] != committed[name]]
+        assert not stale, f"run scripts/generate-protos: {stale} differ from what protos/ generates"
 
 
 def test_our_messages_and_services_are_the_published_ones() -> None:

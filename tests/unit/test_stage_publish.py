@@ -724,6 +724,26 @@ def test_the_record_tells_the_guest_what_it_needs(
     assert publish.publish(view(there, capability))[-1] == steps.WriteRecord(target=TARGET, record=expected)
 
 
+def test_only_a_sealed_volume_whose_class_says_so_asks_for_a_secure_mount() -> None:
+    ask = {"encryptionKey": "ephemeral", "createFilesystem": "true"}
+    for there, asks in [
+        (volume("sealed", **SEALED, secure_mount=True), True),
+        (volume("sealed", **SEALED), False),
+        (volume("ext4", **DIRECT, secure_mount=True), False),
+        (volume("ext4", **DIRECT), False),
+    ]:
+        metadata = publish.direct_record(there, MOUNT, read_only=False).metadata
+        assert (ask.items() <= metadata.items()) is asks
+        assert (set(ask) & set(metadata) != set()) is asks
+
+
+@pytest.mark.parametrize("key", ["encryptionKey", "createFilesystem"])
+def test_a_record_that_would_have_a_volume_formatted_is_never_taken_for_one_that_would_not(key: str) -> None:
+    wrong = dataclasses.replace(RECORD, metadata={**RECORD.metadata, key: "x"})
+    assert not RECORD.means(wrong)
+    assert not wrong.means(RECORD)
+
+
 @pytest.mark.parametrize("read_only", [False, True])
 def test_the_record_carries_the_mount_flags_of_a_guest(read_only: bool) -> None:
     flags = asked(flags=("noatime", "_netdev"))

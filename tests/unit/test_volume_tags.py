@@ -96,6 +96,7 @@ def test_what_was_wanted_is_read_back() -> None:
     asked=st.builds(
         Parameters,
         direct=st.booleans(),
+        secure_mount=st.booleans(),
         profile=st.sampled_from(Profile),
         wipe=st.sampled_from(Wipe),
         fstype=st.sampled_from([None, *Filesystem]),
@@ -117,6 +118,7 @@ def test_every_volume_is_read_back_as_it_was_wanted(name: str, size: int, asked:
         params_digest=asked.digest,
         profile=asked.profile,
         direct=asked.direct,
+        secure_mount=asked.secure_mount,
         wipe=asked.wipe,
         holds=None,
         fstype=asked.fstype,

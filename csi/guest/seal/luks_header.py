@@ -14,6 +14,7 @@ from typing import Any, Final, assert_never
 
 from csi.core.errors import Tampered
 from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, PAYLOAD_OFFSET, Profile
+from csi.guest.seal import spans
 from csi.guest.seal.profiles import unsealed
 
 _COPY_BYTES: Final = 16384
@@ -64,7 +65,7 @@ def check(header: bytes | memoryview, profile: Profile, *, uuid: str) -> None:
     """Raises `Tampered` unless `header` is one header copy of this profile with this UUID."""
     if len(header) != HEADER_BYTES:
         raise Tampered(f"a LUKS header copy is {len(header)} bytes long instead of {HEADER_BYTES}")
-    if bytes(header[HEADER_PARTS_BYTES:]).strip(b"\0"):
+    if not spans.is_zero(memoryview(header)[HEADER_PARTS_BYTES:]):
         raise Tampered(f"the LUKS header has something behind its keyslot, from {HEADER_PARTS_BYTES} on")
     copies = (bytes(header[:_COPY_BYTES]), bytes(header[_COPY_BYTES : 2 * _COPY_BYTES]))
     sequences = [

@@ -10,9 +10,11 @@ _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | f
 
 
 @contextmanager
-def sealed(content: bytes | memoryview) -> Iterator[int]:
-    """A descriptor of memory with this content that nobody, cryptsetup's auto-repair included, can change any more."""
-    with writable(len(content)) as descriptor:
+def sealed(content: bytes | memoryview, size_bytes: int = 0) -> Iterator[int]:
+    """A descriptor of memory with this content that nobody, cryptsetup's auto-repair included, can change any more. It is
+    followed by zeroes up to `size_bytes`, which take no memory.
+    """
+    with writable(max(size_bytes, len(content))) as descriptor:
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]

@@ -29,6 +29,11 @@ _NO_EPOCH: Final = bytes(16)
 _FIRST_SEQUENCE: Final = 1
 
 
+def may_be_one(slot: bytes) -> bool:
+    """Whether a slot shows what every record begins with. It proves nothing: anybody can write that."""
+    return slot.startswith(_MAGIC)
+
+
 class RecordKind(IntEnum):
     """What a record says."""
 

@@ -22,6 +22,9 @@ PATH_LIMIT_BYTES: Final = 189
 VOLUME_ID_KEY: Final = "sealed-local.csi/volume-id"
 PROFILE_KEY: Final = "sealed-local.csi/profile"
 
+SECURE_MOUNT: Final = {"encryptionKey": "ephemeral", "createFilesystem": "true"}
+"""What makes Kata's Go runtime and its agent ask the confidential-data-hub for the mount: these, and only these. A stock
+one then formats the device."""
 _HOST_ONLY = frozenset(
     {"bind", "rbind", "_netdev", "nofail", "auto", "noauto", "user", "nouser", "users", "loop", "rw"}
 )
@@ -48,8 +51,11 @@ class Record:
             self.device == other.device
             and self.fstype == other.fstype
             and set(self.options) == set(other.options)
-            and all(self.metadata.get(key) == other.metadata.get(key) for key in (VOLUME_ID_KEY, PROFILE_KEY))
+            and all(self.metadata.get(key) == other.metadata.get(key) for key in _COMPARED)
         )
+
+
+_COMPARED: Final = (VOLUME_ID_KEY, PROFILE_KEY, *SECURE_MOUNT)
 
 
 class _Raw(msgspec.Struct, rename="kebab"):

@@ -61,6 +61,8 @@ def encode(wanted: Wanted, clock: Callable[[], float] = time.time) -> tuple[str,
     ]
     if parameters.direct:
         tags.append(f"{_PREFIX}direct=true")
+    if parameters.secure_mount:
+        tags.append(f"{_PREFIX}secure-mount=true")
     if parameters.fstype is not None:
         tags.append(f"{_PREFIX}fs={parameters.fstype}")
     if parameters.mkfs_options:
@@ -93,6 +95,7 @@ def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
             params_digest=values["params"],
             profile=profile,
             direct=values.get("direct") == "true",
+            secure_mount=values.get("secure-mount") == "true",
             wipe=Wipe(values.get("wipe", Wipe.AUTO)),
             holds=content.read(values["formatted"], profile) if "formatted" in values else None,
             fstype=Filesystem(values["fs"]) if "fs" in values else None,

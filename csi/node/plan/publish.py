@@ -10,7 +10,7 @@ from typing import assert_never
 from csi.core.errors import AlreadyExists, InUse, Refused
 from csi.core.filesystem import Filesystem
 from csi.node.content import HoldsFilesystem, Raw, Sealed
-from csi.node.kata.record import PROFILE_KEY, VOLUME_ID_KEY, Record, directory_name, guest_options
+from csi.node.kata.record import PROFILE_KEY, SECURE_MOUNT, VOLUME_ID_KEY, Record, directory_name, guest_options
 from csi.node.plan import steps
 from csi.node.plan.node_view import PathKind, PathView, Publications, tombstone_owner, tombstone_source
 from csi.node.plan.stage import host_mounts, named_filesystem, require_not_deleted
@@ -171,6 +171,8 @@ def direct_record(volume: Volume, capability: Capability, *, read_only: bool) ->
     metadata: dict[str, str] = {VOLUME_ID_KEY: volume.volume_id}
     if volume.profile.is_sealed:
         metadata[PROFILE_KEY] = volume.profile.value
+    if volume.secure_mount and volume.profile.is_sealed:
+        metadata |= SECURE_MOUNT
     return Record(
         device=volume.lv.path,
         fstype=_shown_filesystem(volume, capability),

@@ -1,0 +1,1 @@
+"""`guest serve`: what a stock kata-agent starts as its confidential-data-hub."""

@@ -1,0 +1,109 @@
+"""Warm workers: a process that has imported all that an unlock needs, and forks itself for each request.
+
+So an unlock does not start Python, each has a process of its own that ends with its keys, and one that dies takes nothing
+with it. The nursery itself does nothing that could fail; the front makes another one if it ends anyway.
+"""
+
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+from csi.guest.serve import words
+
+_NEVER_KILLED: Final = "-1000"
+_AS_OTHERS: Final = "0"
+
+
+class Work(Protocol):
+    """What a worker does with a packet from the front; it answers on the socket."""
+
+    def __call__(self, packet: bytes, front: socket.socket) -> None:
+        """Do it to the end. What it raises ends the worker, which the front notices."""
+        ...
+
+
+Prepare = Callable[[], Work]
+"""Imports everything and returns the work; called once, in the nursery."""
+
+
+def spare_this_process() -> None:
+    """Ask the kernel to take another process when memory is short: with this one the agent's connection would go."""
+    _be_killed(_NEVER_KILLED)
+
+
+def start(prepare: Prepare, strangers: Iterable[socket.socket]) -> tuple[int, socket.socket]:
+    """Fork a nursery; returns its process id and the socket that it takes jobs on. `strangers` are this process's sockets,
+    which the nursery closes.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = forked(lambda: _serve(prepare, theirs), [ours, *strangers])
+    theirs.close()
+    ours.setblocking(False)
+    return process, ours
+
+
+def hand_over(nursery: socket.socket, packet: bytes) -> socket.socket:
+    """Give a job to a worker of its own; returns the socket that it answers on. Raises `OSError` when it can't be."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        socket.send_fds(nursery, [packet], [theirs.fileno()])
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    ours.setblocking(False)
+    return ours
+
+
+def forked(run: Callable[[], None], strangers: Iterable[socket.socket]) -> int:
+    """Run in a forked child, which closes `strangers` and ends when `run` does, whatever happens; returns its process id.
+
+    For a process of one thread: a lock that another thread holds would be held in the child for ever.
+    """
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    _be_killed(_AS_OTHERS)
+    try:
+        for stranger in strangers:
+            stranger.close()
+        run()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _serve(prepare: Prepare, jobs: socket.socket) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    # A worker is nobody's to wait for: its socket says when it ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    work = prepare()
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(jobs, words.MOST_BYTES + 64, 1)
+        if not packet:
+            return
+        with socket.socket(fileno=descriptors[0]) as front:
+            forked(partial(_work, work, packet, front), [jobs])
+
+
+def _work(work: Work, packet: bytes, front: socket.socket) -> None:
+    # Programs that the worker starts are its own to wait for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    work(packet, front)
+
+
+def _be_killed(when: str) -> None:
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(when)

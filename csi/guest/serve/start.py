@@ -1,0 +1,62 @@
+"""`guest serve` from its options to its end."""
+
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from csi.guest.serve import behind, front, nursery
+
+if TYPE_CHECKING:
+    from csi.guest.verbs import Guest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """The options of `serve`; each field is the option of that name."""
+
+    policy: str
+    socket: Path
+    cdh: str | None
+    config: str | None
+
+
+def serve(served: Served, guest: "Guest | None" = None) -> int:
+    """Serve until SIGTERM. Raises `InvalidInput` or `OSError` before the socket has its name, if it can't begin."""
+    other = behind.socket_beside(served.socket) if served.cdh is not None else None
+    hub = None
+    with ExitStack() as stack:
+        if served.cdh is not None and other is not None:
+            config = behind.write_config(served.config, served.socket.parent, other)
+            hub = stack.enter_context(behind.start(served.cdh, config, other))
+        nursery.spare_this_process()
+        listener = stack.enter_context(front.listen(served.socket))
+        stack.callback(served.socket.unlink, missing_ok=True)
+        front.Front(
+            listener,
+            prepare=lambda: _work(served.policy, guest),
+            behind=str(other) if other is not None else None,
+            hub=hub,
+            say=lambda text: print(f"sealed-local guest serve: {text}", file=sys.stderr, flush=True),
+        ).run()
+    return 0
+
+
+def _work(policy: str, guest: "Guest | None") -> nursery.Work:
+    """All that an unlock imports, so that no worker has to."""
+    from csi.core.command import LocalRunner
+    from csi.core.errors import SealedLocalError
+    from csi.guest import close, devices, find, released, session, unlock, verbs  # noqa: F401
+    from csi.guest import policy as guest_policy
+    from csi.guest.attest import kbs_client, platform  # noqa: F401
+    from csi.guest.serve.worker import Worker
+    from csi.guest.status import Notes
+    from csi.guest.this_machine import ThisMachine
+    from csi.guest.verbs import Guest
+
+    devices.context()
+    with suppress(SealedLocalError):  # It may come later, and each worker reads it anew: only its parsing is kept.
+        guest_policy.parse(verbs.read_policy(policy), policy)
+    guest = guest or Guest(machine=ThisMachine(LocalRunner()), notes=Notes())
+    return Worker(guest=guest, policy=policy)
