@@ -281,4 +281,5 @@ def _bearer(request: Request) -> str | None:
 
 
 def _resource_path(request: Request) -> kbs.ResourcePath:
-    return kbs.ResourcePath.parse(request.path_params["path"])
+    """One stock tool puts a slash too many before a path that was given to it without a scheme."""
+    return kbs.ResourcePath.parse(request.path_params["path"].removeprefix("/"))

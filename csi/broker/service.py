@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from csi.broker import appraise
+from csi.broker import appraise, shown_init_data
 from csi.broker.audit import Event, Ration
 from csi.broker.claims import Claims
 from csi.broker.liveness import Liveness
 from csi.broker.release import ReleasePolicy
 from csi.broker.sessions import Caller, Guest, NotAttested, Session, Sessions
+from csi.broker.shown_init_data import ShownInitData
 from csi.broker.store import Store
 from csi.broker.tickets import Tickets
 from csi.broker.tokens import Attested, TokenIssuer
@@ -222,6 +223,7 @@ class Broker:
             additional_evidence=message.tee_evidence.additional_evidence,
             report_data=expected.report_data,
             affirmed=self._affirms(claims),
+            init_data=_shown(claims, expected.init_data_text),
         )
 
     def _affirms(self, claims: Claims) -> bool:
@@ -256,6 +258,11 @@ class _RefusalNoted:
 def _named(claims: Claims, shown: str | None) -> frozenset[ClaimName]:
     """By the text that the guest showed, if it is the measured one."""
     return frozenset() if shown is None or claims.init_data is None else claim_name.named_in(shown)
+
+
+def _shown(claims: Claims, text: str | None) -> ShownInitData | None:
+    """The same for what the token shows of it."""
+    return None if text is None or claims.init_data is None else shown_init_data.shown(text)
 
 
 def _init_data_text(sent: kbs.InitData | None) -> str | None:

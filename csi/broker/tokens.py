@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from csi import __version__
 from csi.broker.claims import Claims, SampleClaims, SnpClaims, StoredClaims, TdxClaims
 from csi.broker.sessions import Guest, NotAttested
+from csi.broker.shown_init_data import ShownInitData
 from csi.core.errors import InvalidInput
 from csi.kbs import base64url, jwk, signed_answers, strict_json
 from csi.kbs.messages import RuntimeData
@@ -27,7 +28,8 @@ LIFETIME_SECONDS = 300
 _ISSUER = "CoCo-Attestation-Service"
 _PROFILE = "tag:github.com,2024:confidential-containers/Trustee"
 _COORDINATE_BYTES = 32
-_MAX_TOKEN_CHARACTERS = 64 * 1024
+_MAX_TOKEN_CHARACTERS = 192 * 1024
+"""Below what the server takes as headers. The largest part is init-data, see `csi.broker.shown_init_data`."""
 _SILENT = {"instance-identity": 0, "file-system": 0, "runtime-opaque": 0, "storage-opaque": 0, "sourced-data": 0}
 _AFFIRMED = {**_SILENT, "configuration": 2, "executables": 3, "hardware": 2}
 _CONTRAINDICATED = {**_SILENT, "configuration": 0, "executables": 33, "hardware": 97}
@@ -66,6 +68,7 @@ class Attested:
     additional_evidence: str
     report_data: bytes
     affirmed: bool
+    init_data: ShownInitData | None = None
 
 
 class TokenIssuer:
@@ -133,7 +136,8 @@ class TokenIssuer:
 
 def _cpu(attested: Attested) -> dict[str, object]:
     claims = attested.guest.claims
-    evidence = {
+    shown = attested.init_data
+    evidence: dict[str, object] = {
         "report_data": base64.b64encode(attested.report_data).decode("ascii"),
         "runtime_data_claims": {
             "additional-evidence": attested.additional_evidence,
@@ -144,12 +148,21 @@ def _cpu(attested: Attested) -> dict[str, object]:
     }
     if claims.init_data is not None:
         evidence["init_data"] = base64.b64encode(bytes.fromhex(claims.init_data.partition(":")[2])).decode("ascii")
+    if shown is not None:
+        evidence["init_data_claims"] = msgspec.Raw(shown.claims)
     return {
         "ear.status": "affirming" if attested.affirmed else "contraindicated",
         "ear.trustworthiness-vector": _AFFIRMED if attested.affirmed else _CONTRAINDICATED,
         "ear.appraisal-policy-id": "default",
         "ear.veraison.annotated-evidence": evidence,
+        "ear.trustee.identifiers": {"validated": _identifiers(shown)},
     }
+
+
+def _identifiers(shown: ShownInitData | None) -> dict[str, object]:
+    """The members that a policy finds only where there is something to match."""
+    found = {} if shown is None else {"container_images": shown.images, "container_uids": shown.user_ids}
+    return {name: values for name, values in found.items() if values}
 
 
 def _shown(claims: Claims) -> object:

@@ -307,6 +307,50 @@ def test_the_token_is_an_ear_that_other_kbs_can_verify(broker: RunningBroker, cl
     evidence = submod["ear.veraison.annotated-evidence"]
     assert evidence["runtime_data_claims"]["tee-pubkey"] == {"kty": "EC", **client.jwk()}
     assert evidence["sample"]["launch_digest"] == "abcde"
+    assert evidence["init_data_claims"] == {"guest.toml": "volumes allowed"}
+    assert submod["ear.trustee.identifiers"] == {"validated": {}}
+
+
+def shown_in(token: str) -> Any:
+    return json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["submods"]["cpu0"]
+
+
+def test_the_token_tells_policies_of_others_what_the_measured_init_data_holds(broker: RunningBroker) -> None:
+    policy = {"containers": [{"OCI": {"Annotations": {"io.kubernetes.cri.image-name": "docker.io/library/nginx:1"}}}]}
+    text = f"{INIT_DATA}\"policy.rego\" = '''\npackage agent_policy\npolicy_data := {json.dumps(policy)}\n'''\n"
+    client = RustShapedClient(broker.url, ca(broker), init_data=text)
+    submod = shown_in(client.handshake())
+    client.close()
+    assert submod["ear.veraison.annotated-evidence"]["init_data_claims"] == {
+        "guest.toml": "volumes allowed",
+        "agent_policy_claims": policy,
+    }
+    assert submod["ear.trustee.identifiers"] == {"validated": {"container_images": ["docker.io/library/nginx:1"]}}
+
+
+def test_a_guest_without_init_data_has_no_claims_of_it(broker: RunningBroker) -> None:
+    client = RustShapedClient(broker.url, ca(broker))
+    submod = shown_in(client.handshake())
+    client.close()
+    assert "init_data_claims" not in submod["ear.veraison.annotated-evidence"]
+
+
+def test_a_token_that_shows_the_most_init_data_is_taken(broker: RunningBroker) -> None:
+    """Denied by the policy and not as a token: the broker takes back what it gave."""
+    text = INIT_DATA + "big = '" + "x" * (init_data.LIMIT_BYTES - len(INIT_DATA) - 9) + "'\n"
+    client = RustShapedClient(broker.url, ca(broker), init_data=text)
+    token = client.handshake()
+    assert len(token) > init_data.LIMIT_BYTES
+    with pytest.raises(KbsError) as caught:
+        client.get_with_token(PATH, token)
+    client.close()
+    assert caught.value.status == 403
+
+
+def test_one_slash_too_many_before_a_path_is_dropped(client: RustShapedClient) -> None:
+    assert client.get_with_token(f"/{PATH}", client.handshake()) == SECRET
+    with pytest.raises(KbsError, match="400"):
+        client.get_with_token(f"//{PATH}", client.handshake())
 
 
 def test_every_refusal_is_json(broker: RunningBroker, client: RustShapedClient) -> None:

@@ -203,6 +203,19 @@ class Line:
         self._open: http.client.HTTPSConnection | None = None
 
     def send(self, message: Message) -> tuple[int, bytes]:
+        """On a slow machine the broker has closed an idle connection meanwhile. A message at which it hangs up does that
+        on a new connection as well, and fails.
+        """
+        kept = self._open is not None
+        try:
+            return self._send(message)
+        except ConnectionError:
+            self.close()
+            if not kept:
+                raise
+            return self._send(message)
+
+    def _send(self, message: Message) -> tuple[int, bytes]:
         if self._open is None:
             self._open = http.client.HTTPSConnection(str(self._url.hostname), self._url.port, context=self._context)
         self._open.request(message.method, message.path, message.body, message.headers)
