@@ -46,7 +46,7 @@ def end(place: str, seconds: float = 60) -> None:
     """Unmount, and wait until the volume is closed."""
     subprocess.run(["umount", place], check=True)
     give_up = time.monotonic() + seconds
-    while any(name.read_text().startswith("sealed-") for name in Path("/sys/block").glob("dm-*/dm/name")):
+    while any(_is_sealed(name) for name in Path("/sys/block").glob("dm-*/dm/name")):
         if time.monotonic() > give_up:
             raise TimeoutError(f"{place} is unmounted and its volume is not closed")
         time.sleep(0.02)
@@ -62,6 +62,13 @@ def phases(log: str) -> dict[str, float]:
                 took[phase].append(float(at) - (0.0 if first else before))
                 before = float(at)
     return {phase: statistics.median(values) for phase, values in took.items()}
+
+
+def _is_sealed(name: Path) -> bool:
+    try:
+        return name.read_text().startswith("sealed-")
+    except OSError:  # it goes at this moment
+        return False
 
 
 def _numbered(device: str, place: str) -> tuple[str, str]:
