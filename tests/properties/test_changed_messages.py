@@ -63,12 +63,25 @@ def wire_record() -> bytes:
 
 
 def request() -> bytes:
-    return strict_json.encode(volumes_api.BeginOpenRequest(ticket="7c" * 32, revision=3, nonce="0f" * 32, generation=8))
+    asked = volumes_api.BeginOpenRequest(ticket="7c" * 32, lease="5e" * 32, revision=3, nonce="0f" * 32, generation=8)
+    return strict_json.encode(asked)
+
+
+def lease_request() -> bytes:
+    return strict_json.encode(volumes_api.LeaseRequest(ticket="7c" * 32, lease="5e" * 32, instead="4d" * 32))
 
 
 TEXTS: dict[str, tuple[Callable[[], bytes], Callable[[bytes], object]]] = {
     "an answer": (wire_record, lambda data: volumes_api.decode_answer(Secret(data))),
     "a request": (request, lambda data: strict_json.decode(data, volumes_api.BeginOpenRequest, "begin-open")),
+    "a request for a lease": (
+        lease_request,
+        lambda data: strict_json.decode(data, volumes_api.LeaseRequest, "lease"),
+    ),
+    "an answer about a lease": (
+        lambda: strict_json.encode(volumes_api.LeaseAnswer(seconds=60)),
+        lambda data: strict_json.decode(data, volumes_api.LeaseAnswer, "answer"),
+    ),
     "a state": (
         lambda: str(OPENED.state).encode(),
         lambda data: disk_state.parse(data.decode(errors="replace"), "--found"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, Profile
 from csi.guest.seal import keys
-from tests.fakes.broker import running_broker
+from tests.fakes.broker import leased, running_broker
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "sealed-format.md"
@@ -30,7 +30,7 @@ def test_passphrase_and_header_come_out_of_the_brokers_folder(tmp_path: Path) ->
     with running_broker(tmp_path / "broker") as broker:
         guest = broker.guest()
         record, secret = guest.open("pvc-1", Profile.XTS)
-        record, _ = guest.begin_format(record, nonce="1e" * 32, payload_bytes=4096)
+        record, _ = guest.begin_format(leased(guest, record), nonce="1e" * 32, payload_bytes=4096)
         guest.commit_format(record, nonce="1e" * 32, header=header, payload_bytes=4096)
     done = subprocess.run(
         [sys.executable, "-c", script(), str(tmp_path / "broker"), "pvc-1"],
