@@ -50,7 +50,7 @@ def serve(directory: BrokerDirectory, broker: Broker, address: tuple[str, int]) 
     server = uvicorn.Server(configure(directory, application.asgi))
     # A change of the log may wait for the database, and the main thread answers health meanwhile.
     reloads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reload")
-    _handle_signals(lambda: reloads.submit(reload_policy, directory, broker))
+    _handle_signals(lambda: reloads.submit(reload_policy, directory, broker), server)
     _warn_of_sample(broker)
     _warn_of_expiry(directory)
     host, port = listener.getsockname()[:2]
@@ -132,12 +132,13 @@ def _note(broker: Broker, action: str, subject: str, detail: str) -> None:
         _log.error("the audit log lacks an entry", extra={"action": action, "why": str(error)})
 
 
-def _handle_signals(reload: Callable[[], object]) -> None:
+def _handle_signals(reload: Callable[[], object], server: uvicorn.Server) -> None:
     def hung_up(_: int, __: FrameType | None) -> None:
         reload()
 
     def stopped(number: int, __: FrameType | None) -> None:
-        """uvicorn raises the signal once more when it has stopped; the orderly end that follows is ours."""
+        """Before uvicorn listens to signals itself this one must not be lost; when it has stopped it raises it once more."""
+        server.should_exit = True
         _log.info("stopping", extra={"signal": signal.Signals(number).name})
 
     signal.signal(signal.SIGHUP, hung_up)

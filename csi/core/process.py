@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import resource
+import signal
 from collections.abc import Callable
 from typing import Final
 
@@ -36,7 +37,7 @@ def harden() -> None:
 
 def start_detached(work: Callable[[], None]) -> None:
     """Do `work` in a copy of this process that outlives it and holds nothing of it: its locks, its connections, the pipes
-    that somebody reads to their end. Its parent is init. For a process of one thread.
+    that somebody reads to their end, its answers to signals. Its parent is init. For a process of one thread.
     """
     if (child := os.fork()) != 0:
         os.waitpid(child, 0)
@@ -48,10 +49,17 @@ def start_detached(work: Callable[[], None]) -> None:
             for descriptor in (0, 1, 2):
                 os.dup2(nothing, descriptor)
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            _forget_signal_handlers()
             work()
     finally:
         # Nothing of the caller's clean-up is for a copy.
         os._exit(0)
+
+
+def _forget_signal_handlers() -> None:
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def share_one_heap() -> None:

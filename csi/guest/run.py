@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Final
+from typing import Any, Final, Self
 
 from csi.core.errors import InUse, InvalidInput, LeaseLost, ToolFailed
 from csi.guest import verbs
@@ -15,7 +15,8 @@ from csi.guest.lease_note import LeaseNote, LeaseState
 from csi.guest.opened import Progress
 from csi.guest.verbs import Guest, Wanted
 
-_PASSED_ON: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PASSED_ON: Final = (*_ENDS, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 _LOOK_MILLISECONDS: Final = 500
 _GRACE_SECONDS: Final = 10.0
 
@@ -26,18 +27,22 @@ Look = Callable[[], LeaseNote | None]
 def run(guest: Guest, wanted: Wanted, command: Sequence[str], progress: Progress) -> int:
     """Returns the command's status. Raises `InUse` for a volume that is open already, before the command is started, and
     `LeaseLost` when the command was ended because the volume may not be written any more.
+
+    A signal to end that comes while the volume is being opened lets that come to its end, closes the volume and starts no
+    command.
     """
     if not command:
         raise InvalidInput("command", "is missing; write: run --policy FILE --volume ID -- COMMAND")
-    opened = verbs.open_volume(guest, wanted, progress, supervised=True)
-    if not opened.mounted_now:
-        # Who ends first would take the volume from under the other.
-        raise InUse(f"volume {opened.volume_id} is open already; close it first, or start the command without run")
-    trouble = Trouble(lambda: guest.leases().look(opened.volume_id), progress)
-    try:
-        status = supervise(command, trouble)
-    finally:
-        _close(guest, opened.volume_id, trouble, progress)
+    with Signals() as signals:
+        opened = verbs.open_volume(guest, wanted, progress, supervised=True)
+        if not opened.mounted_now:
+            # Who ends first would take the volume from under the other.
+            raise InUse(f"volume {opened.volume_id} is open already; close it first, or start the command without run")
+        trouble = Trouble(lambda: guest.leases().look(opened.volume_id), progress)
+        try:
+            status = supervise(command, trouble, signals)
+        finally:
+            _close(guest, opened.volume_id, trouble, progress)
     if trouble.text:
         raise LeaseLost(f"volume {opened.volume_id}: {trouble.text}. The command was ended")
     return status
@@ -67,25 +72,54 @@ class Trouble:
         return signal.SIGTERM if first else None
 
 
-def supervise(command: Sequence[str], trouble: Trouble) -> int:
-    """Run the command to its end and pass signals on; returns its status as a shell would (128 and the signal's number
-    when a signal ended it).
+class Signals:
+    """What this process is told, for its command. Caught from the first moment on: as a container's first process it would
+    never see one that came before it listens, and the container's end would be a kill with the volume open.
     """
+
+    def __init__(self) -> None:
+        self._early: list[int] = []
+        self._child: subprocess.Popen[bytes] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._got) for number in _PASSED_ON}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _got(self, number: int, _frame: FrameType | None) -> None:
+        if self._child is None:
+            self._early.append(number)
+        else:
+            self._child.send_signal(number)
+
+    def end(self) -> int | None:
+        """The signal to end that came before there was a command, if one did."""
+        return next((number for number in self._early if number in _ENDS), None)
+
+    def pass_on_to(self, child: "subprocess.Popen[bytes]") -> None:
+        """From now on they go to the command, with those that came while it was being started."""
+        self._child = child
+        for number in self._early:
+            child.send_signal(number)
+
+
+def supervise(command: Sequence[str], trouble: Trouble, signals: Signals) -> int:
+    """Run the command to its end; returns its status as a shell would (128 and the signal's number when a signal ended it,
+    or came before it was started).
+    """
+    if (number := signals.end()) is not None:
+        return 128 + number
     try:
         child = subprocess.Popen(list(command))
     except OSError as error:
         raise ToolFailed(f"{command[0]}: can't be started: {error.strerror}") from error
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    try:
-        _wait(child, trouble)
-        status = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    signals.pass_on_to(child)
+    _wait(child, trouble)
+    status = child.wait()
     return status if status >= 0 else 128 - status
 
 

@@ -227,6 +227,25 @@ def test_a_broker_that_is_told_to_stop_ends_in_order(broker: BrokerProcess, numb
     guest.close()
 
 
+def test_a_signal_that_comes_before_it_serves_is_not_lost(tmp_path: Path) -> None:
+    directory = make_directory(tmp_path / "broker")
+    text = (
+        "import os, signal, sys\n"
+        "from csi.__main__ import main\n"
+        "from csi.broker.service import Broker\n"
+        "note = Broker.note\n"
+        "def interrupted(self, action, *rest):\n"
+        "    note(self, action, *rest)\n"
+        "    if action == 'started':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "Broker.note = interrupted\n"
+        f"sys.exit(main(['broker', 'serve', {str(directory.root)!r}, '--listen', '127.0.0.1:0']))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", text], timeout=20, check=False).returncode == 0
+    with closing(directory.open_store()) as store:
+        assert [entry.event.action for entry in store.audit_entries()] == ["started", "stopped"]
+
+
 def test_the_policy_is_read_again_on_sighup_unless_it_is_broken(broker: BrokerProcess) -> None:
     guest = BrokerRegister(broker.settings(), sleep=lambda _: None)
     guest.open("pvc-1", Profile.XTS)

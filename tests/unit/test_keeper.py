@@ -6,13 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from csi.core.errors import CommandError, SealedLocalError
 from csi.guest.keeper import Keeper, Lost, Renewed
 from csi.guest.lease_note import LeaseNote, LeaseNotes, LeaseState
-from csi.guest.run import Trouble, supervise
+from csi.guest.run import Signals, Trouble, supervise
 
 NOTE = LeaseNote(
     volume_id="pvc-1",
@@ -189,7 +190,29 @@ def test_the_command_is_told_once_to_end_when_the_lease_is_in_doubt_or_lost() ->
 def test_a_command_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("csi.guest.run._GRACE_SECONDS", -1.0)
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    assert supervise([sys.executable, "-c", stubborn], states(None, LOST)) == 128 + signal.SIGKILL
+    with Signals() as signals:
+        assert supervise([sys.executable, "-c", stubborn], states(None, LOST), signals) == 128 + signal.SIGKILL
+
+
+def test_a_signal_to_end_that_comes_while_the_volume_is_opened_starts_no_command(tmp_path: Path) -> None:
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGWINCH)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert supervise(["touch", str(tmp_path / "started")], states(None), signals) == 128 + signal.SIGTERM
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_signal_that_comes_while_the_command_is_being_started_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> object:
+        child = popen(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return child
+
+    popen: Any = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with Signals() as signals:
+        assert supervise(["sleep", "600"], states(None), signals) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # The copy of the process
