@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import lru_cache
 from typing import assert_never
 
 from csi.broker.claims import Claims
@@ -66,6 +67,7 @@ class Guest:
         return f"{self.name} {'+'.join(workloads) or '-'}"
 
 
+@lru_cache(maxsize=1024)
 def thumbprint(key: Jwk) -> str:
     """The JWK thumbprint of RFC 7638: SHA-256 over the members that make the key, in base64url."""
     match key:
