@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 from typing import Final
 
+from csi.core import spans
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, NotFound, Refused, Tampered
 from csi.core.sealed import PAYLOAD_OFFSET, STATE_RECORD_BYTES, STATE_RECORD_OFFSETS
 from csi.core.size import MIB
-from csi.guest.seal.head import Head
+from csi.guest.seal.head import Head, Piece
 
-_TAIL_BYTES: Final = 1 * MIB
 _ALIGNMENT: Final = 4096
 _MEDIUM_ERRORS: Final = frozenset((errno.EIO, errno.ENODATA, errno.EILSEQ))
 _MOST_BAD_BLOCKS: Final = 64
@@ -34,12 +34,13 @@ def read_head(device: str) -> Head:
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size <= PAYLOAD_OFFSET:
             raise Tampered(f"{device} has {size} bytes; a sealed volume always has more than {PAYLOAD_OFFSET}")
+        read = _Reader(descriptor)
         return Head(
             device=device,
             number=number,
             device_bytes=size,
-            region=_pread(descriptor, PAYLOAD_OFFSET, 0),
-            tail=_pread(descriptor, _TAIL_BYTES, (size - _TAIL_BYTES) // _ALIGNMENT * _ALIGNMENT),
+            pieces=tuple(Piece.of(read(offset), offset) for offset in range(0, PAYLOAD_OFFSET, MIB)),
+            tail_is_zero=spans.is_zero(read((size - MIB) // _ALIGNMENT * _ALIGNMENT)),
         )
     finally:
         os.close(descriptor)
@@ -101,6 +102,20 @@ def _open_exclusive(device: str) -> int:
         if error.errno == errno.EBUSY:
             raise InUse(f"{device} is in use; close what uses it first") from error
         raise Refused(f"{device} can't be read: {error.strerror}") from error
+
+
+class _Reader:
+    """Reads a head MiB by MiB, each into the same memory. Bad sectors are counted over all of it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._memory = memoryview(mmap.mmap(-1, MIB))
+        self._bad: list[int] = []
+
+    def __call__(self, offset: int) -> memoryview:
+        """The MiB at that offset, until the next one is read."""
+        _fill(self._descriptor, self._memory, offset, self._bad)
+        return self._memory
 
 
 def _pread(descriptor: int, length: int, offset: int) -> memoryview:
