@@ -236,22 +236,22 @@ def _mapped(session: Session, head: Head, decision: Open) -> Mapping:
 
 
 def _view(head: Head, keys: VolumeKeys, volume_id: str) -> DiskView:
-    first, second = (state_record.decode(slot, keys, volume_id) for slot in head.slots())
+    first, second = (state_record.decode(slot, keys, volume_id) for slot in head.slots)
     return DiskView(
         device_bytes=head.device_bytes,
         slots=(first, second),
-        zero_but_slots=head.zero_but_slots(),
+        zero_but_slots=head.zero_but_slots,
         header=lambda copy: header_digest(_copy(head, copy)),
-        copies_equal=lambda: head.header_a() == head.header_b(),
+        copies_equal=lambda: head.header_a == head.header_b,
     )
 
 
 def _copy(head: Head, copy: HeaderCopy) -> bytes:
     match copy:
         case HeaderCopy.A:
-            return head.header_a()
+            return head.header_a
         case HeaderCopy.B:
-            return head.header_b()
+            return head.header_b
         case _:
             assert_never(copy)
 

@@ -37,8 +37,7 @@ from csi.guest.close import close
 from csi.guest.opened import Opened
 from csi.guest.policy import FormatRule, GuestAccess, VolumePolicy
 from csi.guest.seal import dm_table, luks_header
-from csi.guest.seal import head as device_head
-from csi.guest.seal.head import Head, Piece
+from csi.guest.seal.head import Head
 from csi.guest.seal.mapping import Mapping
 from csi.guest.session import Session
 from csi.kbs.claim_name import UNNAMED, ClaimName
@@ -258,10 +257,19 @@ class Machine:
         size, content = len(self.disk.content), bytes(self.disk.content)
         if size <= PAYLOAD_OFFSET:
             raise Tampered(f"{device} is too small")
-        places = range(0, PAYLOAD_OFFSET, UNIT)
-        pieces = tuple(Piece.of(memoryview(content)[place : place + UNIT], place) for place in places)
-        blank = not any(content[size - UNIT :])
-        return Head(device=device, number=NUMBER, device_bytes=size, pieces=pieces, tail_is_zero=blank)
+        first, second = (content[place : place + 4096] for place in RECORD_OFFSETS)
+        region = bytearray(content[:PAYLOAD_OFFSET])
+        for place in RECORD_OFFSETS:
+            region[place : place + 4096] = bytes(4096)
+        return Head(
+            device=device,
+            number=NUMBER,
+            device_bytes=size,
+            header_a=content[:HEADER_PARTS_BYTES],
+            header_b=content[HEADER_BYTES : HEADER_BYTES + HEADER_PARTS_BYTES],
+            slots=(first, second),
+            zero_but_slots=not any(region) and not any(content[size - UNIT :]),
+        )
 
     def read_slots(self, device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
         self.tick()
@@ -528,7 +536,7 @@ def small_format() -> Iterator[None]:
         "MIB": UNIT,
     }
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sealed, digests, device_head, session, unlock, plan, dm_table, luks_header):
+        for module in (sealed, digests, session, unlock, plan, dm_table, luks_header):
             for name, value in sizes.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, value)
