@@ -29,6 +29,7 @@ _KERNEL_LOG: Final = Path("/dev/kmsg")
 _KEEPER_ENDS_SECONDS: Final = 60.0
 """It may be cutting a volume off, with a disk that answers late."""
 _LOOK_SECONDS: Final = 0.02
+_OPEN_SECONDS: Final = 0.5
 
 Start = Callable[[LeaseNote], None]
 """Starts a keeper and returns at once."""
@@ -176,6 +177,8 @@ class Leases:
         place = self.notes.take_keeper_lock(note.volume_id)
         if place is None:
             return
+        # The open that it was started for goes first: the next renewal is due in a third of the lease.
+        time.sleep(_OPEN_SECONDS)
         keeper = Keeper(note, self.notes, self.machine, say=_say, over=lambda: self._over(note))
         keep(keeper, LeaseClient(note), note)
         os.close(place)
