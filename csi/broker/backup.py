@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import assert_never
 
-from csi.broker import rules, schema, since, turns
+from csi.broker import rules, since, turns
+from csi.broker import sqlite_schema as schema
 from csi.broker.audit import OPERATOR, Entry, Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.rows import StoredVolume
 from csi.broker.seals import Seals
 from csi.broker.since import Finding, What
+from csi.broker.sqlite import Sqlite
 from csi.broker.store import Store
 from csi.core.errors import NotFound, Refused, SealedLocalError
 from csi.core.files import flush_directory
@@ -48,7 +50,7 @@ def back_up(store: Store, target: Path, seals: Seals, event: Event) -> None:
     store.note(event)
     with _new_file(target) as made:
         store.copy_to(made)
-        with closing(Store(made, seals)) as copy:
+        with closing(Store(Sqlite(made), seals)) as copy:
             copy.check_integrity()
             copy.volumes()
             copy.verify_audit()
@@ -69,7 +71,7 @@ def restore(
         with _new_file(directory.database) as made:
             _fetch(backup, made)
             seals = directory.seals(environment)
-            with closing(Store(made, seals)) as store:
+            with closing(Store(Sqlite(made), seals)) as store:
                 directory.open_vault(environment, store)
                 store.verify_audit()
                 last = store.audit_entries()[-1:]
@@ -92,7 +94,7 @@ def _look_back(
 ) -> tuple[tuple[str, ...], str | None]:
     """Hold back what changed since; returns what to tell, and why something may be missing in it."""
     try:
-        with closing(Store(database, seals)) as replaced:
+        with closing(Store(Sqlite(database), seals)) as replaced:
             replaced.check_integrity()
             findings = since.compare(store.all_stored(), replaced.all_stored())
             return _hold_back(store, findings, replaced), None

@@ -11,14 +11,16 @@ from pathlib import Path
 
 from cryptography import x509
 
-from csi.broker import certificates, schema, seals, turns, vault
+from csi.broker import certificates, seals, turns, vault
 from csi.broker import policy as broker_policy
+from csi.broker import sqlite_schema as schema
 from csi.broker.certificates import Pair
 from csi.broker.collateral import CollateralFolder
 from csi.broker.release import ReleasePolicy
-from csi.broker.schema import empty_database
 from csi.broker.seals import Seals
 from csi.broker.service import Broker
+from csi.broker.sqlite import Sqlite
+from csi.broker.sqlite_schema import empty_database
 from csi.broker.store import Store
 from csi.broker.tokens import TokenIssuer
 from csi.broker.vault import Vault
@@ -146,7 +148,7 @@ class BrokerDirectory:
             raise self._missing(self.database)
         place = turns.together(self.root)
         try:
-            store = Store(self.database, self.seals(environment), place=place)
+            store = Store(Sqlite(self.database, place=place), self.seals(environment))
         except BaseException:
             os.close(place)
             raise

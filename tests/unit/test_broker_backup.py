@@ -119,9 +119,9 @@ def test_a_backup_is_one_whole_private_file(root: Path, tmp_path: Path, run: Cal
 def test_a_backup_that_does_not_verify_is_not_written(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
     make(root, "pvc-1")
     with closing(BrokerDirectory(root).open_store()) as store:
-        store._db.execute("DROP TRIGGER audit_is_not_changed")
-        store._db.execute("UPDATE audit SET actor = 'x'")
-        store._db.execute(
+        store._database._db.execute("DROP TRIGGER audit_is_not_changed")
+        store._database._db.execute("UPDATE audit SET actor = 'x'")
+        store._database._db.execute(
             "CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     assert "altered" in run("backup", tmp_path / "kept", status=1)
@@ -175,9 +175,9 @@ def hand_over(root: Path, volume: str, workload: str) -> None:
 
 
 def give_headers(root: Path, *volumes: str) -> None:
-    with closing(BrokerDirectory(root).open_store()) as store, store._transaction():
+    with closing(BrokerDirectory(root).open_store()) as store, store._changing("test") as now:
         for volume in volumes:
-            store._put_header(volume, f"header of {volume}".encode())
+            store._put_header(now, volume, f"header of {volume}".encode())
 
 
 def apart_from_the_lease(record: VolumeRecord) -> VolumeRecord:

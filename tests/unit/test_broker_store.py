@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from csi.broker import audit, deadline, schema
+from csi.broker import audit, deadline
 from csi.broker import rules as register
 from csi.broker.audit import GENESIS, Event, Ration
-from csi.broker.schema import LADDER, connect, empty_database
+from csi.broker.database import BUSY_SECONDS
 from csi.broker.seals import Seals
+from csi.broker.sqlite import Sqlite
+from csi.broker.sqlite_schema import LADDER, connect, empty_database
 from csi.broker.store import Store
 from csi.broker.vault import Vault
 from csi.core.errors import NotFound, Refused, Tampered, Unavailable
@@ -35,7 +37,7 @@ WRAPPED = b"wrapped-secret-bytes-that-are-easy-to-find-again"
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     (tmp_path / "broker.sqlite").write_bytes(empty_database())
-    return Store(tmp_path / "broker.sqlite", SEALS, clock=lambda: 1000.9)
+    return Store(Sqlite(tmp_path / "broker.sqlite"), SEALS, clock=lambda: 1000.9)
 
 
 def begin(nonce: str, revision: int = 1):  # type: ignore[no-untyped-def]
@@ -56,7 +58,7 @@ def test_a_record_comes_back_as_it_was_stored(store: Store, tmp_path: Path) -> N
     changed = store.change("pvc-1", begin("1e" * 32), EVENT)
     assert changed.state is VolumeState.FORMATTING
     store.close()
-    again = Store(tmp_path / "broker.sqlite", SEALS)
+    again = Store(Sqlite(tmp_path / "broker.sqlite"), SEALS)
     assert again.volume("pvc-1") == changed
     assert again.volumes() == [changed]
     stored = again.release("pvc-1", lambda _: EVENT)
@@ -133,7 +135,7 @@ def test_a_destroyed_resource_is_nowhere_in_the_files(store: Store, tmp_path: Pa
 
 
 def test_two_processes_see_one_order_of_changes(store: Store, tmp_path: Path) -> None:
-    other = Store(tmp_path / "broker.sqlite", SEALS)
+    other = Store(Sqlite(tmp_path / "broker.sqlite"), SEALS)
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     other.change("pvc-1", begin("aa" * 32), EVENT)
     with pytest.raises(Refused):
@@ -152,7 +154,7 @@ def test_a_request_waits_for_the_database_until_its_deadline_only(store: Store, 
                 store.note(EVENT)
         with pytest.raises(Unavailable):
             store.probe()
-        assert time.monotonic() - began < schema.BUSY_SECONDS
+        assert time.monotonic() - began < BUSY_SECONDS
         other.execute("ROLLBACK")
         holder.join()
     store.probe()
@@ -165,16 +167,16 @@ def _held_up(store: Store) -> None:
 
 
 def test_a_database_of_a_newer_program_is_refused(store: Store, tmp_path: Path) -> None:
-    store._db.execute("PRAGMA user_version = 99")
+    store._database._db.execute("PRAGMA user_version = 99")
     store.close()
     with pytest.raises(Refused, match="newer version"):
-        Store(tmp_path / "broker.sqlite", SEALS)
+        Store(Sqlite(tmp_path / "broker.sqlite"), SEALS)
 
 
 def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"not a database" * 100)
     with pytest.raises(Refused, match=r"not a database.*newest backup"):
-        Store(tmp_path / "x", SEALS)
+        Store(Sqlite(tmp_path / "x"), SEALS)
 
 
 def database(path: Path, *statements: str) -> bytes:
@@ -197,16 +199,16 @@ def test_a_database_that_init_did_not_write_is_refused_and_left_as_it_is(
 ) -> None:
     before = database(tmp_path / "x", *statements)
     with pytest.raises(Refused, match=f"{found}.*newest backup"):
-        Store(tmp_path / "x", SEALS)
+        Store(Sqlite(tmp_path / "x"), SEALS)
     assert (tmp_path / "x").read_bytes() == before
 
 
 @pytest.mark.parametrize("part", ["TABLE key_check", "TRIGGER audit_is_not_changed", "TABLE audit"])
 def test_a_database_that_lacks_a_part_is_refused(store: Store, tmp_path: Path, part: str) -> None:
-    store._db.execute(f"DROP {part}")
+    store._database._db.execute(f"DROP {part}")
     store.close()
     with pytest.raises(Refused, match=f"lacks .*{part.split()[1]}"):
-        Store(tmp_path / "broker.sqlite", SEALS)
+        Store(Sqlite(tmp_path / "broker.sqlite"), SEALS)
 
 
 def test_a_newer_program_brings_an_older_database_up_the_ladder(store: Store, tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_a_newer_program_brings_an_older_database_up_the_ladder(store: Store, tm
             assert db.execute("SELECT x FROM more").fetchall() == [("pvc-1",)]
             assert db.execute("SELECT id FROM epoch").fetchone() == (epoch,)
     with pytest.raises(Refused, match=r"newer version of this program \(schema 2\)"):
-        Store(path, SEALS)
+        Store(Sqlite(path), SEALS)
 
 
 def test_a_rung_that_breaks_leaves_the_database_as_it_was(store: Store, tmp_path: Path) -> None:
@@ -229,15 +231,15 @@ def test_a_rung_that_breaks_leaves_the_database_as_it_was(store: Store, tmp_path
     path = tmp_path / "broker.sqlite"
     with pytest.raises(Refused, match="no such table"):
         connect(path, (*LADDER, "CREATE TABLE more (x); DROP TABLE volumes; INSERT INTO nowhere VALUES (1);"))
-    assert Store(path, SEALS).volume("pvc-1") == ALLOCATED
+    assert Store(Sqlite(path), SEALS).volume("pvc-1") == ALLOCATED
 
 
 def test_each_new_register_has_an_epoch_of_its_own(tmp_path: Path) -> None:
     epochs = set()
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(empty_database())
-        epochs.add(Store(tmp_path / name, SEALS).epoch())
-        assert Store(tmp_path / name, SEALS).epoch() in epochs
+        epochs.add(Store(Sqlite(tmp_path / name), SEALS).epoch())
+        assert Store(Sqlite(tmp_path / name), SEALS).epoch() in epochs
     assert len(epochs) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", epoch) for epoch in epochs)
 
@@ -249,7 +251,7 @@ def test_a_truncated_database_is_refused(store: Store, tmp_path: Path, kept: int
     path = tmp_path / "broker.sqlite"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(Refused, match="newest backup"):
-        Store(path, SEALS)
+        Store(Sqlite(path), SEALS)
 
 
 @pytest.mark.parametrize(("content", "found"), [(b"", "file is empty"), (b"noise" * 1000, "file is not a database")])
@@ -261,13 +263,13 @@ def test_a_destroyed_database_does_not_lose_its_write_ahead_log(
     (tmp_path / "x").write_bytes(content)
     (tmp_path / "x-wal").write_bytes(log)
     with pytest.raises(Refused, match=rf"{found}.*newest backup"):
-        Store(tmp_path / "x", SEALS)
+        Store(Sqlite(tmp_path / "x"), SEALS)
     assert (tmp_path / "x-wal").read_bytes() == log
 
 
 def test_a_lost_database_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Store(tmp_path / "x", SEALS)
+        Store(Sqlite(tmp_path / "x"), SEALS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -275,24 +277,26 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from csi.broker.audit import Event
+from csi.broker.database import BUSY_SECONDS
 from csi.broker.seals import Seals
+from csi.broker.sqlite import Sqlite
 from csi.broker.store import Store
 from csi.broker.vault import Vault
 from csi.core.secret import Secret
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from csi.core.sealed import Profile
-from csi.broker import audit, deadline, schema
+from csi.broker import audit, deadline
 from csi.broker import rules as register
 
 seals = Seals(vault=Vault(Secret(bytes(32))), signer=Ed25519PrivateKey.from_private_bytes(bytes(32)))
-store = Store(Path(sys.argv[1]), seals)
+store = Store(Sqlite(Path(sys.argv[1])), seals)
 event = Event(actor="test", action="tested", subject="pvc-1")
 store.allocate(register.allocate("pvc-1", Profile.XTS), b"wrapped", event)
 print("answered", flush=True)
 
 def killed_inside(record):
     changed = register.shred(record)
-    store._db.execute("UPDATE volumes SET record = 'half'")
+    store._database._db.execute("UPDATE volumes SET record = 'half'")
     os.kill(os.getpid(), signal.SIGKILL)
 
 store.change("pvc-1", killed_inside, event)
@@ -304,7 +308,7 @@ def test_killed_inside_a_change_nothing_answered_is_lost_and_nothing_half_done_s
     path.write_bytes(empty_database())
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-9, "answered\n"), done.stderr
-    store = Store(path, SEALS)
+    store = Store(Sqlite(path), SEALS)
     assert store.volume("pvc-1") == ALLOCATED
     assert store.verify_audit()[0] == 1
 
@@ -329,7 +333,7 @@ def test_the_audit_log_is_a_chain(store: Store) -> None:
 def test_the_audit_log_is_append_only(store: Store, statement: str) -> None:
     log_of(store)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-        store._db.execute(statement)
+        store._database._db.execute(statement)
 
 
 TAMPERING = {
@@ -350,16 +354,16 @@ TAMPERING = {
 def test_tampering_with_the_audit_log_is_detected(store: Store, how: str) -> None:
     log_of(store)
     for trigger in ("audit_is_not_changed", "audit_is_not_shortened"):
-        store._db.execute(f"DROP TRIGGER {trigger}")
-    store._db.execute(TAMPERING[how])
+        store._database._db.execute(f"DROP TRIGGER {trigger}")
+    store._database._db.execute(TAMPERING[how])
     with pytest.raises(Tampered, match="audit entry"):
         store.verify_audit()
 
 
 def test_a_cut_off_end_is_detected_with_a_noted_digest(store: Store) -> None:
     head = log_of(store)
-    store._db.execute("DROP TRIGGER audit_is_not_shortened")
-    store._db.execute("DELETE FROM audit WHERE seq = 4")
+    store._database._db.execute("DROP TRIGGER audit_is_not_shortened")
+    store._database._db.execute("DELETE FROM audit WHERE seq = 4")
     assert store.verify_audit()[0] == 3
     with pytest.raises(Tampered, match="cut off"):
         store.verify_audit(head)
@@ -370,11 +374,11 @@ def test_a_log_that_was_written_anew_is_detected(store: Store, tmp_path: Path) -
     log_of(store)
     other = replace(SEALS, signer=Ed25519PrivateKey.generate())
     for trigger in ("audit_is_not_changed", "audit_is_not_shortened"):
-        store._db.execute(f"DROP TRIGGER {trigger}")
-    store._db.execute("DELETE FROM audit")
+        store._database._db.execute(f"DROP TRIGGER {trigger}")
+    store._database._db.execute("DELETE FROM audit")
     for number in range(4):
-        audit.append(store._db, Event(actor="a", action="c", subject=str(number)), 1000, other)
-    assert audit.verify(store._db, other)[0] == 4
+        audit.append(store._database._db, Event(actor="a", action="c", subject=str(number)), 1000, other)
+    assert audit.verify(store._database._db, other)[0] == 4
     with pytest.raises(Tampered, match=r"entry 1: it is not signed by this broker's audit\.key"):
         store.verify_audit()
 
@@ -396,10 +400,10 @@ ROW_TAMPERING = {
 def test_a_row_that_other_hands_changed_is_refused_as_tampered(store: Store, how: str) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     store.change("pvc-1", lambda record: replace(record, revision=2, announced=1), EVENT)
-    store._db.execute("CREATE TABLE older AS SELECT * FROM volumes")
+    store._database._db.execute("CREATE TABLE older AS SELECT * FROM volumes")
     store.change("pvc-1", lambda record: replace(record, revision=3, announced=2), EVENT)
     assert store.volume("pvc-1").announced == 2
-    assert store._db.execute(ROW_TAMPERING[how]).rowcount == 1
+    assert store._database._db.execute(ROW_TAMPERING[how]).rowcount == 1
     for ask in (
         lambda: store.volume("pvc-1"),
         store.volumes,
@@ -413,7 +417,7 @@ def test_a_row_that_other_hands_changed_is_refused_as_tampered(store: Store, how
 
 def test_stored_records_are_readable_json(store: Store) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
-    text = store._db.execute("SELECT record FROM volumes").fetchone()[0]
+    text = store._database._db.execute("SELECT record FROM volumes").fetchone()[0]
     assert json.loads(text)["state"] == "allocated"
 
 
