@@ -90,6 +90,17 @@ class Database(Protocol):
         """End it cleanly; killing the process instead loses nothing, either."""
 
 
+def holds_secrets(rows: Rows) -> bool:
+    """Whether a secret was ever stored here."""
+    query = "SELECT EXISTS (SELECT 1 FROM volumes) OR EXISTS (SELECT 1 FROM resources)"
+    return bool(rows.execute(query).fetchone()[0])
+
+
+def holds_entries(rows: Rows) -> bool:
+    """Whether anything was ever noted in the audit log."""
+    return bool(rows.execute("SELECT EXISTS (SELECT 1 FROM audit)").fetchone()[0])
+
+
 def copy_rows(source: Rows, target: Rows) -> None:
     """Put all rows of one register in the place of those of another, which was just made."""
     target.execute("DELETE FROM epoch")

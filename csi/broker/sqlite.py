@@ -1,9 +1,8 @@
 """The register in one SQLite file, for one broker and the commands beside it."""
 
-import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -18,12 +17,12 @@ _PROBE_SECONDS = 1.0
 class Sqlite:
     """The open file, see `csi.broker.database.Database`. It takes one change at a time, of threads and of processes."""
 
-    def __init__(self, path: Path, *, place: int | None = None) -> None:
+    def __init__(self, path: Path, *, close: Callable[[], object] = lambda: None) -> None:
         """Open a file that `init` made; raises `Refused` for any other, and leaves that as it is.
 
-        `place` is a descriptor of `turns.together`, closed with the database.
+        `close` is called when it is closed.
         """
-        self._place = place
+        self._close = close
         self._path = path
         self._lock = threading.Lock()
         self._db = schema.connect(path)
@@ -31,9 +30,7 @@ class Sqlite:
     def close(self) -> None:
         """See `Database`."""
         self._db.close()
-        if self._place is not None:
-            os.close(self._place)
-            self._place = None
+        self._close()
 
     @contextmanager
     def changing(self, subject: str) -> Iterator[Rows]:

@@ -107,17 +107,6 @@ def check_integrity(db: sqlite3.Connection, path: Path) -> None:
         raise damaged(path, " ".join(str(found[0] if found else "no answer").split()))
 
 
-def holds_secrets(db: sqlite3.Connection) -> bool:
-    """Whether a secret was ever stored here."""
-    query = "SELECT EXISTS (SELECT 1 FROM volumes) OR EXISTS (SELECT 1 FROM resources)"
-    return bool(db.execute(query).fetchone()[0])
-
-
-def holds_entries(db: sqlite3.Connection) -> bool:
-    """Whether anything was ever noted in the audit log."""
-    return bool(db.execute("SELECT EXISTS (SELECT 1 FROM audit)").fetchone()[0])
-
-
 def damaged(path: Path, found: str) -> Refused:
     """The error for a file that can't be the register; says what to do."""
     return Refused(
