@@ -1,4 +1,4 @@
-"""Debian's PostgreSQL server on a socket in a folder of its own, as a user without rights, for as long as a test run lasts."""
+"""Debian's PostgreSQL server on a socket in a folder of its own, as a user without rights, for one test run."""
 
 import itertools
 import os
