@@ -57,11 +57,12 @@ class OneFile:
 class OnServer:
     """A register in PostgreSQL."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, empty: bool = False) -> None:
+        """With `empty` there is not even a register yet."""
         self.server = server
         self.name = server.new_database()
         self.conninfo = Secret(server.conninfo(self.name).encode())
-        assert postgres_database.make(self.conninfo)
+        assert empty or postgres_database.make(self.conninfo)
 
     def open(self, clock: Callable[[], float] = time.time) -> Store:
         return Store(Postgres(self.conninfo), SEALS, clock=clock)
