@@ -24,6 +24,8 @@ from csi.core.errors import Busy, InvalidInput, NotFound, Refused, SealedLocalEr
 from csi.core.secret import Secret
 
 _PROBE_SECONDS: Final = 1.0
+_WHOLE_SECONDS: Final = 3600.0
+"""For whatever reads or writes all of it."""
 _CONNECTIONS: Final = 16
 """At most at one time for each broker; PostgreSQL's default is 100 for all of its clients."""
 _SETTLE_SECONDS: Final = 0.2
@@ -111,17 +113,14 @@ class Postgres:
 
     def check_integrity(self) -> None:
         """Read every row: where the server has checksums it compares them, and says so."""
-        with self.reading() as rows:
+        with deadline.within(_WHOLE_SECONDS), self.reading() as rows:
             for table in TABLES:
                 rows.execute(f"SELECT count(every) FROM {table} AS every").fetchone()  # noqa: S608
 
     def copy_to(self, path: Path) -> None:
         """See `Database`."""
-        path.write_bytes(sqlite_schema.empty_database())
-        with self.reading() as rows, closing(sqlite_schema.plainly(path, BUSY_SECONDS)) as copy:
-            copy.execute("BEGIN")
-            copy_rows(rows, copy)
-            copy.execute("COMMIT")
+        with deadline.within(_WHOLE_SECONDS), self.reading() as rows:
+            _copy(rows, path)
 
     def damaged(self, found: str) -> Refused:
         """See `Database`."""
@@ -194,20 +193,48 @@ def exists(conninfo: Secret) -> bool:
         return bool(schema.present(_Statements(link)))
 
 
-def replace(conninfo: Secret, made: Path) -> None:
-    """Put the register of the SQLite file `made` in the place of what is here, in one transaction.
+class Sole:
+    """The register's only user, for a restore."""
 
-    Raises `Busy` while any broker or command uses it.
-    """
-    server = _Server(conninfo)
-    with server.translated(), closing(server.connect(alone=True)) as link:
-        link.execute("BEGIN")
-        rows = _Statements(link)
-        schema.remove(rows)
-        schema.make(rows)
+    def __init__(self, link: Link) -> None:
+        self._rows = _Statements(link)
+
+    def copy_to(self, path: Path) -> bool:
+        """See `Database`; False, and nothing written, where there is no register."""
+        if not (present := schema.present(self._rows)):
+            return False
+        if missing := schema.missing(self._rows):
+            raise Refused(
+                f"the database has {', '.join(sorted(present))} of a register and not {', '.join(missing)}. What is left "
+                "would be lost: give its schema another name (ALTER SCHEMA), make an empty one, and repeat"
+            )
+        _copy(self._rows, path)
+        return True
+
+    def replace(self, made: Path) -> None:
+        """Put the register of the SQLite file `made` in the place of what is here, in one transaction."""
+        self._rows.execute("BEGIN")
+        schema.remove(self._rows)
+        schema.make(self._rows)
         with closing(sqlite_schema.plainly(made, BUSY_SECONDS)) as source:
-            copy_rows(source, rows)
-        link.execute("COMMIT")
+            copy_rows(source, self._rows)
+        self._rows.execute("COMMIT")
+
+
+@contextmanager
+def sole(conninfo: Secret) -> Iterator[Sole]:
+    """Use the database alone until the end of the block; raises `Busy` while any broker or command uses it."""
+    server = _Server(conninfo)
+    with deadline.within(_WHOLE_SECONDS), server.translated(), closing(server.connect(alone=True)) as link:
+        yield Sole(link)
+
+
+def _copy(rows: Rows, path: Path) -> None:
+    path.write_bytes(sqlite_schema.empty_database())
+    with closing(sqlite_schema.plainly(path, BUSY_SECONDS)) as copy:
+        copy.execute("BEGIN")
+        copy_rows(rows, copy)
+        copy.execute("COMMIT")
 
 
 class _Server:
@@ -228,7 +255,7 @@ class _Server:
         link = Link.connect(
             self._conninfo.reveal().decode(),
             autocommit=True,
-            connect_timeout=max(2, int(deadline.remaining(BUSY_SECONDS))),
+            connect_timeout=int(min(BUSY_SECONDS, max(2.0, deadline.remaining(BUSY_SECONDS)))),
             application_name="sealed-local broker",
             options="-c synchronous_commit=on -c client_encoding=UTF8",
             keepalives_idle=5,

@@ -31,8 +31,6 @@ from tests.fakes.registers import OnServer
 
 VOLUMES = 1000
 GUESTS = 100
-AT_A_TIME = 200
-"""How many guests are at work at one moment: a broker has places for 512 connections."""
 _TRIES = 50
 
 
@@ -166,7 +164,7 @@ def test_a_thousand_volumes_are_opened_while_one_broker_is_killed(two: Two) -> N
     """Each has the lease of its guest, and as many revisions as there were changes."""
     killed = At(VOLUMES // 2, two.brokers[0].kill)
     volumes = [f"pvc-{number}" for number in range(VOLUMES)]
-    with ThreadPoolExecutor(AT_A_TIME) as threads:
+    with ThreadPoolExecutor(VOLUMES) as threads:
         leases = list(threads.map(lambda volume: begun(two, volume, killed), volumes))
     assert killed.count == VOLUMES
     with closing(BrokerDirectory(two.brokers[1].directory.root).open_store()) as store:
@@ -218,6 +216,23 @@ def test_a_session_of_the_one_broker_is_none_at_the_other_and_the_guest_attests_
         record, _ = moved.begin_format(record, nonce=secret, payload_bytes=4096)
         assert record.state is VolumeState.FORMATTING
         assert moved._cookie != guest._cookie
+
+
+def test_entries_of_both_brokers_make_one_chain_and_nobody_has_to_repeat_one(postgres: Server) -> None:
+    register, times = OnServer(postgres), 25
+    stores = [register.open(), register.open()]
+
+    def note(number: int) -> None:
+        for time in range(times):
+            event = Event(actor="test", action="allocated", subject=f"pvc-{number}-{time}")
+            record = rules.allocate(event.subject, Profile.XTS)
+            assert stores[number % 2].allocate(record, b"wrapped", event) is None
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(note, range(8)))
+    assert stores[0].verify_audit()[0] == len(stores[1].volumes()) == 8 * times
+    for store in stores:
+        store.close()
 
 
 def test_no_change_is_lost_between_two_brokers(postgres: Server) -> None:

@@ -33,8 +33,17 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A broker's directory, with the register in each database."""
+    conninfo = None if request.param == "sqlite" else request.getfixturevalue("postgres").register()
+    make_directory(tmp_path / "broker", conninfo=conninfo)
+    return tmp_path / "broker"
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def of_file(tmp_path: Path) -> Path:
+    """What is told of files, of a directory with one."""
     make_directory(tmp_path / "broker")
     return tmp_path / "broker"
 
