@@ -30,6 +30,7 @@ _CONNECTIONS: Final = 16
 """At most at one time for each broker; PostgreSQL's default is 100 for all of its clients."""
 _SETTLE_SECONDS: Final = 0.2
 """How much longer than the server, which is told of the deadline, the client waits for the server to keep it."""
+_GONE_SECONDS: Final = 2.0
 _LOG_LOCK: Final = 0x5EA1ED0
 _USERS_LOCK: Final = 0x5EA1ED1
 _DAMAGED: Final = ("XX",)
@@ -262,16 +263,15 @@ class _Server:
             keepalives_interval=2,
             keepalives_count=3,
         )
-        kind = "" if alone else "_shared"
         try:
-            found = link.execute(f"SELECT pg_try_advisory_lock{kind}({_USERS_LOCK})".encode()).fetchone()
+            link.execute(_as_user(alone=alone))
+        except errors.LockNotAvailable as error:
+            link.close()
+            what = "a broker or a command uses it; stop every one of them first" if alone else "a restore is at work"
+            raise Busy(f"{self.name}: {what}") from error
         except BaseException:
             link.close()
             raise
-        if found != (True,):
-            link.close()
-            what = "a broker or a command uses it; stop every one of them first" if alone else "a restore is at work"
-            raise Busy(f"{self.name}: {what}")
         return link
 
     @contextmanager
@@ -312,6 +312,16 @@ def _check(database: Postgres, rows: Rows) -> None:
         raise database.damaged(f"it lacks {', '.join(missing)}")
     if (found := schema.version(rows)) != schema.VERSION:
         raise Refused(f"the register's tables have version {found}; this program has {schema.VERSION}")
+
+
+def _as_user(*, alone: bool) -> bytes:
+    """Take the lock of the register's users for the connection's whole life. A user that was killed may be one still for a
+    moment, until the server has noticed.
+    """
+    milliseconds = max(1, int(1000 * min(_GONE_SECONDS, deadline.remaining(BUSY_SECONDS))))
+    kind = "" if alone else "_shared"
+    lock = f"SELECT pg_advisory_lock{kind}({_USERS_LOCK})"
+    return f"SET lock_timeout = {milliseconds}; {lock}; SET lock_timeout = 0".encode()
 
 
 def _timeouts() -> str:

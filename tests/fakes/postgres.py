@@ -74,6 +74,11 @@ class Server:
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(timeout=60)
 
+    def signal(self, number: signal.Signals, backends: list[int]) -> None:
+        """To the server and those of its processes that serve connections."""
+        for pid in (self._process.pid, *backends):
+            os.kill(pid, number)
+
     def conninfo(self, database: str) -> str:
         return f"host={self._root} user={_USER} dbname={database}"
 
