@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.alone import alone
 from lab.dockerfile import Stage, stages
 from lab.node import REPOSITORY
 
@@ -52,7 +53,8 @@ class Builder:
 
     def build(self, name: str) -> Image:
         """The image of a stage. Raises `CalledProcessError` when one of its commands fails."""
-        return self._finish(name)[0]
+        with alone(CACHE):
+            return self._finish(name)[0]
 
     def _finish(self, name: str) -> tuple[Image, str]:
         if name not in self._stages:

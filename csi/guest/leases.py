@@ -15,6 +15,7 @@ from csi.core.errors import Busy, InvalidInput, LeaseLost, SealedLocalError, Too
 from csi.guest.lease_note import LeaseNote, LeaseNotes, LeaseState, since_boot
 from csi.guest.machine import Machine
 from csi.guest.opened import Progress
+from csi.guest.patience import NO_PATIENCE, Patience
 from csi.guest.policy import VolumePolicy, WithoutBroker
 from csi.guest.seal.mapping import mapping_name
 from csi.guest.status import Notes
@@ -54,14 +55,16 @@ class Leases:
         progress: Progress,
         *,
         supervised: bool,
+        patience: Patience = NO_PATIENCE,
     ) -> Iterator[VolumeRecord]:
         """With the lease in this guest's hands and a keeper at work; answers the record as it is under the lease. Both stay
         when the volume is open at the end.
 
-        Raises `Busy` while another guest has it, `LeaseLost` for a volume that is open here and lost its lease.
+        Raises `Busy` when another guest has it for longer than the patience lasts, `LeaseLost` for a volume that is open
+        here and lost its lease.
         """
         try:
-            yield self._taken(register, broker, rule, record, supervised=supervised)
+            yield self._taken(register, broker, rule, record, progress, supervised=supervised, patience=patience)
         finally:
             if not self._is_open(record.volume_id):
                 self.give_back(record.volume_id, progress)
@@ -72,8 +75,10 @@ class Leases:
         broker: "BrokerSettings",
         rule: VolumePolicy,
         record: VolumeRecord,
+        progress: Progress,
         *,
         supervised: bool,
+        patience: Patience,
     ) -> VolumeRecord:
         known = self._known(record.volume_id)
         if known is not None and self._is_open(record.volume_id):
@@ -81,23 +86,31 @@ class Leases:
             self.ensure_kept(known)
             return record
         self._end_keeper(record.volume_id)
-        secret, asked = secrets.token_hex(_SECRET_BYTES), since_boot()
-        taken = register.take_lease(record, secret, instead=None if known is None else known.secret)
+        secret, instead = secrets.token_hex(_SECRET_BYTES), None if known is None else known.secret
+        # It counts from before it was asked for.
+        asked, taken = patience.until_free(
+            lambda: (since_boot(), register.take_lease(record, secret, instead=instead)), progress
+        )
         if taken.lease is None:
             raise LeaseLost(f"the broker gave no lease of volume {record.volume_id}")
-        note = LeaseNote(
-            volume_id=record.volume_id,
-            mount=rule.mount,
-            url=broker.url,
-            ca_pem=broker.ca_pem,
-            timeout_seconds=broker.timeout_seconds,
-            signer_pem=register.signer_pem(),
-            secret=secret,
-            seconds=taken.lease.seconds,
-            asked=asked,
-            go_on=rule.without_broker is WithoutBroker.GO_ON,
-            supervised=supervised,
+        self._keep(
+            LeaseNote(
+                volume_id=record.volume_id,
+                mount=rule.mount,
+                url=broker.url,
+                ca_pem=broker.ca_pem,
+                timeout_seconds=broker.timeout_seconds,
+                signer_pem=register.signer_pem(),
+                secret=secret,
+                seconds=taken.lease.seconds,
+                asked=asked,
+                go_on=rule.without_broker is WithoutBroker.GO_ON,
+                supervised=supervised,
+            )
         )
+        return taken
+
+    def _keep(self, note: LeaseNote) -> None:
         try:
             self.notes.write(note)
         except OSError:
@@ -105,7 +118,6 @@ class Leases:
             _release(note, _say)
             raise
         self.ensure_kept(note)
-        return taken
 
     def look(self, volume_id: str) -> LeaseNote | None:
         """How it stands with a lease, with a keeper at work; None without a note that can be read."""
