@@ -139,8 +139,14 @@ def test_the_page_is_served_beside_the_metrics_and_hides_why_lvm_fails() -> None
     node = node_with("pvc-1")
     with socket.create_server(("127.0.0.1", 0)) as held:
         address = f"127.0.0.1:{held.getsockname()[1]}"
-    answers = [lambda: page_of(node.report()), lambda: (_ for _ in ()).throw(ToolFailed("vg-secret is broken"))]
-    stop = Metrics("sealed-local.csi", CONFIG, node.report).serve(address, Standing(tuple), lambda: answers.pop(0)())
+    answers = [node.report()]
+
+    def look() -> Page:
+        if not answers:
+            raise ToolFailed("vg-secret is broken")
+        return page_of(answers.pop())
+
+    stop = Metrics("sealed-local.csi", CONFIG, node.report).serve(address, Standing(tuple), look)
     try:
         connection = http.client.HTTPConnection(address, timeout=10)
         connection.request("GET", "/local-storage")
