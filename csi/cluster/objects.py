@@ -101,7 +101,8 @@ class Seen:
     classes: tuple[StorageClass, ...] = ()
     runtimes: tuple[RuntimeClass, ...] = ()
     nodes: tuple[Node, ...] = ()
-    node_storages: tuple[NodeStorage, ...] = ()
+    node_storages: tuple[NodeStorage, ...] | None = None
+    """None where the cluster doesn't know the kind."""
     init_configs: tuple[InitConfig, ...] = ()
     pages: tuple[Page, ...] = ()
     silent: tuple[Silent, ...] = ()

@@ -88,9 +88,9 @@ class Api:
         """Write an object whole. With a resourceVersion in it, a conflict says that somebody was faster."""
         return self._call("PUT", path, wanted)
 
-    def merge(self, path: str, change: Any) -> bytes:
-        """Change some members of an object (RFC 7386)."""
-        return self._call("PATCH", path, change, content="application/merge-patch+json")
+    def patch(self, path: str, steps: Any) -> bytes:
+        """Change an object by the steps of a JSON patch (RFC 6902). One whose `test` fails changes nothing."""
+        return self._call("PATCH", path, steps, content="application/json-patch+json")
 
     def delete(self, path: str, uid: str) -> None:
         """Delete the object that has this uid, and no other of its name. One that is gone already is no error."""

@@ -4,7 +4,7 @@ Clocks of two machines are never compared. A helper takes a lease of another onl
 the whole duration, and the holder stops some seconds before anybody may do that.
 """
 
-import datetime
+import datetime as dt
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def may_take(observed: Observed, me: str, now: float) -> bool:
 
 
 class LeaseKeeper:
-    """Takes the lease and renews it. `attempt` is called every `RETRY_SECONDS`; whoever acts asks `held` before each act."""
+    """Takes the lease and renews it: `attempt`, every `RETRY_SECONDS`. Whoever acts asks `held` before each act."""
 
     def __init__(self, api: Api, namespace: str, name: str, me: str, clock: Clock) -> None:
         self._api = api
@@ -150,4 +150,4 @@ class LeaseKeeper:
 
 def _now() -> str:
     """For people: nobody compares it with another machine's clock."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -78,7 +78,9 @@ class Watched(Generic[T]):
         self._objects: dict[tuple[str, str], T] = {}
         self._version = ""
         self.read = threading.Event()
-        """Set once the list was read. With `optional`, a kind that the cluster doesn't know is read, and empty."""
+        """Set once the list was read, or found to be of a kind that the cluster doesn't know."""
+        self.unknown = False
+        """Whether the cluster doesn't know the kind."""
 
     @property
     def items(self) -> tuple[T, ...]:
@@ -114,6 +116,7 @@ class Watched(Generic[T]):
 
     def _note(self, error: ApiRefused) -> None:
         if self._optional and error.is_not_found:
+            self.unknown = True
             self.read.set()
             return
         _log.warning("can't read", extra={"path": self.path, "error": str(error)})
@@ -133,6 +136,7 @@ class Watched(Generic[T]):
         with self._lock:
             self._objects = found
         self._version = page.metadata.resource_version
+        self.unknown = False
         self.read.set()
         self._wake()
 

@@ -7,7 +7,9 @@ from csi.cluster.objects import RuntimeClass, Seen, about
 from csi.cluster.plan.actions import Tell
 from csi.core.kubernetes import Claim, Pod
 
-REASON = "RuntimeClassWithoutVolume"
+REASON = "RuntimeClassNeeded"
+_TRUE = ("1", "t", "true")
+"""As the node plugin reads it."""
 
 
 def warnings(seen: Seen, driver: str, handlers: re.Pattern[str]) -> Iterator[Tell]:
@@ -57,7 +59,7 @@ def _parameters(seen: Seen, claim: Claim | None, driver: str) -> Mapping[str, st
 
 
 def _kind(parameters: Mapping[str, str]) -> str:
-    if parameters.get("direct") == "true":
+    if parameters.get("direct", "").lower() in _TRUE:
         return "a direct volume: a Kata guest mounts it, and elsewhere every write to it fails"
     if is_sealed(parameters):
         return "a sealed volume: only an attested Kata guest can open it"
