@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from csi.cluster.objects import Seen
 from csi.cluster.plan import gone_nodes, node_storage, orphans, runtime_class
@@ -36,8 +36,8 @@ class Moment:
 class Memory:
     """What a round leaves to the next. A helper that begins anew begins all waits anew, which is the safe side."""
 
-    orphans: Settling[orphans.Fact] = Settling()
-    gone: Settling[str] = Settling()
+    orphans: Settling[orphans.Fact] = field(default_factory=Settling)
+    gone: Settling[str] = field(default_factory=Settling)
     heartbeat: float | None = None
 
 
