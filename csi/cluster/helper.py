@@ -51,12 +51,10 @@ class Watches:
 
     def seen(self) -> Seen:
         """The cluster as of now, without the nodes' pages."""
-        # Volumes before claims: a volume whose claim is looked for was there before the claims were read.
-        volumes = self.volumes.items
         return Seen(
             pods=self.pods.items,
             claims=self.claims.items,
-            volumes=volumes,
+            volumes=self.volumes.items,
             classes=self.classes.items,
             runtimes=self.runtimes.items,
             nodes=self.nodes.items,

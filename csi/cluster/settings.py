@@ -13,9 +13,9 @@ from csi.core import options
 from csi.core.errors import InvalidInput
 from csi.core.options import Option
 
-_DESCRIPTION = """One helper for a cluster: tells of orphans, lost volumes and pods without the right RuntimeClass by events,
-keeps open-local's NodeLocalStorage objects, and reports deleted sealed volumes. It holds no key. Of several that run, one
-acts: the one that has the lease."""
+_DESCRIPTION = """One helper for a cluster: tells of orphans, lost volumes and pods without the right RuntimeClass by
+events, keeps open-local's NodeLocalStorage objects, and reports deleted sealed volumes. It holds no key. Of several that
+run, one acts: the one that has the lease."""
 _EPILOG = """Exit status: 0 after an orderly stop, 1 when the lease was lost, 2 for wrong settings.
 
 docs/cluster.md says what it reads and what it writes."""

@@ -36,7 +36,7 @@ class Moment:
 class Memory:
     """What a round leaves to the next. A helper that begins anew begins all waits anew, which is the safe side."""
 
-    orphans: Settling[orphans.Fact] = field(default_factory=Settling)
+    unmatched: Settling[orphans.Fact] = field(default_factory=Settling)
     gone: Settling[str] = field(default_factory=Settling)
     heartbeat: float | None = None
 
@@ -45,7 +45,7 @@ def actions(seen: Seen, before: Memory, rules: Rules, now: Moment) -> tuple[tupl
     """What to do now, and what to remember."""
     due = before.heartbeat is None or now.seconds - before.heartbeat >= rules.heartbeat_seconds
     after = Memory(
-        orphans=before.orphans.seen(orphans.facts(seen, rules.driver, rules.topology_key), now.seconds),
+        unmatched=before.unmatched.seen(orphans.facts(seen, rules.driver, rules.topology_key), now.seconds),
         gone=before.gone.seen(gone_nodes.gone(seen, rules.driver, rules.topology_key), now.seconds),
         heartbeat=now.seconds if due else before.heartbeat,
     )
@@ -55,7 +55,7 @@ def actions(seen: Seen, before: Memory, rules: Rules, now: Moment) -> tuple[tupl
 def _actions(seen: Seen, memory: Memory, rules: Rules, now: Moment, *, heartbeat_is_due: bool) -> Iterator[Action]:
     yield from runtime_class.warnings(seen, rules.driver, rules.kata_handlers)
     yield from node_storage.actions(seen, rules.init_config, now.text, heartbeat_is_due=heartbeat_is_due)
-    for fact in memory.orphans.for_seconds(rules.settle_seconds, now.seconds):
+    for fact in memory.unmatched.for_seconds(rules.settle_seconds, now.seconds):
         yield from orphans.told(fact, seen)
     if rules.release_after_seconds > 0:
         lost = frozenset(memory.gone.for_seconds(rules.release_after_seconds, now.seconds))

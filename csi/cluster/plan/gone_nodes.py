@@ -11,6 +11,9 @@ from csi.cluster.plan import places
 from csi.cluster.plan.actions import ReleaseClaim, ReleaseVolume
 from csi.core.kubernetes import Claim, Volume
 
+_GIVEN_UP = ("Released", "Failed")
+"""Phases in which Kubernetes itself has seen that the claim is gone."""
+
 
 def gone(seen: Seen, driver: str, topology_key: str) -> frozenset[str]:
     """Topology values on which volumes of the driver lie, and of which no node is left.
@@ -41,7 +44,7 @@ def releases(
             # One that is being deleted goes when no pod uses it any more.
             if claim.metadata.deletion_timestamp is None:
                 yield ReleaseClaim(metadata=claim.metadata, why=why)
-        elif volume.spec.persistent_volume_reclaim_policy == "Delete" and volume.status.phase != "Available":
+        elif volume.spec.persistent_volume_reclaim_policy == "Delete" and volume.status.phase in _GIVEN_UP:
             yield ReleaseVolume(metadata=volume.metadata, why=why)
 
 
