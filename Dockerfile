@@ -26,11 +26,11 @@ RUN /opt/build/bin/pip wheel --disable-pip-version-check --no-build-isolation --
 FROM build AS node-build
 COPY requirements/node.txt /src/requirements/node.txt
 RUN python3 -m venv /opt/sealed-local \
-    && pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/node.txt \
-    && pip install --disable-pip-version-check --no-cache-dir --no-index --no-deps /wheel/*.whl \
+    && pip install --disable-pip-version-check --no-cache-dir --no-compile --require-hashes -r /src/requirements/node.txt \
+    && pip install --disable-pip-version-check --no-cache-dir --no-compile --no-index --no-deps /wheel/*.whl \
     && python /src/scripts/reached.py /opt/sealed-local/lib/python3*/site-packages node \
     && pip uninstall -y pip setuptools \
-    && python -m compileall -q /opt/sealed-local/lib
+    && python -m compileall -q -o 2 /opt/sealed-local/lib
 
 FROM build AS guest-build
 COPY requirements/guest.txt /src/requirements/guest.txt
@@ -56,6 +56,9 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends lvm2 e2fsprogs xfsprogs mount util-linux \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=node-build /opt/sealed-local /opt/sealed-local
+# Every node pays for its memory: without docstrings, which nothing reads there, it is a megabyte and a half less.
+ENV PYTHONOPTIMIZE=2
+RUN PYTHONDONTWRITEBYTECODE='' python -c "import csi.node.main"
 ENTRYPOINT ["sealed-local", "node"]
 
 # For a container with a raw block device (`volumeMode: Block`) inside a confidential guest: `guest run ... -- COMMAND`.

@@ -33,6 +33,7 @@ _AROUND, _CROWD = 50, 750
 _AT_ONCE = 128
 _CALLS = 30
 _LOOK_MS = 2
+_AS_IN_THE_IMAGE = ("-OO",)
 _CAPABILITY = mount_capability("ext4")
 _REPORT = REPOSITORY / "build" / "bench.json"
 _POLICY = "/run/bench/initdata.toml"
@@ -46,7 +47,7 @@ class Bench:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.driver = Driver(node, {"pools": [{"name": "main", "vgs": ["vg0"]}]})
+        self.driver = Driver(node, {"pools": [{"name": "main", "vgs": ["vg0"]}]}, options=_AS_IN_THE_IMAGE)
         self.lines: list[Line | Compared] = []
 
     def run(self) -> None:
@@ -131,7 +132,8 @@ class Bench:
         """Answering calls needs no LVM, so it can be timed without the lab; `true` stands where LVM would look at disks."""
         with tempfile.TemporaryDirectory() as folder:
             argv = [
-                sys.executable, "-m", "csi", "node", "--endpoint", f"unix://{folder}/csi.sock", "--node-id", "bench",
+                sys.executable, *_AS_IN_THE_IMAGE, "-m", "csi", "node",
+                "--endpoint", f"unix://{folder}/csi.sock", "--node-id", "bench",
                 "--state-dir", folder, "--kata-registry", folder, "--metrics-address", "", "--lvm-prefix", "true",
             ]  # fmt: skip
             return statistics.median(

@@ -1,6 +1,7 @@
 """The bare tools, timed inside the node: what each job costs without a driver. Every function returns seconds."""
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,8 +26,9 @@ def lvcreate(name: str, size_bytes: int, active: bool = False) -> float:
 def lvcreate_many(prefix: str, count: int, size_bytes: int, active: bool) -> float:
     """As many at once; seconds until the last one has ended."""
     started = time.monotonic()
+    program = shutil.which("lvcreate")
     children = [
-        subprocess.Popen(_lvcreate(f"{prefix}-{n}", size_bytes, active), stdout=subprocess.DEVNULL)
+        subprocess.Popen(_lvcreate(f"{prefix}-{n}", size_bytes, active), executable=program, stdout=subprocess.DEVNULL)
         for n in range(count)
     ]
     statuses = [child.wait() for child in children]
@@ -201,7 +203,9 @@ def _until_answering(argv: Sequence[str], log: str, socket: str) -> tuple[int, f
 def _timed(commands: Sequence[Sequence[str]]) -> float:
     started = time.monotonic()
     for argv in commands:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        # In the lab each folder of PATH without the program costs milliseconds; a shell knows where it is.
+        program = shutil.which(argv[0])
+        done = subprocess.run(argv, executable=program, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(argv)}: {done.stderr.decode(errors='replace')}")
     return time.monotonic() - started

@@ -51,10 +51,15 @@ def block_capability(mode: str = "SINGLE_NODE_WRITER") -> dict[str, Any]:
 
 
 class Driver:
-    """`sealed-local node` as a process in the node. `module` may name a wrapper that ends it at a chosen moment."""
+    """`sealed-local node` as a process in the node. `module` may name a wrapper that ends it at a chosen moment; `options`
+    are the interpreter's.
+    """
 
-    def __init__(self, node: Node, config: Mapping[str, Any], *, kubelet: str = KUBELET) -> None:
+    def __init__(
+        self, node: Node, config: Mapping[str, Any], *, kubelet: str = KUBELET, options: Sequence[str] = ()
+    ) -> None:
         self.node = node
+        self._options = options
         self.kubelet = kubelet
         self._name = f"driver{next(_numbers)}"
         self._folder = f"/run/{self._name}"
@@ -73,7 +78,7 @@ class Driver:
     def argv(self, module: str = "csi") -> list[str]:
         """The command line of the process."""
         return [
-            sys.executable, "-m", module, "node",
+            sys.executable, *self._options, "-m", module, "node",
             "--endpoint", f"unix://{self.socket}", "--node-id", "lab-node", "--config", f"{self._folder}/node.yaml",
             "--kubelet-dir", self.kubelet, "--metrics-address", "", "--log-level", "debug",
         ]  # fmt: skip

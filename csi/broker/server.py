@@ -137,7 +137,7 @@ def _handle_signals(reload: Callable[[], object], server: uvicorn.Server) -> Non
         reload()
 
     def stopped(number: int, __: FrameType | None) -> None:
-        """Before uvicorn listens to signals itself this one must not be lost; when it has stopped it raises it once more."""
+        """Before uvicorn listens to signals itself none may be lost; when it has stopped it raises its own once more."""
         server.should_exit = True
         _log.info("stopping", extra={"signal": signal.Signals(number).name})
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import threading
@@ -191,9 +192,11 @@ def _start(
     argv: tuple[str, ...], environment: dict[str, str], pass_fds: tuple[int, ...], streams: _Pipes | _Memory
 ) -> subprocess.Popen[bytes]:
     try:
-        # A process group of its own, so that a time-out ends children of the command too.
+        # A process group of its own, so that a time-out ends children of the command too. The program is looked up here, as
+        # each folder of PATH without it costs a try to start it there.
         return subprocess.Popen(
             argv,
+            executable=shutil.which(argv[0], path=environment["PATH"]) or argv[0],
             stdin=streams.stdin,
             stdout=streams.stdout,
             stderr=streams.stderr,

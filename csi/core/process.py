@@ -3,6 +3,7 @@ others; a thread with long work steps back behind others; a server of many threa
 """
 
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -72,7 +73,10 @@ def share_one_heap() -> None:
 
 
 def give_back_memory() -> None:
-    """Return what was freed to the kernel (malloc_trim(3)), where the C library can."""
+    """Return what is not needed any more to the kernel (malloc_trim(3)), where the C library can. What holds itself by a
+    circle of references counts as needed until the collector looks.
+    """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -379,7 +379,7 @@ def test_a_volume_that_can_not_be_closed_stays_noted(world: World) -> None:
 @pytest.mark.parametrize("separator", [["--"], []])
 def test_run_returns_the_commands_status_and_closes_the_volume(world: World, separator: list[str]) -> None:
     ran: list[list[str]] = []
-    world.patch.setattr(run, "supervise", lambda command, _: ran.append(list(command)) or 7)
+    world.patch.setattr(run, "supervise", lambda command, *_: ran.append(list(command)) or 7)
     assert world.run("run", "--device", "/dev/sdb", *separator, "worker", "--fast", volume="data") == 7
     assert (ran, world.closed) == ([["worker", "--fast"]], ["pvc-1"])
     assert world.leases == ["pvc-1 is kept", "pvc-1 is given back"]

@@ -4,8 +4,9 @@ LVM's own volumes are left out: tenants write there, and nothing below them belo
 or multipath device, which show the label of the whole.
 """
 
+import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,8 +43,10 @@ class _Listing:
     """What was found, and what the kernel and the folders of names said then."""
 
     announced: str = ""
-    changed: tuple[int, ...] = ()
-    links: Mapping[DeviceNumber, list[str]] = field(default_factory=dict)
+    changed: Mapping[str, int] = field(default_factory=dict)
+    """When a name came or went last in each folder."""
+    links: Mapping[str, "Links"] = field(default_factory=dict)
+    """By folder."""
     devices: tuple[BlockDevice, ...] = ()
 
 
@@ -63,26 +66,38 @@ class BlockDevices:
     def now(self) -> tuple[BlockDevice, ...]:
         """All devices of some size that have a node, sorted by name."""
         announced = _text(f"{self.sysfs}/kernel/uevent_seqnum")
-        folders = self._folders()
-        changed = tuple(_changed_at(folder) for folder in (self.dev, *folders))
+        changed = {folder: _changed_at(folder) for folder in (self.dev, *self._folders())}
         last = self._last
         if announced and announced == last.announced and changed == last.changed:
             return last.devices
-        # Links lead elsewhere only after their folder, or that of what they lead to, has changed.
-        links = last.links if changed == last.changed else _links(folders)
-        found = _Listing(announced=announced, changed=changed, links=links, devices=self._list(links))
+        links = self._links(changed, last)
+        found = _Listing(announced=announced, changed=changed, links=links, devices=self._list(_merged(links.values())))
         self._last = found
         return found.devices
 
-    def _list(self, links: Mapping[DeviceNumber, list[str]]) -> tuple[BlockDevice, ...]:
+    def _links(self, changed: Mapping[str, int], last: _Listing) -> "Mapping[str, Links]":
+        """Links lead elsewhere only after their folder, or one of nodes, has changed."""
+        nodes = (self.dev, f"{self.dev}/mapper")
+        kept = last.links if all(changed[folder] == last.changed.get(folder) for folder in nodes) else {}
+        return {
+            folder: kept[folder] if folder in kept and time == last.changed[folder] else _links(folder)
+            for folder, time in changed.items()
+            if folder != self.dev
+        }
+
+    def _list(self, links: Mapping[DeviceNumber, Sequence[str]]) -> tuple[BlockDevice, ...]:
         names = sorted(os.listdir(f"{self.sysfs}/class/block"))
         found = (self._device(name, links) for name in names if not name.startswith(_NO_DISKS))
         return tuple(device for device in found if device is not None)
 
-    def _device(self, name: str, links: Mapping[DeviceNumber, list[str]]) -> BlockDevice | None:
+    def _device(self, name: str, links: Mapping[DeviceNumber, Sequence[str]]) -> BlockDevice | None:
         entry = f"{self.sysfs}/class/block/{name}"
-        shown, sectors = _text(f"{entry}/dev"), _text(f"{entry}/size")
-        if not shown or sectors in ("", "0") or _is_left_out(entry, name):
+        sectors = _text(f"{entry}/size")
+        # Most are loop devices that nothing is attached to.
+        if sectors in ("", "0") or _is_left_out(entry, name):
+            return None
+        shown = _text(f"{entry}/dev")
+        if not shown:
             return None
         number = DeviceNumber.parse(shown)
         path = self._node(name, number)
@@ -107,14 +122,20 @@ class BlockDevices:
         return next((path for path in paths if _is(path, number)), None)
 
 
-def _links(folders: Iterable[str]) -> dict[DeviceNumber, list[str]]:
-    """Names in udev's folders by the device that they lead to. Where no udev runs, /dev/mapper has nodes, not links."""
+Links = tuple[tuple[DeviceNumber, str], ...]
+"""Names in a folder with the device that each leads to."""
+
+
+def _links(folder: str) -> Links:
+    """Where no udev runs, /dev/mapper has nodes, not links."""
+    found = ((_leads_to(link), link) for link in sorted(_entries(folder)))
+    return tuple((number, link) for number, link in found if number is not None)
+
+
+def _merged(folders: Iterable[Links]) -> dict[DeviceNumber, list[str]]:
     found: dict[DeviceNumber, list[str]] = {}
-    for folder in folders:
-        for link in sorted(_entries(folder)):
-            number = _leads_to(link)
-            if number is not None:
-                found.setdefault(number, []).append(link)
+    for number, link in itertools.chain.from_iterable(folders):
+        found.setdefault(number, []).append(link)
     return found
 
 

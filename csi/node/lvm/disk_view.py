@@ -20,7 +20,7 @@ from csi.node.lvm.metadata_area import Area, Label, NotUnderstood, TextPlace
 
 _HEAD_BYTES: Final = 8192
 """Label and, in every group that was made without odd options, the first area's header."""
-_BEGINNING_BYTES: Final = 256
+_BEGINNING_BYTES: Final = 128 << 10
 _TRIES: Final = 5
 _COMMIT_SECONDS: Final = 0.01
 """LVM writes the headers of a group's disks one after the other, within a few milliseconds."""
@@ -73,6 +73,8 @@ class DiskViews:
 
     reader: DiskReader
     _names: "Mapping[_Key, GroupName]" = field(default_factory=dict)
+    _texts: "dict[_Key, bytes]" = field(default_factory=dict)
+    """First texts that the last look has read for their names, until somebody asks for them."""
     _odd: tuple[DiskView, ...] = ()
 
     def look(self, devices: Sequence[BlockDevice]) -> tuple[DiskView, ...]:
@@ -104,6 +106,9 @@ class DiskViews:
         """A whole text of a disk. Raises `NotUnderstood` when it can't be read, or isn't the one that the header names."""
         if place.size > _TEXT_LIMIT_BYTES:
             raise NotUnderstood("the metadata text is larger than any")
+        known = self._texts.pop(_key(view), b"")
+        if len(known) == place.size and metadata_area.crc(known) == place.checksum:
+            return metadata_area.require_whole(place, known)
         parts = self.reader.read([self._place(view.device, part) for part in place.parts])
         read = [part for part in parts if isinstance(part, bytes)]
         if len(read) != len(parts):
@@ -151,12 +156,14 @@ class DiskViews:
                 with contextlib.suppress(NotUnderstood):
                     beginnings += [(view, place) for place in view.texts[:1]]
         places = [self._place(view.device, _beginning(place)) for view, place in beginnings]
+        texts: dict[_Key, bytes] = {}
         for (view, _), found in zip(beginnings, self.reader.read(places), strict=True):
             match = _BEGINNING.match(found) if isinstance(found, bytes) else None
             if match is not None:
                 names[_key(view)] = GroupName(name=match[1].decode(), uuid=match[2].decode())
+                texts[_key(view)] = match.string
         # Others look at the same time: what they see is whole, at worst without what was found here.
-        self._names = names
+        self._names, self._texts = names, texts
         return [_named(view, names.get(_key(view))) for view in views]
 
 
@@ -186,6 +193,7 @@ def _header(area: Area) -> Area:
 
 
 def _beginning(place: TextPlace) -> Area:
+    """Most texts are small, and whoever wants the name of a new one wants all of it next."""
     first = place.parts[0]
     return Area(offset=first.offset, size=min(first.size, _BEGINNING_BYTES))
 

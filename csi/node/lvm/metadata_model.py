@@ -17,10 +17,13 @@ from csi.core.size import SECTOR_BYTES
 from csi.node.lvm import metadata_text
 from csi.node.lvm.metadata_area import NotUnderstood
 from csi.node.lvm.metadata_text import Section
-from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume, VolumeGroup
+from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume, Tags, VolumeGroup
 
-Used = dict[str, list[tuple[int, int]]]
+Used = Mapping[str, list[tuple[int, int]]]
 """Runs of extents in use by the label of their disk: the first one and how many."""
+
+Runs = tuple[tuple[str, int, int], ...]
+"""Runs of extents: the label of their disk, the first one, and how many."""
 
 _POLICY: Final = AllocationPolicy.NORMAL
 """What LVM leaves out of the text."""
@@ -68,7 +71,7 @@ class ReadVolume:
     """A volume as its part of the text has it, and what it takes of each disk."""
 
     lv: LogicalVolume
-    used: Used
+    used: Runs
 
 
 Remembered = Mapping[tuple[int, bytes], ReadVolume]
@@ -94,10 +97,10 @@ def volume_group(text: bytes, known: VolumeGroup, remembered: Remembered = _NOTH
     volumes = sorted((volume.lv for volume in read.values()), key=lambda lv: lv.name)
     if len({lv.name for lv in volumes}) != len(parts):
         raise NotUnderstood(f"group {known.name} has two volumes of one name")
-    used: Used = defaultdict(list)
+    used: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for volume in read.values():
-        for disk, runs in volume.used.items():
-            used[disk] += runs
+        for disk, first, count in volume.used:
+            used[disk].append((first, count))
     pvs = _pvs(_section(group, "physical_volumes"), known, used)
     found = replace(
         known,
@@ -165,30 +168,30 @@ def _volume(part: str, known: VolumeGroup, extent_sectors: int) -> ReadVolume:
     if len(found) != 1:
         raise NotUnderstood("the metadata text is cut in another place than between two volumes")
     ((name, raw),) = found.items()
-    used: Used = defaultdict(list)
-    return ReadVolume(lv=_lv(name, _as_section(raw), known, extent_sectors, used), used=used)
+    return _lv(name, _as_section(raw), known, extent_sectors)
 
 
-def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int, used: Used) -> LogicalVolume:
+def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int) -> ReadVolume:
     segments = [f"segment{number}" for number in range(1, _number(raw, "segment_count") + 1)]
     _require_plain(raw, _LV_KEYS.union(segments), _LV_STATUS, flags=_LV_FLAGS)
     if "VISIBLE" not in _words(raw, "status"):
         raise NotUnderstood(f"volume {name} is a part of another one")
-    extents = 0
+    extents, used = 0, list[tuple[str, int, int]]()
     for segment in segments:
         extents += _segment(name, _section(raw, segment), extents, used)
-    return LogicalVolume(
+    lv = LogicalVolume(
         name=name,
         vg=known.name,
         uuid=_word(raw, "id"),
         vg_uuid=known.uuid,
         size_bytes=extents * extent_sectors * SECTOR_BYTES,
-        tags=_tags(raw),
+        tags=Tags(_words(raw, "tags")),
         partial=False,
     )
+    return ReadVolume(lv=lv, used=tuple(used))
 
 
-def _segment(lv: str, raw: Section, start: int, used: Used) -> int:
+def _segment(lv: str, raw: Section, start: int, used: list[tuple[str, int, int]]) -> int:
     """Counts what the segment takes from each disk. Returns its extents."""
     extents, stripes = _number(raw, "extent_count"), raw.get("stripes")
     count = _number(raw, "stripe_count")
@@ -199,7 +202,7 @@ def _segment(lv: str, raw: Section, start: int, used: Used) -> int:
     for disk, first in zip(stripes[::2], stripes[1::2], strict=True):
         if not isinstance(first, int):
             raise NotUnderstood(f"volume {lv} has a stripe that begins nowhere")
-        used[str(disk)].append((first, extents // count))
+        used.append((sys.intern(str(disk)), first, extents // count))
     return extents
 
 
@@ -233,11 +236,6 @@ def _word(raw: Section, name: str) -> str:
     if not isinstance(found, str):
         raise NotUnderstood(f"the metadata text has no text {name}")
     return found
-
-
-def _tags(raw: Section) -> frozenset[str]:
-    """Most are the same in all volumes of a node: one string each, not one a volume."""
-    return frozenset(sys.intern(word) for word in _words(raw, "tags"))
 
 
 def _words(raw: Section, name: str) -> list[str]:

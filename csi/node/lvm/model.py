@@ -3,7 +3,9 @@
 A record changes only when somebody commits a change of its group. What the kernel does with an LV now is `csi.node.live`.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -61,6 +63,31 @@ class PhysicalVolume:
         return self.free_extents if self.allocatable and not self.missing else 0
 
 
+class Tags(AbstractSet[str]):
+    """A set of a few words. Each volume of a node has one, and a frozenset takes four times the memory."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: Iterable[str]) -> None:
+        # Most words are the same in all volumes: one string each, not one a volume.
+        self._words = tuple(sorted({sys.intern(word) for word in words}))
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._words
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._words)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __hash__(self) -> int:
+        return self._hash()
+
+    def __repr__(self) -> str:
+        return f"Tags({self._words!r})"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogicalVolume:
     """A logical volume with its tags, which are this driver's whole store."""
@@ -68,7 +95,7 @@ class LogicalVolume:
     name: str
     vg: str
     size_bytes: int
-    tags: frozenset[str]
+    tags: AbstractSet[str]
     partial: bool
     """A disk that holds part of it is missing."""
     uuid: str = ""

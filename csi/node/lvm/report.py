@@ -5,7 +5,6 @@ attribute strings: lvs(8) and vgs(8).
 """
 
 import re
-import sys
 from collections.abc import Mapping
 from typing import Final
 
@@ -13,7 +12,7 @@ import msgspec
 
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import ToolFailed
-from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import AllocationPolicy, LogicalVolume, PhysicalVolume, Report, Tags, VolumeGroup
 
 VG_FIELDS: Final = (
     "vg_name,vg_uuid,vg_extent_size,vg_extent_count,vg_free_count,vg_attr,vg_mda_free,vg_allocation_policy,max_lv"
@@ -146,7 +145,7 @@ def _lv(raw: _Lv, vg: _Vg) -> LogicalVolume:
         uuid=raw.lv_uuid,
         vg_uuid=vg.vg_uuid,
         size_bytes=int(raw.lv_size),
-        tags=frozenset(sys.intern(tag) for tag in raw.lv_tags.split(",") if tag),
+        tags=Tags(tag for tag in raw.lv_tags.split(",") if tag),
         partial=raw.lv_attr[8] == "p",
         origin=raw.origin,
         pool=raw.pool_lv,

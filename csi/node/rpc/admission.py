@@ -5,6 +5,8 @@ would leave none for Probe, and kubelet would kill the container. So every call 
 their number are answered at once: a thread is never what a call waits for.
 """
 
+import contextlib
+import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +34,8 @@ class Kind(Enum):
     OTHER = "other"
 
 
+_FREE_THREADS: Final = 2
+_FREE_SECONDS: Final = 1.0
 _SETTLED_SECONDS: Final = 0.5
 _CROWD: Final = 16
 """So many calls at once leave memory behind that is worth to be given back."""
@@ -48,10 +52,18 @@ def kind(method: str) -> Kind:
 
 
 class ThreadPerCall(futures.ThreadPoolExecutor):
-    """A thread for each call, begun with it and ended with it: none waits idle, which would keep its memory for ever.
+    """A thread for each call at once. A few that are done wait a moment for the next call, as kubelet and the provisioner
+    make several in a row; more of them, or longer, would keep their memory for ever.
 
     A pool in gRPC's eyes only. Threads are no daemons: a process that stops waits for the steps that they have begun.
     """
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=1)
+        self._lock = threading.Lock()
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._free = 0
+        """Threads that wait, less the tasks that are there for them."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "futures.Future[Any]":
         """See `Executor.submit`."""
@@ -63,8 +75,34 @@ class ThreadPerCall(futures.ThreadPoolExecutor):
             except BaseException as error:
                 future.set_exception(error)
 
-        threading.Thread(target=run, name="rpc").start()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                self._tasks.put(run)
+                return future
+        threading.Thread(target=self._work, args=(run,), name="rpc").start()
         return future
+
+    def _work(self, task: Callable[[], None] | None) -> None:
+        while task is not None:
+            task()
+            # What the call has made may be large.
+            del task
+            task = self._next()
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._lock:
+            if self._free >= _FREE_THREADS:
+                return None
+            self._free += 1
+        with contextlib.suppress(queue.Empty):
+            return self._tasks.get(timeout=_FREE_SECONDS)
+        with self._lock:
+            # A call may have counted on this thread just now.
+            with contextlib.suppress(queue.Empty):
+                return self._tasks.get_nowait()
+            self._free -= 1
+        return None
 
 
 class Admission(grpc.ServerInterceptor):
