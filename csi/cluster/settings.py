@@ -49,8 +49,9 @@ NAME: Final = Option(
 SERVER: Final = Option(
     name="server",
     check=options.any_text,
-    default="https://kubernetes.default.svc",
-    help="the API server. With http, as `kubectl proxy` offers it, no token is sent",
+    default="",
+    help="the API server. Empty: the one of the cluster that the pod is in, by KUBERNETES_SERVICE_HOST and its port. With"
+    " http, as `kubectl proxy` offers it, no token is sent",
 )
 DRIVER_NAME: Final = Option(
     name="driver-name", check=options.any_text, default="sealed-local.csi", help="CSI driver name of the node plugins"
@@ -136,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 def load(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
     """The checked settings. Raises `InvalidInput` naming the option."""
     given = options.read(OPTIONS, parser().parse_args(arguments), environment)
-    url = given[SERVER]
+    url = given[SERVER] or _of_this_cluster(environment)
     return Settings(
         namespace=given[NAMESPACE],
         identity=given[IDENTITY],
@@ -155,3 +156,11 @@ def load(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
             heartbeat_seconds=_HEARTBEAT_SECONDS,
         ),
     )
+
+
+def _of_this_cluster(environment: Mapping[str, str]) -> str:
+    try:
+        host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
+    except KeyError as error:
+        raise InvalidInput(SERVER.flag, f"is not given, and this is no pod: {error.args[0]} is not set") from None
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"

@@ -170,7 +170,12 @@ def test_a_kind_that_must_be_there_is_not_read_before_it_was(server: ApiServer, 
 def test_the_token_is_read_for_each_request_and_sent_by_https_alone(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="https"):
         Api(Server(url="http://127.0.0.1:1", account=tmp_path))
-    assert cluster_settings.load(["--namespace=a", "--identity=b"], {}).server.account is not None
+    given = ["--namespace=a", "--identity=b"]
+    service = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
+    server = cluster_settings.load(given, service).server
+    assert (server.url, server.account is None) == ("https://[fd00::1]:443", False)
+    with pytest.raises(InvalidInput, match="this is no pod"):
+        cluster_settings.load(given, {})
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "https://", "nonsense", "https://h/path"])
