@@ -248,6 +248,26 @@ def test_a_conflict_leaves_the_lease_to_the_faster_one(server: ApiServer) -> Non
     assert second.attempt()
 
 
+def test_a_renewal_that_comes_between_a_look_and_its_write_wins(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    first, second = keeper(server, "first", clock), keeper(server, "second", clock)
+    first.attempt()
+    second.attempt()
+    clock.now = leases.DURATION_SECONDS
+    look = second._look
+
+    def slow() -> leases.LeaseObject | None:
+        seen = look()
+        assert first.attempt(), "the holder was only late, and renews now"
+        return seen
+
+    monkeypatch.setattr(second, "_look", slow)
+    assert not second.attempt()
+    assert server.objects[LEASE]["spec"]["holderIdentity"] == "first"
+
+
 def test_one_that_is_given_back_is_taken_at_once(server: ApiServer) -> None:
     clock = Clock()
     first, second = keeper(server, "first", clock), keeper(server, "second", clock)
@@ -402,6 +422,8 @@ def test_a_page_of_another_node_is_not_believed(server: ApiServer, ends: threadi
     node(server)
     plugin(server)
     helping = Helping(server, ends)
+    server.put(f"{NODES}/n2", {})
+    helping.knows("nodes", "n2")
     helping.page = lambda: page().replace(b'"n1"', b'"n2"')
     helping.turn()
     assert f"{STORAGES}/n2" not in server.objects

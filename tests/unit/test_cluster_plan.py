@@ -20,7 +20,7 @@ from csi.cluster.plan.actions import (
 )
 from csi.cluster.plan.decide import Memory, Moment, Rules
 from csi.core import local_storage
-from csi.core.kubernetes import Claim, Pod, StorageClass, Volume
+from csi.core.kubernetes import Claim, Pod, StorageClass, Volume, VolumeSpec
 from csi.core.local_storage import Condition, Page, VolumeGroup
 
 DRIVER = "sealed-local.csi"
@@ -314,6 +314,14 @@ def test_the_volume_goes_after_its_claim_and_only_where_its_class_deletes_volume
     assert released(after(3600, unseen, unseen, rules=RELEASING)) == []
     kept = replace(left, volumes=(volume("pvc-1", phase="Released", policy="Retain"),))
     assert released(after(3600, kept, kept, rules=RELEASING)) == []
+
+
+def test_a_volume_that_another_node_reaches_too_is_not_given_up() -> None:
+    requirement = {"key": KEY, "operator": "In", "values": ["n1", "n2"]}
+    terms = {"required": {"nodeSelectorTerms": [{"matchExpressions": [requirement]}]}}
+    spec = msgspec.to_builtins(volume("pvc-1").spec) | {"nodeAffinity": terms}
+    shared = replace(GONE, volumes=(msgspec.structs.replace(volume("pvc-1"), spec=msgspec.convert(spec, VolumeSpec)),))
+    assert released(after(3600, shared, shared, rules=RELEASING)) == []
 
 
 def test_a_claim_that_is_being_deleted_is_not_deleted_again() -> None:
