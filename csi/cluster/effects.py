@@ -146,12 +146,19 @@ class Report:
         self._api = api
         self._folder = f"/api/v1/namespaces/{namespace}/configmaps"
         self._name = name
+        self._last: Mapping[str, str] | None = None
 
     def renew(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
-        """Write what `change` makes of it, when that is something else. Raises what `Api` does, conflicts too."""
+        """Write what `change` makes of it, when that is something else. Raises what `Api` does, conflicts too.
+
+        The server is asked only when there is something to write: rounds are frequent, and nobody else writes it.
+        """
+        if self._last is not None and dict(change(self._last)) == self._last:
+            return
         before = self._look()
         data = dict(change(before.data if before is not None else {}))
         if before is not None and data == dict(before.data):
+            self._last = data
             return
         body: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "data": data}
         if before is None:
@@ -160,6 +167,7 @@ class Report:
             tests = [{"op": "test", "path": "/metadata/resourceVersion", "value": before.metadata.resource_version}]
             steps = [*tests, {"op": "add", "path": "/data", "value": data}]
             self._api.patch(f"{self._folder}/{self._name}", steps)
+        self._last = data
 
     def _look(self) -> ConfigMap | None:
         try:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from csi.cluster import pages
@@ -102,7 +103,7 @@ class Helper:
         moment = Moment(seconds=self._clock(), text=today())
         wanted, self._memory = decide.actions(seen, self._memory, self._settings.rules, moment)
         for action in wanted:
-            self._act(lambda action=action: self._effects.apply(action))  # type: ignore[misc]
+            self._act(partial(self._effects.apply, action))
         driver = self._settings.rules.driver
         self._act(lambda: self._report.renew(lambda before: ledger.renewed(before, seen, driver, moment.text)))
         return True

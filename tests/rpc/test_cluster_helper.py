@@ -486,6 +486,8 @@ def test_the_report_outlives_the_helper_and_is_written_only_when_something_chang
     helping.turn()
     helping.turn()
     version = server.objects[REPORT]["metadata"]["resourceVersion"]
+    helping.turn()
+    assert server.count("GET", REPORT) == 1, "asked only when there is something to write"
     assert "claimDeleted" not in server.objects[REPORT]["data"]["pvc-1"]
     server.remove("/api/v1/persistentvolumes/pvc-1")
     Helping(server, ends).turn()

@@ -137,8 +137,9 @@ class Watched(Generic[T]):
             self._objects = found
         self._version = page.metadata.resource_version
         self.unknown = False
-        self.read.set()
+        # In this order: whoever waits for the first list has no call to wake up to any more.
         self._wake()
+        self.read.set()
 
     def _watch(self) -> None:
         with self._api.watch(self.path, self._version) as lines:

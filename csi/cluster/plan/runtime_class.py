@@ -15,7 +15,7 @@ _TRUE = ("1", "t", "true")
 def warnings(seen: Seen, driver: str, handlers: re.Pattern[str]) -> Iterator[Tell]:
     """An event for each pod and claim. `handlers` matches the names of handlers that are Kata's."""
     runtimes = {one.metadata.name: one for one in seen.runtimes}
-    claims = {(one.metadata.namespace, one.metadata.name): one for one in seen.claims}
+    kinds = _Kinds(seen, driver)
     for pod in seen.pods:
         if pod.metadata.deletion_timestamp is not None or pod.status.phase in ("Succeeded", "Failed"):
             continue
@@ -23,8 +23,7 @@ def warnings(seen: Seen, driver: str, handlers: re.Pattern[str]) -> Iterator[Tel
         if lacks is None:
             continue
         for name in sorted(pod.claims):
-            claim = claims.get((pod.metadata.namespace, name))
-            kind = _kind(_parameters(seen, claim, driver)) if claim is not None else ""
+            kind = kinds.of(pod.metadata.namespace, name)
             if kind:
                 yield Tell(
                     subject=about("Pod", "v1", pod.metadata),
@@ -46,16 +45,27 @@ def _lacks(pod: Pod, runtimes: Mapping[str, RuntimeClass], handlers: re.Pattern[
     return None
 
 
-def _parameters(seen: Seen, claim: Claim | None, driver: str) -> Mapping[str, str]:
-    """Of the volume, where there is one: a class may have been made anew since."""
-    if claim is None:
-        return {}
-    bound = next((one for one in seen.volumes if one.metadata.name == claim.spec.volume_name), None)
-    if bound is not None:
-        return bound.spec.csi.volume_attributes if bound.spec.csi.driver == driver else {}
-    name = claim.spec.storage_class_name
-    found = next((one for one in seen.classes if one.metadata.name == name), None)
-    return found.parameters if found is not None and found.provisioner == driver else {}
+class _Kinds:
+    """What claims are, found by name: there may be many thousands of pods, claims and volumes."""
+
+    def __init__(self, seen: Seen, driver: str) -> None:
+        self._driver = driver
+        self._claims = {(one.metadata.namespace, one.metadata.name): one for one in seen.claims}
+        self._volumes = {one.metadata.name: one for one in seen.volumes}
+        self._classes = {one.metadata.name: one for one in seen.classes}
+
+    def of(self, namespace: str, name: str) -> str:
+        """Words for a direct or sealed claim of the driver; empty for any other."""
+        claim = self._claims.get((namespace, name))
+        return _kind(self._parameters(claim)) if claim is not None else ""
+
+    def _parameters(self, claim: Claim) -> Mapping[str, str]:
+        """Of the volume, where there is one: a class may have been made anew since."""
+        bound = self._volumes.get(claim.spec.volume_name)
+        if bound is not None:
+            return bound.spec.csi.volume_attributes if bound.spec.csi.driver == self._driver else {}
+        found = self._classes.get(claim.spec.storage_class_name or "")
+        return found.parameters if found is not None and found.provisioner == self._driver else {}
 
 
 def _kind(parameters: Mapping[str, str]) -> str:
