@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fakes import postgres as postgres_server
+
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
@@ -14,3 +16,10 @@ def log_as_before() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Server]:
+    """One server for the whole run; who kills it starts it again."""
+    with postgres_server.server() as running:
+        yield running

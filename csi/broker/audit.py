@@ -6,11 +6,11 @@ off its end does not show; whoever must detect that keeps the newest digest else
 
 import hashlib
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from csi.broker.database import Rows
 from csi.broker.seals import Seals
 from csi.core.errors import Tampered
 
@@ -20,18 +20,6 @@ OPERATOR = "operator"
 _MINUTE = 60.0
 _TYPES = (int, int, str, str, str, str, int | None, str, str, bytes)
 _MAX_DETAIL_CHARACTERS = 1000
-
-SCHEMA = """
-CREATE TABLE audit (
-  seq INTEGER PRIMARY KEY, time_unix INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
-  subject TEXT NOT NULL, detail TEXT NOT NULL, revision INTEGER, previous TEXT NOT NULL, digest TEXT NOT NULL,
-  signature BLOB NOT NULL);
-CREATE INDEX audit_of_volumes ON audit (subject, revision) WHERE revision IS NOT NULL;
-CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
-  BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
-CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit
-  BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +45,14 @@ class Entry:
     digest: str
     signature: bytes
     """By the broker's `audit.key`, over the digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where an entry stands in the log."""
+
+    seq: int
+    digest: str
 
 
 class Ration:
@@ -102,12 +98,11 @@ class Ration:
         self._note(replace(last, detail=f"{count} more in that minute; the last: {last.detail}"))
 
 
-def append(
-    connection: sqlite3.Connection, event: Event, time_unix: int, seals: Seals, revision: int | None = None
-) -> None:
+def append(rows: Rows, event: Event, time_unix: int, seals: Seals, revision: int | None = None) -> Place:
     """Add an entry inside the caller's transaction: a change and its entry are stored together or not at all."""
-    last = connection.execute("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
+    last = rows.execute("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1").fetchone()
     seq, previous = (last[0] + 1, last[1]) if last else (1, GENESIS)
+    event = _storable(event)
     digest = _digest(seq, time_unix, event, revision, previous)
     members = (
         event.actor,
@@ -119,16 +114,27 @@ def append(
         digest,
         seals.of_head(digest),
     )
-    connection.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (seq, time_unix, *members))
+    rows.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (seq, time_unix, *members))
+    return Place(seq=seq, digest=digest)
 
 
-def read(connection: sqlite3.Connection) -> Iterator[Entry]:
+def check_holds(rows: Rows, place: Place) -> None:
+    """Raise `Tampered` unless the log still has this entry, which was stored: otherwise an older state is in its place."""
+    found = rows.execute("SELECT digest FROM audit WHERE seq = ?", (place.seq,)).fetchone()
+    if found is None or found[0] != place.digest:
+        raise Tampered(
+            f"the register went back: its audit log does not hold entry {place.seq} any more, which this broker has seen "
+            "stored. Stop every broker of it; docs/broker.md says what to do"
+        )
+
+
+def read(rows: Rows) -> Iterator[Entry]:
     """All entries, oldest first. Raises `Tampered` for a member of another type than was written."""
-    rows = connection.execute(
+    found = rows.execute(
         "SELECT seq, time_unix, actor, action, subject, detail, revision, previous, digest, signature "
         "FROM audit ORDER BY seq"
     )
-    for row in rows:
+    for row in found.fetchall():
         # SQLite stores any type in any column.
         if not all(isinstance(value, kind) for value, kind in zip(row, _TYPES, strict=True)):
             raise Tampered(f"audit entry {row[0]}: a member has another type than was written")
@@ -144,20 +150,20 @@ def read(connection: sqlite3.Connection) -> Iterator[Entry]:
         )
 
 
-def newest_revisions(connection: sqlite3.Connection, volume_id: str | None = None) -> dict[str, object]:
+def newest_revisions(rows: Rows, volume_id: str | None = None) -> dict[str, object]:
     """The revision that the log says each volume has, or the one volume."""
     one = ("AND subject = ?", (volume_id,)) if volume_id is not None else ("", ())
     query = f"SELECT subject, max(revision) FROM audit WHERE revision IS NOT NULL {one[0]} GROUP BY subject"  # noqa: S608
-    return dict(connection.execute(query, one[1]).fetchall())
+    return dict(rows.execute(query, one[1]).fetchall())
 
 
-def verify(connection: sqlite3.Connection, seals: Seals, expected_head: str | None = None) -> tuple[int, str]:
+def verify(rows: Rows, seals: Seals, expected_head: str | None = None) -> tuple[int, str]:
     """Check the whole chain; returns the number of entries and the newest digest. Raises `Tampered` at the first break.
 
     `expected_head`, a digest noted earlier, must still be in the chain.
     """
     count, head, seen = 0, GENESIS, expected_head is None
-    for entry in read(connection):
+    for entry in read(rows):
         count += 1
         if entry.seq != count or entry.previous != head:
             raise Tampered(f"audit entry {entry.seq}: an entry before it is missing or was replaced")
@@ -169,6 +175,13 @@ def verify(connection: sqlite3.Connection, seals: Seals, expected_head: str | No
     if not seen:
         raise Tampered(f"the audit log does not hold the entry with digest {expected_head}: its end was cut off")
     return count, head
+
+
+def _storable(event: Event) -> Event:
+    """PostgreSQL keeps no NUL in a text, and what is refused must be noted whatever it is called."""
+    members = (event.actor, event.action, event.subject, event.detail)
+    actor, action, subject, detail = (text.replace("\0", "\N{REPLACEMENT CHARACTER}") for text in members)
+    return Event(actor=actor, action=action, subject=subject, detail=detail)
 
 
 def _digest(seq: int, time_unix: int, event: Event, revision: int | None, previous: str) -> str:

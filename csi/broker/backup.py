@@ -1,4 +1,5 @@
-"""A consistent copy of the database into one file, and the way back. Both are checked before anything takes its name.
+"""A consistent copy of the register into one SQLite file, wherever it lies, and the way back. Both are checked before
+anything takes its name.
 
 A restore puts a new file in the place of the register, moves the replaced one aside with its write-ahead log, gives the
 register a new epoch, and holds back every volume that changed since, as far as the replaced register or a saved audit log
@@ -13,18 +14,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never
 
-from csi.broker import rules, schema, since, turns
+from csi.broker import rules, since, turns
+from csi.broker import sqlite_schema as schema
 from csi.broker.audit import OPERATOR, Entry, Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.rows import StoredVolume
 from csi.broker.seals import Seals
 from csi.broker.since import Finding, What
+from csi.broker.sqlite import Sqlite
 from csi.broker.store import Store
 from csi.core.errors import NotFound, Refused, SealedLocalError
 from csi.core.files import flush_directory
 from csi.kbs.register import VolumeRecord, VolumeState
+
+if TYPE_CHECKING:
+    from csi.broker.postgres import Sole
 
 _MODE = 0o600
 
@@ -48,7 +54,7 @@ def back_up(store: Store, target: Path, seals: Seals, event: Event) -> None:
     store.note(event)
     with _new_file(target) as made:
         store.copy_to(made)
-        with closing(Store(made, seals)) as copy:
+        with closing(Store(Sqlite(made), seals)) as copy:
             copy.check_integrity()
             copy.volumes()
             copy.verify_audit()
@@ -66,25 +72,80 @@ def restore(
     place = turns.alone(directory.root)
     try:
         lease_seconds = directory.load_policy().lease_seconds
-        with _new_file(directory.database) as made:
+        with _new_file(directory.database) as made, _present(directory) as present:
             _fetch(backup, made)
             seals = directory.seals(environment)
-            with closing(Store(made, seals)) as store:
+            with closing(Store(Sqlite(made), seals)) as store:
                 directory.open_vault(environment, store)
                 store.verify_audit()
                 last = store.audit_entries()[-1:]
-                held, unknown = _look_back(store, directory.database, seals, log)
+                held, unknown = _look_back(store, present.file, seals, log)
                 _begin_anew(store, lease_seconds)
                 event = Event(
                     actor=OPERATOR, action="restored", subject=backup.name, detail=f"was epoch {store.epoch()}"
                 )
                 epoch = store.renew_epoch(event)
-            replaced = _set_aside(directory.database)
-            _put(made, directory.database)
+            replaced = present.replace(made)
     finally:
         os.close(place)
     backed_up = last[0].time_unix if last else 0
     return Restored(epoch=epoch, backed_up_unix=backed_up, replaced=replaced, held=held, unknown=unknown)
+
+
+class _Present(Protocol):
+    """The register that a restore replaces."""
+
+    @property
+    def file(self) -> Path:
+        """All of it in SQLite; no file where there is none."""
+
+    def replace(self, made: Path) -> Path | None:
+        """Put `made` in its place; returns where the replaced one is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _InFile:
+    file: Path
+
+    def replace(self, made: Path) -> Path | None:
+        """See `_Present`."""
+        replaced = _set_aside(self.file)
+        _put(made, self.file)
+        return replaced
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OnServer:
+    """Its copy is made before anything is changed. Where a register moves to a server, the file of before is the copy."""
+
+    sole: "Sole"
+    file: Path
+    kept: Path | None
+    """The name that the copy gets; None where there was nothing to copy."""
+    database: Path
+
+    def replace(self, made: Path) -> Path | None:
+        """See `_Present`."""
+        if self.kept is not None:
+            _put(self.file, self.kept)
+        self.sole.replace(made)
+        return _set_aside(self.database) or self.kept
+
+
+@contextmanager
+def _present(directory: BrokerDirectory) -> Iterator[_Present]:
+    conninfo, database = directory.load_conninfo(), directory.database
+    if conninfo is None:
+        yield _InFile(database)
+        return
+    from csi.broker.postgres import sole
+
+    kept = database.with_name(f"{database.name}.replaced-{time.time_ns()}")
+    with sole(conninfo) as alone, _new_file(kept) as copy:
+        if alone.copy_to(copy):
+            yield _OnServer(sole=alone, file=copy, kept=kept, database=database)
+        else:
+            yield _OnServer(sole=alone, file=database, kept=None, database=database)
 
 
 def _look_back(
@@ -92,7 +153,7 @@ def _look_back(
 ) -> tuple[tuple[str, ...], str | None]:
     """Hold back what changed since; returns what to tell, and why something may be missing in it."""
     try:
-        with closing(Store(database, seals)) as replaced:
+        with closing(Store(Sqlite(database), seals)) as replaced:
             replaced.check_integrity()
             findings = since.compare(store.all_stored(), replaced.all_stored())
             return _hold_back(store, findings, replaced), None

@@ -5,20 +5,24 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 
-from csi.broker import certificates, schema, seals, turns, vault
+from csi.broker import certificates, seals, turns, vault
 from csi.broker import policy as broker_policy
 from csi.broker.certificates import Pair
 from csi.broker.collateral import CollateralFolder
+from csi.broker.database import Database, holds_entries, holds_secrets
+from csi.broker.liveness import Liveness
 from csi.broker.release import ReleasePolicy
-from csi.broker.schema import empty_database
 from csi.broker.seals import Seals
 from csi.broker.service import Broker
+from csi.broker.signs import Signs
+from csi.broker.sqlite import Sqlite
+from csi.broker.sqlite_schema import empty_database
 from csi.broker.store import Store
 from csi.broker.tokens import TokenIssuer
 from csi.broker.vault import Vault
@@ -90,6 +94,11 @@ class BrokerDirectory:
         return self.root / "broker.sqlite"
 
     @property
+    def conninfo(self) -> Path:
+        """How to reach the PostgreSQL server that has the register in the place of `database`, in libpq's words."""
+        return self.root / "database.conninfo"
+
+    @property
     def write_ahead_log(self) -> Path:
         """The newest changes of the database; without the database itself it is not readable."""
         return self.root / "broker.sqlite-wal"
@@ -142,13 +151,14 @@ class BrokerDirectory:
 
         Raises `Refused` for a master key that it was not written with.
         """
-        if not self.database.exists():
+        if not self.conninfo.exists() and not self.database.exists():
             raise self._missing(self.database)
-        place = turns.together(self.root)
+        place = ExitStack()
+        place.callback(os.close, turns.together(self.root))
         try:
-            store = Store(self.database, self.seals(environment), place=place)
+            store = Store(self.open_database(place.close), self.seals(environment))
         except BaseException:
-            os.close(place)
+            place.close()
             raise
         try:
             self.open_vault(environment, store)
@@ -156,6 +166,19 @@ class BrokerDirectory:
             store.close()
             raise
         return store
+
+    def load_conninfo(self) -> Secret | None:
+        """What the file says; None where the register is in SQLite."""
+        return Secret(vault.read_private(self.conninfo).encode()) if self.conninfo.exists() else None
+
+    def open_database(self, close: Callable[[], object] = lambda: None) -> Database:
+        """Wherever it is. `close` is called when it is closed."""
+        conninfo = self.load_conninfo()
+        if conninfo is None:
+            return Sqlite(self.database, close=close)
+        from csi.broker.postgres import Postgres  # Its library is not worth its import time to the others.
+
+        return Postgres(conninfo, close=close)
 
     def seals(self, environment: Mapping[str, str]) -> Seals:
         """What rows and entries of the database are checked by."""
@@ -190,6 +213,7 @@ class BrokerDirectory:
             issuer=TokenIssuer(signer.key, chain),
             policy=policy,
             verifiers=known_verifiers(self.collateral),
+            liveness=Signs(store.here) if self.conninfo.exists() else Liveness(),
         )
 
     def _missing(self, path: Path) -> NotFound:
@@ -204,21 +228,23 @@ class Made:
     kept: tuple[Path, ...]
 
 
-def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Mapping[str, str]) -> Made:
+def initialise(
+    directory: BrokerDirectory, hosts: Sequence[str], environment: Mapping[str, str], conninfo: Secret | None = None
+) -> Made:
     """Make whatever of a broker's directory is missing. Killed at any moment and repeated, it ends complete.
 
     The database comes first and the token's key last, so that a database that is lost can be told from one that was
-    never made: with an empty register, guests would be allowed to format volumes that hold data.
+    never made: with an empty register, guests would be allowed to format volumes that hold data. `conninfo` is of a
+    PostgreSQL database, for a new directory only.
     """
     directory.root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
     maker = _Maker()
-    if not directory.database.exists() and (directory.key("token").exists() or directory.write_ahead_log.exists()):
-        raise Refused(
-            f"{directory.database} is gone. With an empty register in its place guests could format volumes that hold "
-            f"data: restore it from a backup, or make a new broker in another directory"
-        )
-    # The files that SQLite puts beside it get its mode.
-    maker.file(directory.database, _SECRET_MODE, empty_database)
+    if conninfo is not None:
+        _note_conninfo(directory, maker, conninfo)
+    if directory.conninfo.exists():
+        _make_tables(directory)
+    else:
+        _make_file(directory, maker)
     _make_keys_of_database(directory, maker, environment)
     maker.file(directory.admin_token, _SECRET_MODE, f"{secrets.token_urlsafe(32)}\n".encode)
     maker.file(directory.policy, _PUBLIC_MODE, POLICY_TEXT.encode)
@@ -230,15 +256,51 @@ def initialise(directory: BrokerDirectory, hosts: Sequence[str], environment: Ma
     return Made(written=tuple(maker.written), kept=tuple(maker.kept))
 
 
+def _note_conninfo(directory: BrokerDirectory, maker: "_Maker", conninfo: Secret) -> None:
+    if directory.load_conninfo() not in (None, conninfo):
+        raise Refused(f"{directory.conninfo} names another database; the register does not move by `init`")
+    if directory.database.exists():
+        raise Refused(
+            f"{directory.database} is this broker's register, and would not be in use any more. To move it: `sealed-local "
+            f"broker backup FILE`, write the connection into {directory.conninfo} (mode 0600), and "
+            "`sealed-local broker restore FILE`"
+        )
+    maker.file(directory.conninfo, _SECRET_MODE, lambda: conninfo.reveal() + b"\n")
+
+
+def _make_tables(directory: BrokerDirectory) -> None:
+    from csi.broker import postgres
+
+    conninfo = directory.load_conninfo()
+    if conninfo is not None and not postgres.exists(conninfo):
+        if directory.key("token").exists():
+            raise _gone(f"the register in the database of {directory.conninfo}")
+        postgres.make(conninfo)
+
+
+def _make_file(directory: BrokerDirectory, maker: "_Maker") -> None:
+    if not directory.database.exists() and (directory.key("token").exists() or directory.write_ahead_log.exists()):
+        raise _gone(str(directory.database))
+    # The files that SQLite puts beside it get its mode.
+    maker.file(directory.database, _SECRET_MODE, empty_database)
+
+
+def _gone(register: str) -> Refused:
+    return Refused(
+        f"{register} is gone. With an empty register in its place guests could format volumes that hold data: restore it "
+        "from a backup, or make a new broker in another directory"
+    )
+
+
 def _make_keys_of_database(directory: BrokerDirectory, maker: "_Maker", environment: Mapping[str, str]) -> None:
     """Keys that a database was used with are never made anew: it could not be read, or not be checked, with others."""
-    with closing(schema.connect(directory.database)) as db:
-        holds_secrets, holds_entries = schema.holds_secrets(db), schema.holds_entries(db)
+    with closing(directory.open_database()) as database, database.reading() as rows:
+        any_secrets, any_entries = holds_secrets(rows), holds_entries(rows)
     if vault.MASTER_KEY_VARIABLE not in environment:
-        if not directory.master_key.exists() and holds_secrets:
+        if not directory.master_key.exists() and any_secrets:
             raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")
         maker.file(directory.master_key, _SECRET_MODE, lambda: vault.encode_master_key(Secret(os.urandom(32))))
-    if not directory.key("audit").exists() and holds_entries:
+    if not directory.key("audit").exists() and any_entries:
         raise Refused(f"{directory.key('audit')} is gone, and the audit log can't be checked without it: put it back")
     signer = seals.new_signer()
     maker.file(directory.key("audit"), _SECRET_MODE, lambda: seals.private_pem(signer))

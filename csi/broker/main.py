@@ -98,6 +98,12 @@ def _add_init(command: _Commands) -> None:
         command, "init", setup.init, "make a broker's directory; what exists already is kept", positional_dir=True
     )
     parser.add_argument(
+        "--database",
+        metavar="CONNINFO",
+        help="keep the register in this PostgreSQL database, for several brokers side by side: libpq's connection string; "
+        "'-' reads it from standard input, as one with a password should be (default: a SQLite file in the directory)",
+    )
+    parser.add_argument(
         "--host",
         action="append",
         metavar="NAME",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from csi.broker import appraise, shown_init_data
 from csi.broker.audit import Event, Ration
 from csi.broker.claims import Claims
-from csi.broker.liveness import Liveness
+from csi.broker.liveness import LeaseClock, Liveness
 from csi.broker.release import ReleasePolicy
 from csi.broker.sessions import Caller, Guest, NotAttested, Session, Sessions
 from csi.broker.shown_init_data import ShownInitData
@@ -44,7 +44,7 @@ class Broker:
     verifiers: Mapping[str, Verifier]
     sessions: Sessions = field(default_factory=Sessions)
     tickets: Tickets = field(default_factory=Tickets)
-    liveness: Liveness = field(default_factory=Liveness)
+    liveness: LeaseClock = field(default_factory=Liveness)
     clock: Callable[[], float] = time.time
     _failures: Ration = field(init=False)
     _refusals: Ration = field(init=False)

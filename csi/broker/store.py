@@ -1,35 +1,38 @@
-"""What a broker must not forget: volume records, wrapped secrets, resources, the audit log. One SQLite file.
+"""What a broker must not forget: volume records, wrapped secrets, resources, the audit log, in a database.
 
 Every change is one transaction, flushed before it is answered, with its audit entry inside. Keys are not here: secrets
 come wrapped and leave wrapped. The rules of changes are in `csi.broker.rules`.
 """
 
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from csi.broker import audit, deadline, schema
-from csi.broker.audit import Entry, Event
+from csi.broker import audit
+from csi.broker.audit import Entry, Event, Place
+from csi.broker.database import Database, Rows
 from csi.broker.owner import Owner
 from csi.broker.rows import StoredVolume, row_of, stored_of
 from csi.broker.seals import Row, Seals, tampered
-from csi.core.errors import NotFound, Unavailable
+from csi.core.errors import NotFound
 from csi.kbs.register import VolumeRecord
 
 _SELECT = "SELECT volume_id, revision, record, wrapped_secret, owner, mac FROM volumes"
+_PUT_VOLUME = (
+    "INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (volume_id) DO UPDATE SET revision = excluded.revision, "
+    "record = excluded.record, wrapped_secret = excluded.wrapped_secret, owner = excluded.owner, mac = excluded.mac"
+)
+_PUT_HEADER = "INSERT INTO headers VALUES (?, ?) ON CONFLICT (volume_id) DO UPDATE SET wrapped = excluded.wrapped"
+_PUT_RESOURCE = "INSERT INTO resources VALUES (?, ?) ON CONFLICT (path) DO UPDATE SET wrapped = excluded.wrapped"
 _EPOCH_BYTES = 16
-_PROBE_SECONDS = 1.0
 
 Change = Callable[[VolumeRecord], VolumeRecord]
-
-
 Check = Callable[[StoredVolume], Event]
 
 
@@ -37,34 +40,39 @@ def _anybody(_: StoredVolume) -> None:
     """No check: an operator may change every volume."""
 
 
+@dataclass(slots=True)
+class _Change:
+    """A transaction, and the last entry that it added to the log."""
+
+    rows: Rows
+    noted: Place | None = None
+
+
 class Store:
-    """The open database. Safe for several threads, and for several processes (a command beside a running server)."""
+    """The open register. Safe for several threads, and for several processes (a command beside a running server)."""
 
-    def __init__(
-        self, path: Path, seals: Seals, *, clock: Callable[[], float] = time.time, place: int | None = None
-    ) -> None:
-        """Open a database that `init` made; raises `Refused` for any other file, and leaves that as it is.
-
-        `place` is a descriptor of `turns.together`, closed with the store.
-        """
-        self._place = place
-        self._path = path
+    def __init__(self, database: Database, seals: Seals, *, clock: Callable[[], float] = time.time) -> None:
+        """The database is closed with the store."""
+        self._database = database
         self._seals = seals
         self._clock = clock
-        self._lock = threading.Lock()
-        self._db = schema.connect(path)
+        self._here = threading.local()
+        self._newest_lock = threading.Lock()
+        self._newest: Place | None = None
 
     def close(self) -> None:
         """End it cleanly; killing the process instead loses nothing, either."""
-        self._db.close()
-        if self._place is not None:
-            os.close(self._place)
-            self._place = None
+        self._database.close()
+
+    def here(self) -> Rows:
+        """The transaction that this thread is in: what a rule reads and writes there is stored with its change, or not."""
+        rows: Rows = self._here.rows
+        return rows
 
     def stored(self, volume_id: str) -> StoredVolume:
         """The record of a volume with its wrapped secret."""
-        with self._reading():
-            return self._present(volume_id)
+        with self._database.reading() as rows:
+            return self._present(rows, volume_id)
 
     def volume(self, volume_id: str) -> VolumeRecord:
         """The record of a volume."""
@@ -76,47 +84,36 @@ class Store:
 
     def all_stored(self) -> list[StoredVolume]:
         """All volumes, by id."""
-        with self._reading():
-            self._db.execute("BEGIN")  # Rows and log of one moment.
-            try:
-                rows = self._db.execute(f"{_SELECT} ORDER BY volume_id").fetchall()
-                noted = audit.newest_revisions(self._db)
-            finally:
-                self._db.execute("ROLLBACK")
-        found = [self._checked(row, noted) for row in rows]
+        with self._database.reading() as rows:
+            columns = rows.execute(f"{_SELECT} ORDER BY volume_id").fetchall()
+            noted = audit.newest_revisions(rows)
+        found = [self._checked(row, noted) for row in columns]
         if missing := sorted(noted.keys() - {stored.record.volume_id for stored in found}):
             raise tampered(missing[0], "it was removed")
         return found
 
     def epoch(self) -> str:
         """The random id of this life of the register, in hex; a restored register has another one."""
-        with self._reading():
-            row = self._db.execute("SELECT id FROM epoch").fetchone()
+        with self._database.reading() as rows:
+            row = rows.execute("SELECT id FROM epoch").fetchone()
         if row is None or not isinstance(row[0], str):
-            raise schema.damaged(self._path, "it has no epoch")
+            raise self._database.damaged("it has no epoch")
         return row[0]
 
     def check_integrity(self) -> None:
-        """Read the whole file; raises `Refused` when it is damaged anywhere."""
-        with self._reading():
-            schema.check_integrity(self._db, self._path)
+        """Read everything; raises `Refused` when it is damaged anywhere."""
+        self._database.check_integrity()
 
     def probe(self) -> None:
         """See whether a change could be made now, beside everything that waits here; raises `Unavailable` or `Refused`."""
-        try:
-            with closing(schema.plainly(self._path, _PROBE_SECONDS)) as db:
-                db.execute("BEGIN IMMEDIATE")
-                db.execute("SELECT id FROM epoch").fetchone()
-                db.execute("ROLLBACK")
-        except schema.ERRORS as error:
-            raise schema.translated(error, self._path) from error
+        self._database.probe()
 
     def key_check(self, wrapped: bytes) -> bytes:
         """The value that was wrapped when the database was first used; `wrapped` itself when that is now."""
-        with self._transaction():
-            row = self._db.execute("SELECT wrapped FROM key_check").fetchone()
+        with self._changing("key check") as now:
+            row = now.rows.execute("SELECT wrapped FROM key_check").fetchone()
             if row is None:
-                self._db.execute("INSERT INTO key_check VALUES (?)", (wrapped,))
+                now.rows.execute("INSERT INTO key_check VALUES (?)", (wrapped,))
         return wrapped if row is None else self._bytes(row[0])
 
     def allocate(
@@ -126,11 +123,11 @@ class Store:
 
         Answers the record that was there already, None for a new volume.
         """
-        with self._transaction():
-            stored = self._read_volume(record.volume_id)
+        with self._changing(record.volume_id) as now:
+            stored = self._read_volume(now.rows, record.volume_id)
             if stored is not None:
                 return stored.record
-            self._write(StoredVolume(record=record, wrapped_secret=wrapped_secret, owner=owner), event)
+            self._write(now, StoredVolume(record=record, wrapped_secret=wrapped_secret, owner=owner), event)
             return None
 
     def release(self, volume_id: str, check: Check, claim: tuple[Owner, Event] | None = None) -> StoredVolume | None:
@@ -139,15 +136,15 @@ class Store:
         A volume without an owner becomes the one of `claim`, with its entry. One transaction, so that no secret leaves
         after the log says that it was shredded. None for an unknown volume.
         """
-        with self._transaction():
-            stored = self._read_volume(volume_id)
+        with self._changing(volume_id) as now:
+            stored = self._read_volume(now.rows, volume_id)
             if stored is None:
                 return None
             released = check(stored)
             if stored.owner is None and claim is not None:
                 stored = replace(stored, owner=claim[0])
-                self._write(stored, claim[1])
-            self._note(released)
+                self._write(now, stored, claim[1])
+            self._note(now, released)
             return stored
 
     def change(
@@ -165,136 +162,116 @@ class Store:
         A change that returns the same record (a repeated request) stores and notes nothing. `wrapped_header` is stored with
         the new record; the header goes when the secret is destroyed.
         """
-        with self._transaction():
-            stored = self._present(volume_id)
+        with self._changing(volume_id) as now:
+            stored = self._present(now.rows, volume_id)
             check(stored)
             record = change(stored.record)
             if record != stored.record:
                 kept = None if destroy_secret else stored.wrapped_secret
-                self._write(replace(stored, record=record, wrapped_secret=kept), event)
+                self._write(now, replace(stored, record=record, wrapped_secret=kept), event)
                 if destroy_secret or wrapped_header is not None:
-                    self._put_header(volume_id, None if destroy_secret else wrapped_header)
+                    self._put_header(now, volume_id, None if destroy_secret else wrapped_header)
         if destroy_secret:
-            self._forget_old_pages()
+            self._database.forget()
         return record
 
     def hand_over(self, volume_id: str, owner: Owner, change: Change, event: Event) -> None:
         """Give a volume to another owner; the entry says whose it was."""
-        with self._transaction():
-            stored = self._present(volume_id)
+        with self._changing(volume_id) as now:
+            stored = self._present(now.rows, volume_id)
             detail = f"from={stored.owner or 'nobody'} to={owner}"
-            self._write(replace(stored, owner=owner, record=change(stored.record)), replace(event, detail=detail))
+            self._write(now, replace(stored, owner=owner, record=change(stored.record)), replace(event, detail=detail))
 
     def adopt(self, stored: StoredVolume, event: Event, wrapped_header: bytes | None) -> None:
         """Put a volume as it is in the place of what is here, if anything, its header too: a restore takes it over."""
-        with self._transaction():
-            self._write(stored, event)
-            self._put_header(stored.record.volume_id, wrapped_header)
+        with self._changing(stored.record.volume_id) as now:
+            self._write(now, stored, event)
+            self._put_header(now, stored.record.volume_id, wrapped_header)
 
     def header(self, volume_id: str) -> bytes | None:
         """The wrapped header of a volume; None where none is kept."""
-        with self._reading():
-            row = self._db.execute("SELECT wrapped FROM headers WHERE volume_id = ?", (volume_id,)).fetchone()
+        with self._database.reading() as rows:
+            row = rows.execute("SELECT wrapped FROM headers WHERE volume_id = ?", (volume_id,)).fetchone()
         return None if row is None else self._bytes(row[0])
 
     def renew_epoch(self, event: Event) -> str:
         """Begin a new life of the register; returns its id."""
         epoch = os.urandom(_EPOCH_BYTES).hex()
-        with self._transaction():
-            self._db.execute("UPDATE epoch SET id = ?", (epoch,))
-            self._note(event)
+        with self._changing("epoch") as now:
+            now.rows.execute("UPDATE epoch SET id = ?", (epoch,))
+            self._note(now, event)
         return epoch
 
     def copy_to(self, path: Path) -> None:
-        """Write a consistent copy of everything, whoever is writing meanwhile."""
-        with self._reading(), closing(sqlite3.connect(path)) as copy:
-            self._db.backup(copy)
+        """Write a consistent copy of everything, whoever is writing meanwhile, as a SQLite database into an empty file."""
+        self._database.copy_to(path)
 
     def resource(self, path: str) -> bytes:
         """A wrapped resource."""
-        with self._reading():
-            row = self._db.execute("SELECT wrapped FROM resources WHERE path = ?", (path,)).fetchone()
+        with self._database.reading() as rows:
+            row = rows.execute("SELECT wrapped FROM resources WHERE path = ?", (path,)).fetchone()
         if row is None:
             raise NotFound(f"resource {path} does not exist")
         return self._bytes(row[0])
 
     def put_resource(self, path: str, wrapped: bytes, event: Event) -> None:
         """Store a wrapped resource in place of an older one."""
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO resources VALUES (?, ?)", (path, wrapped))
-            self._note(event)
+        with self._changing(path) as now:
+            now.rows.execute(_PUT_RESOURCE, (path, wrapped))
+            self._note(now, event)
 
     def delete_resource(self, path: str, event: Event) -> None:
         """Destroy a resource."""
-        with self._transaction():
-            if self._db.execute("DELETE FROM resources WHERE path = ?", (path,)).rowcount == 0:
+        with self._changing(path) as now:
+            if now.rows.execute("DELETE FROM resources WHERE path = ?", (path,)).rowcount == 0:
                 raise NotFound(f"resource {path} does not exist")
-            self._note(event)
-        self._forget_old_pages()
+            self._note(now, event)
+        self._database.forget()
 
     def note(self, event: Event) -> None:
         """Add an entry to the audit log."""
-        with self._transaction():
-            self._note(event)
+        with self._changing("log") as now:
+            self._note(now, event)
 
     def audit_entries(self) -> list[Entry]:
         """The audit log, oldest entry first."""
-        with self._reading():
-            return list(audit.read(self._db))
+        with self._database.reading() as rows:
+            return list(audit.read(rows))
 
     def verify_audit(self, expected_head: str | None = None) -> tuple[int, str]:
         """See `audit.verify`."""
-        with self._reading():
-            return audit.verify(self._db, self._seals, expected_head)
+        with self._database.reading() as rows:
+            return audit.verify(rows, self._seals, expected_head)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """IMMEDIATE takes the write lock before anything is read, which makes compare-and-set of what is read sound."""
-        with self._reading():
-            self._db.execute("BEGIN IMMEDIATE")
+    def _changing(self, subject: str) -> Iterator[_Change]:
+        with self._database.changing(subject) as rows:
+            change = _Change(rows)
+            self._here.rows = rows
             try:
-                yield
-                self._db.execute("COMMIT")
+                yield change
             finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """One thread at a time, by the request's deadline; what SQLite raises becomes an error of ours."""
-        if not self._lock.acquire(timeout=deadline.remaining(schema.BUSY_SECONDS)):
-            raise Unavailable("the register's database is busy; try again")
-        try:
-            milliseconds = int(1000 * deadline.remaining(schema.BUSY_SECONDS))
-            self._db.execute(f"PRAGMA busy_timeout = {milliseconds}")
-            yield
-        except schema.ERRORS as error:
-            raise schema.translated(error, self._path) from error
-        finally:
-            self._lock.release()
-
-    def _forget_old_pages(self) -> None:
-        """Empty the write-ahead log, which still holds the pages as they were before a secret was destroyed."""
-        with self._reading():
-            busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:
-            raise Unavailable("the secret is destroyed in the database but not yet in its write-ahead log; repeat it")
+                del self._here.rows
+        if change.noted is not None:
+            with self._newest_lock:
+                if self._newest is None or self._newest.seq < change.noted.seq:
+                    self._newest = change.noted
 
     def _bytes(self, value: object) -> bytes:
         """A column of SQLite holds whatever was written into it."""
         if not isinstance(value, bytes):
-            raise schema.damaged(self._path, "a wrapped secret or header is not bytes")
+            raise self._database.damaged("a wrapped secret or header is not bytes")
         return value
 
-    def _present(self, volume_id: str) -> StoredVolume:
-        stored = self._read_volume(volume_id)
+    def _present(self, rows: Rows, volume_id: str) -> StoredVolume:
+        stored = self._read_volume(rows, volume_id)
         if stored is None:
             raise NotFound(f"volume {volume_id} is not in the register")
         return stored
 
-    def _read_volume(self, volume_id: str) -> StoredVolume | None:
-        row = self._db.execute(f"{_SELECT} WHERE volume_id = ?", (volume_id,)).fetchone()
-        noted = audit.newest_revisions(self._db, volume_id)
+    def _read_volume(self, rows: Rows, volume_id: str) -> StoredVolume | None:
+        row = rows.execute(f"{_SELECT} WHERE volume_id = ?", (volume_id,)).fetchone()
+        noted = audit.newest_revisions(rows, volume_id)
         if row is None and noted:
             raise tampered(volume_id, "it was removed")
         return None if row is None else self._checked(row, noted)
@@ -314,18 +291,21 @@ class Store:
             )
         return stored_of(row)
 
-    def _write(self, stored: StoredVolume, event: Event) -> None:
+    def _write(self, now: _Change, stored: StoredVolume, event: Event) -> None:
         """The row and its entry in the log, which names the revision."""
         row, record = row_of(stored), stored.record
         members = (row.volume_id, row.revision, row.record, row.wrapped_secret, row.owner, self._seals.of_row(row))
-        self._db.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?, ?, ?)", members)
-        self._note(replace(event, subject=record.volume_id), record.revision)
+        now.rows.execute(_PUT_VOLUME, members)
+        self._note(now, replace(event, subject=record.volume_id), record.revision)
 
-    def _put_header(self, volume_id: str, wrapped: bytes | None) -> None:
+    def _put_header(self, now: _Change, volume_id: str, wrapped: bytes | None) -> None:
         if wrapped is None:
-            self._db.execute("DELETE FROM headers WHERE volume_id = ?", (volume_id,))
+            now.rows.execute("DELETE FROM headers WHERE volume_id = ?", (volume_id,))
         else:
-            self._db.execute("INSERT OR REPLACE INTO headers VALUES (?, ?)", (volume_id, wrapped))
+            now.rows.execute(_PUT_HEADER, (volume_id, wrapped))
 
-    def _note(self, event: Event, revision: int | None = None) -> None:
-        audit.append(self._db, event, int(self._clock()), self._seals, revision)
+    def _note(self, now: _Change, event: Event, revision: int | None = None) -> None:
+        self._database.hold_log(now.rows)
+        if self._newest is not None:
+            audit.check_holds(now.rows, self._newest)
+        now.noted = audit.append(now.rows, event, int(self._clock()), self._seals, revision)

@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from csi.broker import leases
 from csi.broker import rules as register
 from csi.broker.audit import Event
-from csi.broker.liveness import Liveness
+from csi.broker.liveness import LeaseClock
 from csi.broker.owner import Owner
 from csi.broker.release import Allocate, ReleasePolicy
 from csi.broker.rows import StoredVolume
@@ -81,7 +82,7 @@ class Volumes:
 
     store: Store
     vault: Vault
-    liveness: Liveness
+    liveness: LeaseClock
     clock: Callable[[], float] = time.time
     random: Callable[[int], bytes] = os.urandom
 
@@ -118,9 +119,11 @@ class Volumes:
         instead = None if request.instead is None else volumes_api.lease_digest(request.instead)
 
         def rule(record: VolumeRecord) -> VolumeRecord:
-            taken = leases.take(record, wanted, instead=instead, remaining=self.liveness.remaining)
+            taken = leases.take(
+                record, wanted, instead=instead, remaining=partial(self.liveness.remaining, call.volume_id)
+            )
             # Counted before it is stored: nobody comes in between, and a lease that is not stored matters to nobody.
-            self.liveness.extend(taken.lease or wanted)
+            self.liveness.extend(call.volume_id, taken.lease or wanted)
             return taken
 
         return self._change(call, rule, call.event("lease-taken", f"seconds={wanted.seconds}"))
@@ -130,7 +133,7 @@ class Volumes:
         request = strict_json.decode(body, volumes_api.HeldLeaseRequest, "renew")
 
         def rule(record: VolumeRecord) -> VolumeRecord:
-            self.liveness.extend(leases.hold(record, volumes_api.lease_digest(request.lease)))
+            self.liveness.extend(volume_id, leases.hold(record, volumes_api.lease_digest(request.lease)))
             return record
 
         record = self._of_holder(volume_id, rule, "lease-renewed")

@@ -16,6 +16,7 @@ from csi.broker.app import Admin, BrokerApp
 from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory, initialise
 from csi.broker.service import Broker
+from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
@@ -81,18 +82,18 @@ def without_lease(running: RunningBroker, volume_id: str) -> VolumeRecord:
     return running.broker.store.change(volume_id, leases.end, event)
 
 
-def make_directory(root: Path, policy: str = POLICY) -> BrokerDirectory:
+def make_directory(root: Path, policy: str = POLICY, conninfo: Secret | None = None) -> BrokerDirectory:
     """What `broker init` makes, with a policy."""
     directory = BrokerDirectory(root)
-    initialise(directory, ["localhost", "127.0.0.1"], {})
+    initialise(directory, ["localhost", "127.0.0.1"], {}, conninfo)
     directory.policy.write_text(policy)
     return directory
 
 
 @contextmanager
-def running_broker(root: Path, policy: str = POLICY) -> Iterator[RunningBroker]:
+def running_broker(root: Path, policy: str = POLICY, conninfo: Secret | None = None) -> Iterator[RunningBroker]:
     """Make and run a broker; stop it at the end of the block."""
-    directory = make_directory(root, policy)
+    directory = make_directory(root, policy, conninfo)
     broker = directory.load_broker({})
     application = BrokerApp(broker, Admin(directory.load_admin_token()))
     listener = server.listen(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ counts from when it answered.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
@@ -120,11 +121,11 @@ def answer(record: VolumeRecord, message: Message, liveness: Liveness) -> Volume
     match message.verb:
         case "lease":
             wanted = Lease(digest=message.secret, holder=f"guest {message.guest}", seconds=LENGTH)
-            taken = leases.take(record, wanted, instead=message.instead, remaining=liveness.remaining)
-            liveness.extend(taken.lease or wanted)
+            taken = leases.take(record, wanted, instead=message.instead, remaining=partial(liveness.remaining, "pvc"))
+            liveness.extend("pvc", taken.lease or wanted)
             return taken
         case "renew":
-            liveness.extend(leases.hold(record, message.secret))
+            liveness.extend("pvc", leases.hold(record, message.secret))
             return record
         case _:
             return leases.release(record, message.secret)
@@ -158,7 +159,7 @@ def check(world: World) -> None:
     later = replace(world, now=world.now + LENGTH + 1)
     wanted = Lease(digest="f" * 64, holder="a new guest", seconds=LENGTH)
     leases.take(
-        later.record, wanted, instead=None, remaining=later.liveness().remaining
+        later.record, wanted, instead=None, remaining=partial(later.liveness().remaining, "pvc")
     )  # a volume always has a way out
 
 

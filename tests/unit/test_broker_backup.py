@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from csi.broker import backup as copies
@@ -19,11 +20,14 @@ from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.main import main
 from csi.broker.owner import Owner
+from csi.broker.postgres import Link
 from csi.core.sealed import Profile
 from csi.kbs.disk_state import DiskState
 from csi.kbs.register import Lease, VolumeRecord, VolumeState
 from tests.fakes.broker import make_directory
+from tests.fakes.postgres import Server
 
+Capture = pytest.CaptureFixture[str]
 EVENT = Event(actor="test", action="tested", subject="x")
 
 
@@ -33,9 +37,11 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    make_directory(tmp_path / "broker")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A broker's directory, with the register in each database."""
+    conninfo = None if request.param == "sqlite" else request.getfixturevalue("postgres").register()
+    make_directory(tmp_path / "broker", conninfo=conninfo)
     return tmp_path / "broker"
 
 
@@ -116,12 +122,13 @@ def test_a_backup_is_one_whole_private_file(root: Path, tmp_path: Path, run: Cal
     assert (tmp_path / "kept").read_bytes() == before
 
 
+@pytest.mark.parametrize("root", ["sqlite"], indirect=True)
 def test_a_backup_that_does_not_verify_is_not_written(root: Path, tmp_path: Path, run: Callable[..., str]) -> None:
     make(root, "pvc-1")
     with closing(BrokerDirectory(root).open_store()) as store:
-        store._db.execute("DROP TRIGGER audit_is_not_changed")
-        store._db.execute("UPDATE audit SET actor = 'x'")
-        store._db.execute(
+        store._database._db.execute("DROP TRIGGER audit_is_not_changed")
+        store._database._db.execute("UPDATE audit SET actor = 'x'")
+        store._database._db.execute(
             "CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
     assert "altered" in run("backup", tmp_path / "kept", status=1)
@@ -143,6 +150,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.parametrize("root", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("main_file", ["whole", "noise", "gone"])
 def test_after_kill_9_the_old_write_ahead_log_is_not_replayed_into_the_restored_register(
     root: Path, tmp_path: Path, run: Callable[..., str], main_file: str
@@ -174,10 +182,27 @@ def hand_over(root: Path, volume: str, workload: str) -> None:
         store.hand_over(volume, Owner(workload=workload), rules.hand_over, event)
 
 
+def statements(root: Path, *words: str) -> None:
+    """By whoever can write the server's database."""
+    conninfo = BrokerDirectory(root).load_conninfo()
+    assert conninfo is not None
+    with closing(psycopg.connect(conninfo.reveal().decode(), autocommit=True)) as link:
+        for statement in words:
+            link.execute(statement.encode())
+
+
+def lose(root: Path) -> None:
+    """The register is gone, wherever it was."""
+    if (root / "database.conninfo").exists():
+        statements(root, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+    for path in root.glob("broker.sqlite*"):
+        path.unlink()
+
+
 def give_headers(root: Path, *volumes: str) -> None:
-    with closing(BrokerDirectory(root).open_store()) as store, store._transaction():
+    with closing(BrokerDirectory(root).open_store()) as store, store._changing("test") as now:
         for volume in volumes:
-            store._put_header(volume, f"header of {volume}".encode())
+            store._put_header(now, volume, f"header of {volume}".encode())
 
 
 def apart_from_the_lease(record: VolumeRecord) -> VolumeRecord:
@@ -280,8 +305,7 @@ def test_a_saved_audit_log_tells_what_a_lost_register_can_not(
     change(root, "pvc-1", "opened", opened)
     hand_over(root, "pvc-3", "web")
     (tmp_path / "log").write_text(run("audit"))
-    for path in root.glob("broker.sqlite*"):
-        path.unlink()
+    lose(root)
     said = run("restore", tmp_path / "kept", "--audit-log", tmp_path / "log")
     assert [line.partition(":")[0] for line in said.splitlines() if line.startswith("pvc-")] == [
         "pvc-1",
@@ -311,7 +335,7 @@ def test_where_nothing_can_tell_nothing_may_be_formatted(root: Path, tmp_path: P
     make(root, "pvc-1", "pvc-2")
     change(root, "pvc-2", "formatted", formatted)
     run("backup", tmp_path / "kept")
-    (root / "broker.sqlite").unlink()
+    lose(root)
     assert "NOT known" in run("restore", tmp_path / "kept")
     states = {volume: record.state for volume, record in records(root).items()}
     assert states == {"pvc-1": VolumeState.RETIRED, "pvc-2": VolumeState.ACTIVE}
@@ -349,6 +373,7 @@ def test_nothing_is_restored_under_a_broker_that_runs(root: Path, tmp_path: Path
     run("restore", tmp_path / "kept")
 
 
+@pytest.mark.parametrize("root", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("at", range(1, 5))
 def test_a_restore_that_died_is_repeated(
     root: Path, tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch, at: int
@@ -390,3 +415,75 @@ def test_the_log_says_what_was_restored(root: Path, tmp_path: Path, run: Callabl
     assert [event["action"] for event in events] == ["backed-up", "restored"]
     assert first in events[1]["detail"]
     assert epoch(root) in run("volume", "list")
+
+
+def test_a_broken_log_on_the_server_is_not_backed_up(tmp_path: Path, postgres: Server, capsys: Capture) -> None:
+    root = make_directory(tmp_path / "broker", conninfo=postgres.register()).root
+    make(root, "pvc-1")
+    statements(root, "DROP TRIGGER audit_is_not_changed ON audit", "UPDATE audit SET actor = 'x'")
+    assert main(["backup", str(tmp_path / "kept"), "--dir", str(root)]) == 1
+    assert "altered" in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("died", ["DROP TABLE volumes", "INSERT INTO volumes", "COMMIT"])
+def test_a_restore_into_the_server_that_died_is_repeated(
+    tmp_path: Path, postgres: Server, monkeypatch: pytest.MonkeyPatch, died: str
+) -> None:
+    """Died at any statement that changes the tables: the register of before is whole, or the restored one is."""
+    root = make_directory(tmp_path / "broker", conninfo=postgres.register()).root
+    make(root, "pvc-1")
+    assert main(["backup", str(tmp_path / "kept"), "--dir", str(root)]) == 0
+    make(root, "pvc-late")
+    first = epoch(root)
+    original = Link.execute
+
+    def dying(link: Link, statement: bytes, *rest: object) -> object:
+        if statement.startswith(died.encode()):
+            raise KeyboardInterrupt
+        return original(link, statement, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Link, "execute", dying)
+        with pytest.raises(KeyboardInterrupt):
+            main(["restore", str(tmp_path / "kept"), "--dir", str(root)])
+    assert (epoch(root), sorted(records(root))) == (first, ["pvc-1", "pvc-late"])
+    assert main(["restore", str(tmp_path / "kept"), "--dir", str(root)]) == 0
+    assert epoch(root) != first
+    assert records(root)["pvc-late"].state is VolumeState.RETIRED
+    kept = list(root.glob("broker.sqlite.replaced-*"))
+    assert kept
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
+
+
+def test_what_is_left_of_a_broken_register_is_not_thrown_away(
+    tmp_path: Path, postgres: Server, capsys: Capture
+) -> None:
+    root = make_directory(tmp_path / "broker", conninfo=postgres.register()).root
+    make(root, "pvc-1")
+    assert main(["backup", str(tmp_path / "kept"), "--dir", str(root)]) == 0
+    statements(root, "DROP TABLE headers")
+    for words in (["restore", str(tmp_path / "kept")], ["volume", "list"]):
+        assert main([*words, "--dir", str(root)]) == 1
+        assert "headers" in capsys.readouterr().err
+
+
+def test_a_register_moves_to_a_server_by_a_backup_and_a_restore(
+    tmp_path: Path, postgres: Server, capsys: Capture
+) -> None:
+    """What changed between the two is held, and `init` does not leave a register behind."""
+    directory = make_directory(tmp_path / "broker")
+    words, conninfo = ["--dir", str(directory.root)], postgres.register()
+    make(directory.root, "pvc-1", "pvc-2")
+    assert main(["backup", str(tmp_path / "kept"), *words]) == 0
+    assert main(["init", "--database", conninfo.reveal().decode(), *words]) == 1
+    assert "To move it" in capsys.readouterr().err
+    make(directory.root, "pvc-late")
+    directory.conninfo.write_bytes(conninfo.reveal())
+    directory.conninfo.chmod(0o600)
+    assert main(["restore", str(tmp_path / "kept"), *words]) == 0
+    assert not directory.database.exists()
+    states = {volume: record.state for volume, record in records(directory.root).items()}
+    assert states.pop("pvc-late") is VolumeState.RETIRED
+    assert states == {"pvc-1": VolumeState.ALLOCATED, "pvc-2": VolumeState.ALLOCATED}
+    assert main(["audit", "--verify", *words]) == 0

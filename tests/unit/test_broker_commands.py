@@ -233,7 +233,7 @@ def test_a_stored_record_of_any_type_is_explained(
 ) -> None:
     store = BrokerDirectory(root).open_store()
     store.allocate(register.allocate("pvc-1", Profile.XTS), b"w", EVENT)
-    store._db.execute(f"UPDATE volumes SET {column} = {value}")  # noqa: S608
+    store._database._db.execute(f"UPDATE volumes SET {column} = {value}")  # noqa: S608
     store.close()
     for verb in (
         ["volume", "list"],

@@ -7,35 +7,41 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from csi.broker import audit, deadline, schema
+from csi.broker import audit, deadline
 from csi.broker import rules as register
 from csi.broker.audit import GENESIS, Event, Ration
-from csi.broker.schema import LADDER, connect, empty_database
-from csi.broker.seals import Seals
+from csi.broker.database import BUSY_SECONDS
 from csi.broker.store import Store
-from csi.broker.vault import Vault
 from csi.core.errors import NotFound, Refused, Tampered, Unavailable
 from csi.core.sealed import Profile
-from csi.core.secret import Secret
 from csi.kbs.register import VolumeRecord, VolumeState
+from tests.fakes.postgres import Server
+from tests.fakes.registers import SEALS, OneFile, OnServer, Register
 
-SEALS = Seals(vault=Vault(Secret(bytes(32))), signer=Ed25519PrivateKey.from_private_bytes(bytes(32)))
 EVENT = Event(actor="test", action="tested", subject="pvc-1")
 ALLOCATED = register.allocate("pvc-1", Profile.XTS)
 WRAPPED = b"wrapped-secret-bytes-that-are-easy-to-find-again"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def register_(request: pytest.FixtureRequest, tmp_path: Path) -> Register:
+    """An empty register, in each database."""
+    return OneFile(tmp_path) if request.param == "sqlite" else OnServer(request.getfixturevalue("postgres"))
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    (tmp_path / "broker.sqlite").write_bytes(empty_database())
-    return Store(tmp_path / "broker.sqlite", SEALS, clock=lambda: 1000.9)
+def store(register_: Register) -> Iterator[Store]:
+    with closing(register_.open(clock=lambda: 1000.9)) as opened:
+        yield opened
 
 
 def begin(nonce: str, revision: int = 1):  # type: ignore[no-untyped-def]
@@ -51,17 +57,18 @@ def begin(nonce: str, revision: int = 1):  # type: ignore[no-untyped-def]
     )
 
 
-def test_a_record_comes_back_as_it_was_stored(store: Store, tmp_path: Path) -> None:
+def test_a_record_comes_back_as_it_was_stored(store: Store, register_: Register) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     changed = store.change("pvc-1", begin("1e" * 32), EVENT)
     assert changed.state is VolumeState.FORMATTING
     store.close()
-    again = Store(tmp_path / "broker.sqlite", SEALS)
+    again = register_.open()
     assert again.volume("pvc-1") == changed
     assert again.volumes() == [changed]
     stored = again.release("pvc-1", lambda _: EVENT)
     assert stored is not None
     assert stored.wrapped_secret == WRAPPED
+    again.close()
 
 
 def test_the_first_allocation_stays(store: Store) -> None:
@@ -101,60 +108,28 @@ def test_a_repeated_change_is_noted_once(store: Store) -> None:
     assert len(store.audit_entries()) == 2
 
 
-def test_a_shredded_secret_is_nowhere_in_the_files(store: Store, tmp_path: Path) -> None:
-    store.allocate(ALLOCATED, WRAPPED, EVENT)
-    assert any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
-    store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
-    assert not any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
-    assert store.volume("pvc-1").state is VolumeState.SHREDDED
-
-
-def test_a_shredding_that_a_reader_delays_is_completed_by_repeating_it(store: Store, tmp_path: Path) -> None:
-    store.allocate(ALLOCATED, WRAPPED, EVENT)
-    reader = sqlite3.connect(tmp_path / "broker.sqlite")
-    reader.execute("BEGIN")
-    reader.execute("SELECT * FROM volumes").fetchall()
-    with deadline.within(0.05), pytest.raises(Unavailable, match="repeat it"):
-        store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
-    reader.close()
-    store.change("pvc-1", register.shred, EVENT, destroy_secret=True)
-    assert not any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
-
-
-def test_a_destroyed_resource_is_nowhere_in_the_files(store: Store, tmp_path: Path) -> None:
-    store.put_resource("a/b/c", WRAPPED, EVENT)
-    assert store.resource("a/b/c") == WRAPPED
-    store.delete_resource("a/b/c", EVENT)
-    assert not any(WRAPPED in path.read_bytes() for path in tmp_path.iterdir())
-    with pytest.raises(NotFound):
-        store.resource("a/b/c")
-    with pytest.raises(NotFound):
-        store.delete_resource("a/b/c", EVENT)
-
-
-def test_two_processes_see_one_order_of_changes(store: Store, tmp_path: Path) -> None:
-    other = Store(tmp_path / "broker.sqlite", SEALS)
+def test_two_processes_see_one_order_of_changes(store: Store, register_: Register) -> None:
+    other = register_.open()
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     other.change("pvc-1", begin("aa" * 32), EVENT)
     with pytest.raises(Refused):
         store.change("pvc-1", register.shred, EVENT)
     assert store.verify_audit() == other.verify_audit()
+    other.close()
 
 
-def test_a_request_waits_for_the_database_until_its_deadline_only(store: Store, tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "broker.sqlite", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+def test_a_request_waits_for_the_database_until_its_deadline_only(store: Store, register_: Register) -> None:
+    with register_.locked():
         holder = threading.Thread(target=_held_up, args=(store,))
         holder.start()
         began = time.monotonic()
         for _ in range(3):
-            with deadline.within(0.1), pytest.raises(Unavailable, match=r"busy|locked"):
+            with deadline.within(0.1), pytest.raises(Unavailable, match=r"busy|locked|timeout"):
                 store.note(EVENT)
         with pytest.raises(Unavailable):
             store.probe()
-        assert time.monotonic() - began < schema.BUSY_SECONDS
-        other.execute("ROLLBACK")
-        holder.join()
+        assert time.monotonic() - began < BUSY_SECONDS
+    holder.join()
     store.probe()
     store.note(EVENT)
 
@@ -164,149 +139,53 @@ def _held_up(store: Store) -> None:
     store.note(EVENT)
 
 
-def test_a_database_of_a_newer_program_is_refused(store: Store, tmp_path: Path) -> None:
-    store._db.execute("PRAGMA user_version = 99")
-    store.close()
-    with pytest.raises(Refused, match="newer version"):
-        Store(tmp_path / "broker.sqlite", SEALS)
-
-
-def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"not a database" * 100)
-    with pytest.raises(Refused, match=r"not a database.*newest backup"):
-        Store(tmp_path / "x", SEALS)
-
-
-def database(path: Path, *statements: str) -> bytes:
-    with closing(sqlite3.connect(path)) as made:
-        for statement in statements:
-            made.execute(statement)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("statements", "found"),
-    [
-        (["CREATE TABLE other (x)"], "schema version is 0"),
-        (["PRAGMA user_version = 1"], "lacks volumes, headers, resources, key_check, epoch, audit, audit_of_volumes"),
-        (["CREATE TABLE volumes (x)", "PRAGMA user_version = 1"], "lacks headers, resources"),
-    ],
-)
-def test_a_database_that_init_did_not_write_is_refused_and_left_as_it_is(
-    tmp_path: Path, statements: list[str], found: str
-) -> None:
-    before = database(tmp_path / "x", *statements)
-    with pytest.raises(Refused, match=f"{found}.*newest backup"):
-        Store(tmp_path / "x", SEALS)
-    assert (tmp_path / "x").read_bytes() == before
-
-
-@pytest.mark.parametrize("part", ["TABLE key_check", "TRIGGER audit_is_not_changed", "TABLE audit"])
-def test_a_database_that_lacks_a_part_is_refused(store: Store, tmp_path: Path, part: str) -> None:
-    store._db.execute(f"DROP {part}")
-    store.close()
-    with pytest.raises(Refused, match=f"lacks .*{part.split()[1]}"):
-        Store(tmp_path / "broker.sqlite", SEALS)
-
-
-def test_a_newer_program_brings_an_older_database_up_the_ladder(store: Store, tmp_path: Path) -> None:
-    store.allocate(ALLOCATED, WRAPPED, EVENT)
-    epoch = store.epoch()
-    store.close()
-    path = tmp_path / "broker.sqlite"
-    newer = (*LADDER, "CREATE TABLE more (x); INSERT INTO more SELECT volume_id FROM volumes;")
-    for _ in range(2):
-        with closing(connect(path, newer)) as db:
-            assert db.execute("SELECT x FROM more").fetchall() == [("pvc-1",)]
-            assert db.execute("SELECT id FROM epoch").fetchone() == (epoch,)
-    with pytest.raises(Refused, match=r"newer version of this program \(schema 2\)"):
-        Store(path, SEALS)
-
-
-def test_a_rung_that_breaks_leaves_the_database_as_it_was(store: Store, tmp_path: Path) -> None:
-    store.allocate(ALLOCATED, WRAPPED, EVENT)
-    store.close()
-    path = tmp_path / "broker.sqlite"
-    with pytest.raises(Refused, match="no such table"):
-        connect(path, (*LADDER, "CREATE TABLE more (x); DROP TABLE volumes; INSERT INTO nowhere VALUES (1);"))
-    assert Store(path, SEALS).volume("pvc-1") == ALLOCATED
-
-
-def test_each_new_register_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+def test_each_new_register_has_an_epoch_of_its_own(tmp_path: Path, postgres: Server) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     epochs = set()
-    for name in ("a", "b"):
-        (tmp_path / name).write_bytes(empty_database())
-        epochs.add(Store(tmp_path / name, SEALS).epoch())
-        assert Store(tmp_path / name, SEALS).epoch() in epochs
-    assert len(epochs) == 2
+    for made in (OneFile(tmp_path / "a"), OneFile(tmp_path / "b"), OnServer(postgres), OnServer(postgres)):
+        for _ in range(2):
+            with closing(made.open()) as store:
+                epochs.add(store.epoch())
+    assert len(epochs) == 4
     assert all(re.fullmatch("[0-9a-f]{32}", epoch) for epoch in epochs)
-
-
-@pytest.mark.parametrize("kept", [0, 1, 50, 100, 512, 4096, 5000, -4096])
-def test_a_truncated_database_is_refused(store: Store, tmp_path: Path, kept: int) -> None:
-    store.allocate(ALLOCATED, WRAPPED, EVENT)
-    store.close()
-    path = tmp_path / "broker.sqlite"
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(Refused, match="newest backup"):
-        Store(path, SEALS)
-
-
-@pytest.mark.parametrize(("content", "found"), [(b"", "file is empty"), (b"noise" * 1000, "file is not a database")])
-def test_a_destroyed_database_does_not_lose_its_write_ahead_log(
-    store: Store, tmp_path: Path, content: bytes, found: str
-) -> None:
-    store.allocate(ALLOCATED, WRAPPED, EVENT)
-    log = (tmp_path / "broker.sqlite-wal").read_bytes()
-    (tmp_path / "x").write_bytes(content)
-    (tmp_path / "x-wal").write_bytes(log)
-    with pytest.raises(Refused, match=rf"{found}.*newest backup"):
-        Store(tmp_path / "x", SEALS)
-    assert (tmp_path / "x-wal").read_bytes() == log
-
-
-def test_a_lost_database_is_not_made_again(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        Store(tmp_path / "x", SEALS)
-    assert list(tmp_path.iterdir()) == []
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from csi.broker.audit import Event
-from csi.broker.seals import Seals
-from csi.broker.store import Store
-from csi.broker.vault import Vault
-from csi.core.secret import Secret
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from csi.core.sealed import Profile
-from csi.broker import audit, deadline, schema
 from csi.broker import rules as register
+from csi.broker.audit import Event
+from csi.broker.postgres import Postgres
+from csi.broker.sqlite import Sqlite
+from csi.broker.store import Store
+from csi.core.sealed import Profile
+from csi.core.secret import Secret
+from tests.fakes.postgres import Server
+from tests.fakes.registers import SEALS
 
-seals = Seals(vault=Vault(Secret(bytes(32))), signer=Ed25519PrivateKey.from_private_bytes(bytes(32)))
-store = Store(Path(sys.argv[1]), seals)
+argument = sys.argv[1]
+store = Store({database}, SEALS)
 event = Event(actor="test", action="tested", subject="pvc-1")
 store.allocate(register.allocate("pvc-1", Profile.XTS), b"wrapped", event)
 print("answered", flush=True)
 
 def killed_inside(record):
-    changed = register.shred(record)
-    store._db.execute("UPDATE volumes SET record = 'half'")
+    store.here().execute("UPDATE volumes SET record = 'half'")
     os.kill(os.getpid(), signal.SIGKILL)
 
 store.change("pvc-1", killed_inside, event)
 """
 
 
-def test_killed_inside_a_change_nothing_answered_is_lost_and_nothing_half_done_stays(tmp_path: Path) -> None:
-    path = tmp_path / "broker.sqlite"
-    path.write_bytes(empty_database())
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
+def test_killed_inside_a_change_nothing_answered_is_lost_and_nothing_half_done_stays(register_: Register) -> None:
+    database, argument = register_.words()
+    argv = [sys.executable, "-c", KILLED.format(database=database), argument]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-9, "answered\n"), done.stderr
-    store = Store(path, SEALS)
-    assert store.volume("pvc-1") == ALLOCATED
-    assert store.verify_audit()[0] == 1
+    with closing(register_.open()) as store:
+        assert store.volume("pvc-1") == ALLOCATED
+        assert store.verify_audit()[0] == 1
 
 
 def log_of(store: Store, entries: int = 4) -> str:
@@ -326,10 +205,10 @@ def test_the_audit_log_is_a_chain(store: Store) -> None:
 
 
 @pytest.mark.parametrize("statement", ["UPDATE audit SET actor = 'x' WHERE seq = 2", "DELETE FROM audit WHERE seq = 4"])
-def test_the_audit_log_is_append_only(store: Store, statement: str) -> None:
+def test_the_audit_log_is_append_only(store: Store, register_: Register, statement: str) -> None:
     log_of(store)
-    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-        store._db.execute(statement)
+    with pytest.raises((sqlite3.IntegrityError, psycopg.errors.RaiseException), match="append-only"):
+        register_.other_hands(statement)
 
 
 TAMPERING = {
@@ -347,34 +226,34 @@ TAMPERING = {
 
 
 @pytest.mark.parametrize("how", TAMPERING)
-def test_tampering_with_the_audit_log_is_detected(store: Store, how: str) -> None:
+def test_tampering_with_the_audit_log_is_detected(store: Store, register_: Register, how: str) -> None:
     log_of(store)
-    for trigger in ("audit_is_not_changed", "audit_is_not_shortened"):
-        store._db.execute(f"DROP TRIGGER {trigger}")
-    store._db.execute(TAMPERING[how])
+    register_.drop_triggers()
+    assert register_.other_hands(TAMPERING[how]) == 1
     with pytest.raises(Tampered, match="audit entry"):
         store.verify_audit()
 
 
-def test_a_cut_off_end_is_detected_with_a_noted_digest(store: Store) -> None:
+def test_a_cut_off_end_is_detected_with_a_noted_digest(store: Store, register_: Register) -> None:
     head = log_of(store)
-    store._db.execute("DROP TRIGGER audit_is_not_shortened")
-    store._db.execute("DELETE FROM audit WHERE seq = 4")
+    register_.drop_triggers()
+    register_.other_hands("DELETE FROM audit WHERE seq = 4")
     assert store.verify_audit()[0] == 3
     with pytest.raises(Tampered, match="cut off"):
         store.verify_audit(head)
 
 
-def test_a_log_that_was_written_anew_is_detected(store: Store, tmp_path: Path) -> None:
+def test_a_log_that_was_written_anew_is_detected(store: Store, register_: Register) -> None:
     """A whole chain, right in every digest, by somebody without the broker's key."""
     log_of(store)
     other = replace(SEALS, signer=Ed25519PrivateKey.generate())
-    for trigger in ("audit_is_not_changed", "audit_is_not_shortened"):
-        store._db.execute(f"DROP TRIGGER {trigger}")
-    store._db.execute("DELETE FROM audit")
-    for number in range(4):
-        audit.append(store._db, Event(actor="a", action="c", subject=str(number)), 1000, other)
-    assert audit.verify(store._db, other)[0] == 4
+    register_.drop_triggers()
+    register_.other_hands("DELETE FROM audit")
+    with store._database.changing("test") as rows:
+        for number in range(4):
+            audit.append(rows, Event(actor="a", action="c", subject=str(number)), 1000, other)
+    with store._database.reading() as rows:
+        assert audit.verify(rows, other)[0] == 4
     with pytest.raises(Tampered, match=r"entry 1: it is not signed by this broker's audit\.key"):
         store.verify_audit()
 
@@ -388,18 +267,20 @@ ROW_TAMPERING = {
     "no mac": "UPDATE volumes SET mac = x''",
     "a text for a mac": "UPDATE volumes SET mac = ''",
     "removed": "DELETE FROM volumes",
-    "the whole row of before, MAC and all": "INSERT OR REPLACE INTO volumes SELECT * FROM older",
+    "the whole row of before, MAC and all": (
+        "UPDATE volumes SET (revision, record, mac) = (SELECT revision, record, mac FROM older)"
+    ),
 }
 
 
 @pytest.mark.parametrize("how", ROW_TAMPERING)
-def test_a_row_that_other_hands_changed_is_refused_as_tampered(store: Store, how: str) -> None:
+def test_a_row_that_other_hands_changed_is_refused_as_tampered(store: Store, register_: Register, how: str) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
     store.change("pvc-1", lambda record: replace(record, revision=2, announced=1), EVENT)
-    store._db.execute("CREATE TABLE older AS SELECT * FROM volumes")
+    register_.other_hands("CREATE TABLE older AS SELECT * FROM volumes")
     store.change("pvc-1", lambda record: replace(record, revision=3, announced=2), EVENT)
     assert store.volume("pvc-1").announced == 2
-    assert store._db.execute(ROW_TAMPERING[how]).rowcount == 1
+    assert register_.other_hands(ROW_TAMPERING[how]) == 1
     for ask in (
         lambda: store.volume("pvc-1"),
         store.volumes,
@@ -413,8 +294,31 @@ def test_a_row_that_other_hands_changed_is_refused_as_tampered(store: Store, how
 
 def test_stored_records_are_readable_json(store: Store) -> None:
     store.allocate(ALLOCATED, WRAPPED, EVENT)
-    text = store._db.execute("SELECT record FROM volumes").fetchone()[0]
+    with store._database.reading() as rows:
+        text = rows.execute("SELECT record FROM volumes").fetchone()[0]
     assert json.loads(text)["state"] == "allocated"
+
+
+def test_a_broker_notices_an_older_state_in_the_place_of_the_register(store: Store, register_: Register) -> None:
+    """Also when others have added to the log since, so that it is longer than it was."""
+    log_of(store)
+    with closing(register_.open()) as other:
+        register_.drop_triggers()
+        register_.other_hands("DELETE FROM audit WHERE seq > 2")
+        for _ in range(3):
+            other.note(EVENT)
+        for ask in (lambda: store.note(EVENT), lambda: store.allocate(ALLOCATED, WRAPPED, EVENT)):
+            with pytest.raises(Tampered, match="the register went back: its audit log does not hold entry 4"):
+                ask()
+        other.note(EVENT)
+    with pytest.raises(NotFound):
+        store.volume("pvc-1")
+
+
+def test_what_is_refused_is_noted_whatever_it_is_called(store: Store) -> None:
+    store.note(Event(actor="a", action="denied", subject="pvc\0-1", detail="\0"))
+    assert store.audit_entries()[0].event.subject == "pvc\N{REPLACEMENT CHARACTER}-1"
+    assert store.verify_audit()[0] == 1
 
 
 class Notes:

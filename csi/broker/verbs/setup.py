@@ -11,6 +11,7 @@ from csi.broker.verbs.common import collateral_folder, read
 from csi.broker.verifiers.known import known_verifiers
 from csi.core import log, process
 from csi.core.errors import InvalidInput
+from csi.core.secret import Secret
 from csi.kbs import init_data as init_data_text
 
 _log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def init(arguments: Namespace) -> int:
     """Make a directory, say what is in it and what comes next."""
     directory = BrokerDirectory(arguments.dir)
     hosts = arguments.host or _DEFAULT_HOSTS
-    made = initialise(directory, hosts, os.environ)
+    made = initialise(directory, hosts, os.environ, _conninfo(arguments.database))
     for path in made.written:
         print(f"made  {path}")
     for path in made.kept:
@@ -42,6 +43,12 @@ keep a copy of {directory.master_key} elsewhere: without it every secret in the 
 
 next: sealed-local broker serve {directory.root}""")
     return 0
+
+
+def _conninfo(given: str | None) -> Secret | None:
+    if given is None:
+        return None
+    return Secret((sys.stdin.readline() if given == "-" else given).strip().encode())
 
 
 def serve(arguments: Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The shape of the broker's database, and opening one. A file that is anything else is refused and left as it is.
+"""The shape of the broker's SQLite file, and opening one. A file that is anything else is refused and left as it is.
 
 The shape has a number (`user_version`). A newer program brings an older database up the ladder, one rung at a time, each in
 one transaction; an older program refuses a newer database.
@@ -9,10 +9,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from csi.broker import audit
+from csi.broker.database import BUSY_SECONDS
 from csi.core.errors import Refused, SealedLocalError, Unavailable
 
-BUSY_SECONDS = 10.0
 _MAGIC = b"SQLite format 3\0"
 _TRY_AGAIN = {
     sqlite3.SQLITE_BUSY,
@@ -41,8 +40,16 @@ CREATE TABLE resources (path TEXT PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT RO
 CREATE TABLE key_check (wrapped BLOB NOT NULL);
 CREATE TABLE epoch (id TEXT NOT NULL);
 INSERT INTO epoch VALUES (lower(hex(randomblob(16))));
-"""
-    + audit.SCHEMA,
+CREATE TABLE audit (
+  seq INTEGER PRIMARY KEY, time_unix INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
+  subject TEXT NOT NULL, detail TEXT NOT NULL, revision INTEGER, previous TEXT NOT NULL, digest TEXT NOT NULL,
+  signature BLOB NOT NULL);
+CREATE INDEX audit_of_volumes ON audit (subject, revision) WHERE revision IS NOT NULL;
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+  BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+CREATE TRIGGER audit_is_not_shortened BEFORE DELETE ON audit
+  BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END;
+""",
 )
 
 
@@ -98,17 +105,6 @@ def check_integrity(db: sqlite3.Connection, path: Path) -> None:
         raise translated(error, path) from error
     if found != ["ok"]:
         raise damaged(path, " ".join(str(found[0] if found else "no answer").split()))
-
-
-def holds_secrets(db: sqlite3.Connection) -> bool:
-    """Whether a secret was ever stored here."""
-    query = "SELECT EXISTS (SELECT 1 FROM volumes) OR EXISTS (SELECT 1 FROM resources)"
-    return bool(db.execute(query).fetchone()[0])
-
-
-def holds_entries(db: sqlite3.Connection) -> bool:
-    """Whether anything was ever noted in the audit log."""
-    return bool(db.execute("SELECT EXISTS (SELECT 1 FROM audit)").fetchone()[0])
 
 
 def damaged(path: Path, found: str) -> Refused:
