@@ -16,13 +16,15 @@ from lab.node import REPOSITORY
 
 PASSED, FAILED, SKIPPED, LEFT_OUT = "passed", "failed", "skipped", "left out"
 _GINKGO_SKIPPED = ("skipped", "pending")
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """The tests, and the program that the suite's image `agnhost` starts."""
+    """The tests, what runs several of them at a time, and the program that the suite's image `agnhost` starts."""
 
     tests: Path
+    ginkgo: Path
     agnhost: Path
 
 
@@ -42,7 +44,7 @@ def build() -> Suite:
     """Build what is missing. Raises `CalledProcessError`; the build says why."""
     done = subprocess.run([REPOSITORY / "scripts/build-suite"], check=True, stdout=subprocess.PIPE, text=True)
     paths = programs.parse(done.stdout)
-    return Suite(tests=paths["storage-suite"], agnhost=paths["agnhost"])
+    return Suite(tests=paths["storage-suite"], ginkgo=paths["ginkgo"], agnhost=paths["agnhost"])
 
 
 def image_names(suite: Suite) -> tuple[str, ...]:
@@ -57,23 +59,28 @@ def command(
     driver: Path,
     focus: str,
     left_out: Iterable[str],
-    report: str,
+    report: Path,
     kubeconfig: str,
     seconds: int,
 ) -> list[str]:
-    """Words that run the specs whose names match `focus` and none of `left_out`, one after another.
+    """Words that run the specs whose names match `focus` and none of `left_out`, several at a time: most of a spec's time
+    is waiting for kubelet's and the controllers' next look. Those that the suite calls serial run alone.
 
     `driver`: a file that says what a driver offers; the suite takes one of a name.
     What is not done after `seconds` is interrupted, and the report is written all the same.
     """
     return [
+        str(suite.ginkgo),
+        f"--procs={_AT_ONCE}",
+        f"--focus=External.Storage.*{focus}",
+        *(f"--skip={pattern}" for pattern in left_out),
+        f"--timeout={seconds}s",
+        f"--output-dir={report.parent}",
+        f"--json-report={report.name}",
+        "--no-color",
         str(suite.tests),
+        "--",
         f"-storage.testdriver={driver}",
-        f"-ginkgo.focus=External.Storage.*{focus}",
-        *(f"-ginkgo.skip={pattern}" for pattern in left_out),
-        f"-ginkgo.timeout={seconds}s",
-        f"-ginkgo.json-report={report}",
-        "-ginkgo.no-color",
         "-provider=skeleton",
         f"-kubeconfig={kubeconfig}",
         # Each failure would be followed by minutes of lists that the events in its own text make needless.

@@ -28,7 +28,7 @@ def test_the_published_suite_finds_no_fault(cluster: Cluster, suite: Suite, driv
         driver=HERE / f"{driver}.yaml",
         focus=f"{focus}(?:{SPECS})",
         left_out=left_out,
-        report=str(report),
+        report=report,
         kubeconfig=cluster.admin,
         seconds=SECONDS,
     )

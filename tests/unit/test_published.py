@@ -12,7 +12,7 @@ from lab.cluster import published, store
 from lab.cluster.published import FAILED, LEFT_OUT, PASSED, SKIPPED, Suite
 from lab.node import REPOSITORY
 
-SUITE = Suite(tests=Path("/suite"), agnhost=Path("/agnhost"))
+SUITE = Suite(tests=Path("/suite"), ginkgo=Path("/ginkgo"), agnhost=Path("/agnhost"))
 E2E = REPOSITORY / "tests/e2e"
 
 
@@ -77,17 +77,13 @@ def test_the_summary_names_every_reason() -> None:
 
 def test_the_command_chooses_what_matches_and_is_not_left_out() -> None:
     argv = published.command(
-        SUITE, driver=Path("/a"), focus="block", left_out=["x", "y"], report="/r", kubeconfig="/k", seconds=9
+        SUITE, driver=Path("/a"), focus="block", left_out=["x", "y"], report=Path("/to/r.json"), kubeconfig="/k", seconds=9
     )  # fmt: skip
-    assert argv[0] == "/suite"
-    wanted = [
-        "-storage.testdriver=/a",
-        "-ginkgo.skip=x",
-        "-ginkgo.skip=y",
-        "-ginkgo.timeout=9s",
-    ]
-    assert set(wanted) <= set(argv)
-    (focus,) = (word.partition("=")[2] for word in argv if word.startswith("-ginkgo.focus="))
+    assert argv[0] == "/ginkgo"
+    at = argv.index("/suite")
+    assert {"--skip=x", "--skip=y", "--timeout=9s", "--output-dir=/to", "--json-report=r.json"} <= set(argv[:at])
+    assert {"-storage.testdriver=/a", "-kubeconfig=/k"} <= set(argv[at:])
+    (focus,) = (word.partition("=")[2] for word in argv if word.startswith("--focus="))
     assert re.search(focus, "External Storage [Driver: d] block mode")
     assert not re.search(focus, "In-tree Volumes block mode")
 
