@@ -1,4 +1,4 @@
-# One target a program: docker build --target node|guest|broker .
+# One target a program: docker build --target node|guest|broker|cluster .
 # Every stage lies on one Debian release, so that a package built for its Python runs on it. Each program's image has only its
 # own packages and of our code what its own imports reach (scripts/reached.py): the node's has no cryptography and no
 # cryptsetup, because the node holds no keys.
@@ -50,6 +50,15 @@ RUN python3 -m venv /opt/sealed-local \
     && pip uninstall -y pip setuptools \
     && python -m compileall -q /opt/sealed-local/lib
 
+FROM build AS cluster-build
+COPY requirements/cluster.txt /src/requirements/cluster.txt
+RUN python3 -m venv /opt/sealed-local \
+    && pip install --disable-pip-version-check --no-cache-dir --require-hashes -r /src/requirements/cluster.txt \
+    && pip install --disable-pip-version-check --no-cache-dir --no-index --no-deps /wheel/*.whl \
+    && python /src/scripts/reached.py /opt/sealed-local/lib/python3*/site-packages cluster \
+    && pip uninstall -y pip setuptools \
+    && python -m compileall -q /opt/sealed-local/lib
+
 # The node plugin. It needs privileges, the host's /dev, and the other mounts that docs/node.md lists.
 FROM python AS node
 RUN apt-get update \
@@ -77,3 +86,9 @@ USER 65532:65532
 EXPOSE 8443
 ENTRYPOINT ["sealed-local", "broker"]
 CMD ["serve", "/var/lib/sealed-local", "--listen", "0.0.0.0:8443"]
+
+# The cluster helper. It talks to the API server and to the node plugins' pages, and needs nothing of its node.
+FROM python AS cluster
+COPY --from=cluster-build /opt/sealed-local /opt/sealed-local
+USER 65532:65532
+ENTRYPOINT ["sealed-local", "cluster"]

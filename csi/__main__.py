@@ -8,6 +8,7 @@ from csi import __version__
 _PROGRAMS = {
     "node": ("csi.node.main", "the CSI plugin of a node: provisions LVM volumes and hands them to pods"),
     "guest": ("csi.guest.main", "inside a confidential guest: attest, unlock and mount sealed volumes"),
+    "cluster": ("csi.cluster.main", "one helper for a cluster: events, reports and objects of Kubernetes; optional"),
     "doctor": ("csi.doctor.main", "for people: why a claim is stuck, asked from the cluster by kubectl"),
     "broker": ("csi.broker.main", "the tenant's key broker and volume register (KBS protocol 0.4.0)"),
 }

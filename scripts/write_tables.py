@@ -12,11 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from csi.cluster import settings as cluster_settings  # noqa: E402
 from csi.core import options  # noqa: E402
 from csi.guest import command_line as guest_line  # noqa: E402
 from csi.node import settings as node_settings  # noqa: E402
 
-PAGES = ("docs/node.md", "docs/guest.md")
+PAGES = ("docs/node.md", "docs/guest.md", "docs/cluster.md")
 _MARKED = re.compile(r"(<!-- options: ([\w -]+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
@@ -36,7 +37,7 @@ def guest_table(verb: argparse.ArgumentParser) -> str:
     return "\n".join(rows) + "\n"
 
 
-TABLES = {"node": options.table(node_settings.OPTIONS)} | {
+TABLES = {"node": options.table(node_settings.OPTIONS), "cluster": options.table(cluster_settings.OPTIONS)} | {
     f"guest {name}": guest_table(verb) for name, verb in guest_verbs().items()
 }
 

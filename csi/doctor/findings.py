@@ -7,8 +7,9 @@ events, is repeated where a person would have to search for it; what nobody says
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from csi.core.kubernetes import Claim, Pod, StorageClass, Volume
 from csi.core.size import human
-from csi.doctor.objects import Claim, Event, Pod, Seen, StorageClass, Volume, quantity_bytes
+from csi.doctor.objects import Event, Seen, quantity_bytes
 
 _STORAGE = "storage"
 _NEWEST = 3

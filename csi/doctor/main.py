@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from csi.core.command import LocalRunner, Runner
 from csi.core.errors import SealedLocalError
+from csi.core.kubernetes import Claim, Pod, StorageClass, Volume
 from csi.doctor import findings, objects
 from csi.doctor.findings import Finding
 
@@ -19,10 +20,10 @@ _EPILOG = """Exit status: 0 nobody complains, 1 something was found, 2 wrong usa
 
   sealed-local doctor data-spark-0 --namespace spark"""
 
-_IN_NAMESPACE: Final = (("claims", "persistentvolumeclaims", objects.Claim), ("pods", "pods", objects.Pod))
+_IN_NAMESPACE: Final = (("claims", "persistentvolumeclaims", Claim), ("pods", "pods", Pod))
 _IN_CLUSTER: Final = (
-    ("volumes", "persistentvolumes", objects.Volume),
-    ("classes", "storageclasses", objects.StorageClass),
+    ("volumes", "persistentvolumes", Volume),
+    ("classes", "storageclasses", StorageClass),
     ("nodes", "csinodes", objects.CsiNode),
 )
 _EVERYWHERE: Final = (("capacities", "csistoragecapacities", objects.Capacity),)
@@ -75,7 +76,7 @@ def look(runner: Runner, namespace: str, context: str) -> objects.Seen:
     # Events of what has no namespace, as a volume, lie in the namespace default.
     places = dict.fromkeys((namespace, "default"))
     events = tuple(event for place in places for event in items("events", objects.Event, "--namespace", place))
-    drivers = items("pods", objects.Pod, "--all-namespaces", "--selector", _PLUGIN)
+    drivers = items("pods", Pod, "--all-namespaces", "--selector", _PLUGIN)
     return objects.Seen(**own, **whole, **everywhere, events=events, drivers=drivers)
 
 

@@ -1,6 +1,6 @@
 """What the cluster shows, as far as it says why a claim is stuck. Members that aren't read here are ignored. Pure.
 
-Shapes: the Kubernetes API, v1, storage.k8s.io/v1 and events of v1, as `kubectl get -o json` prints them.
+Shapes: the Kubernetes API, storage.k8s.io/v1 and events of v1, as `kubectl get -o json` prints them.
 """
 
 from collections.abc import Mapping
@@ -9,122 +9,7 @@ from typing import Any
 import msgspec
 
 from csi.core.errors import InvalidInput
-
-
-class Object(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """Base of all: JSON has camel case."""
-
-
-class Reference(Object, frozen=True, kw_only=True):
-    """Another object; which members it has depends on who refers."""
-
-    kind: str = ""
-    name: str = ""
-    namespace: str = ""
-
-
-class Metadata(Object, frozen=True, kw_only=True):
-    """Name and life of an object."""
-
-    name: str
-    namespace: str = ""
-    deletion_timestamp: str | None = None
-    owner_references: tuple[Reference, ...] = ()
-
-
-class _Requests(Object, frozen=True, kw_only=True):
-    requests: Mapping[str, str] = {}
-
-
-class _ClaimSpec(Object, frozen=True, kw_only=True):
-    storage_class_name: str | None = None
-    volume_name: str = ""
-    resources: _Requests = _Requests()
-
-
-class _Phase(Object, frozen=True, kw_only=True):
-    phase: str = ""
-    message: str = ""
-
-
-class Claim(Object, frozen=True, kw_only=True):
-    """A PersistentVolumeClaim."""
-
-    metadata: Metadata
-    spec: _ClaimSpec = _ClaimSpec()
-    status: _Phase = _Phase()
-
-
-class _VolumeSource(Object, frozen=True, kw_only=True):
-    driver: str = ""
-
-
-class _VolumeSpec(Object, frozen=True, kw_only=True):
-    claim_ref: Reference = Reference()
-    csi: _VolumeSource = _VolumeSource()
-
-
-class Volume(Object, frozen=True, kw_only=True):
-    """A PersistentVolume."""
-
-    metadata: Metadata
-    spec: _VolumeSpec = _VolumeSpec()
-    status: _Phase = _Phase()
-
-
-class StorageClass(Object, frozen=True, kw_only=True):
-    """A class."""
-
-    metadata: Metadata
-    provisioner: str
-    parameters: Mapping[str, str] = {}
-    volume_binding_mode: str = "Immediate"
-
-
-class _ClaimSource(Object, frozen=True, kw_only=True):
-    claim_name: str = ""
-
-
-class _PodVolume(Object, frozen=True, kw_only=True):
-    name: str
-    persistent_volume_claim: _ClaimSource | None = None
-    ephemeral: Mapping[str, Any] | None = None
-
-
-class _PodSpec(Object, frozen=True, kw_only=True):
-    volumes: tuple[_PodVolume, ...] = ()
-    node_name: str = ""
-
-
-class _Condition(Object, frozen=True, kw_only=True):
-    type: str
-    status: str
-    message: str = ""
-
-
-class _PodStatus(Object, frozen=True, kw_only=True):
-    phase: str = ""
-    conditions: tuple[_Condition, ...] = ()
-
-
-class Pod(Object, frozen=True, kw_only=True):
-    """A pod, of a user or of the driver."""
-
-    metadata: Metadata
-    spec: _PodSpec = _PodSpec()
-    status: _PodStatus = _PodStatus()
-
-    @property
-    def claims(self) -> frozenset[str]:
-        """Names of the claims that it uses; a generic ephemeral volume's claim has the pod's name before the volume's."""
-        named = {one.persistent_volume_claim.claim_name for one in self.spec.volumes if one.persistent_volume_claim}
-        made = {f"{self.metadata.name}-{one.name}" for one in self.spec.volumes if one.ephemeral is not None}
-        return frozenset(named | made)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether all its containers are."""
-        return any(one.type == "Ready" and one.status == "True" for one in self.status.conditions)
+from csi.core.kubernetes import Claim, Metadata, Object, Pod, Reference, StorageClass, Volume
 
 
 class Event(Object, frozen=True, kw_only=True):

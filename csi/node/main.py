@@ -8,14 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 
 from csi.core import log, process
 from csi.core.errors import InvalidInput, SealedLocalError
-from csi.node import desk, places, watch
+from csi.core.local_storage import Page
+from csi.node import desk, local_storage, places, shown_disks, watch
 from csi.node import settings as node_settings
 from csi.node.desk import Desk
 from csi.node.lvm.block_devices import BlockDevices
@@ -75,7 +76,8 @@ def _serve(settings: Settings) -> int:
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda got, _: asked.put(got))
-    stop_pages = metrics.serve(settings.metrics_address, standing) if settings.metrics_address else None
+    page = _local_storage(settings, here)
+    stop_pages = metrics.serve(settings.metrics_address, standing, page) if settings.metrics_address else None
     _bind(server, settings.endpoint)
     server.start()
     _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
@@ -91,6 +93,25 @@ def _serve(settings: Settings) -> int:
         stop_pages()
     _log.info("stopped")
     return 0
+
+
+def _local_storage(settings: Settings, here: Desk) -> Callable[[], Page]:
+    """What makes the page that the cluster helper reads."""
+    disks = BlockDevices()
+
+    def page() -> Page:
+        report = here.lvm.report()
+        return local_storage.page(
+            driver=settings.driver_name,
+            node=settings.node_id,
+            topology=settings.topology_value,
+            config=settings.config,
+            report=report,
+            conditions=here.conditions(report),
+            devices=shown_disks.shown(disks, loop_devices=settings.config.loop_devices),
+        )
+
+    return page
 
 
 def _wait_for(asked: "queue.SimpleQueue[int]") -> None:

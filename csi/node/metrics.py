@@ -13,7 +13,9 @@ from prometheus_client import CollectorRegistry, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from csi.core import local_storage as local_storage_page
 from csi.core.errors import InvalidInput, SealedLocalError
+from csi.core.local_storage import Page
 from csi.node import observe
 from csi.node.config import NodeConfig
 from csi.node.jobs import Job
@@ -62,13 +64,20 @@ class Metrics:
         """Count one finished call. `code` is the name of gRPC's status code in Python."""
         self._operations.labels(self._driver_name, method, _as_go_writes(code)).observe(seconds)
 
-    def serve(self, address: str, standing: Standing) -> Callable[[], None]:
-        """Serve `/metrics` and `/healthz` on HOST:PORT; answers the function that stops it."""
+    def serve(
+        self, address: str, standing: Standing, local_storage: Callable[[], Page] | None = None
+    ) -> Callable[[], None]:
+        """Serve `/metrics`, `/healthz` and, where it is given, the page of `csi.core.local_storage` on HOST:PORT.
+
+        Answers the function that stops it. Raises `InvalidInput` for an address that can't be used.
+        """
         host, _, port = address.rpartition(":")
         if not port.isdigit():
             raise InvalidInput("--metrics-address", f"{address!r} is no HOST:PORT")
         try:
-            server = make_server(host or "0.0.0.0", int(port), _pages(self.registry, standing), _Server, _Quiet)
+            server = make_server(
+                host or "0.0.0.0", int(port), _pages(self.registry, standing, local_storage), _Server, _Quiet
+            )
         except OSError as error:
             raise InvalidInput("--metrics-address", f"{address} can't be used: {error.strerror}") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
@@ -104,7 +113,9 @@ class _Quiet(WSGIRequestHandler):
         """A scrape is no event."""
 
 
-def _pages(registry: CollectorRegistry, standing: Standing) -> Callable[..., Iterable[bytes]]:
+def _pages(
+    registry: CollectorRegistry, standing: Standing, local_storage: Callable[[], Page] | None
+) -> Callable[..., Iterable[bytes]]:
     metrics = make_wsgi_app(registry)
 
     def page(environ: dict[str, str], start_response: Callable[..., object]) -> Iterable[bytes]:
@@ -112,10 +123,24 @@ def _pages(registry: CollectorRegistry, standing: Standing) -> Callable[..., Ite
             status = "200 OK" if standing.ready else "503 Service Unavailable"
             start_response(status, [("Content-Type", "text/plain")])
             return [standing.words().encode(errors="backslashreplace")]
+        if environ.get("PATH_INFO") == local_storage_page.PATH and local_storage is not None:
+            return _local_storage(local_storage, start_response)
         body: Iterable[bytes] = metrics(environ, start_response)
         return body
 
     return page
+
+
+def _local_storage(look: Callable[[], Page], start_response: Callable[..., object]) -> Iterable[bytes]:
+    try:
+        body = local_storage_page.encode(look())
+    except (SealedLocalError, OSError) as error:
+        # Why it failed may name other groups of the node; whoever may know reads the log.
+        _log.warning("no page without LVM's report", extra={"error": str(error)})
+        start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
+        return [b"LVM does not answer; see the driver's log\n"]
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [body]
 
 
 class _JobGauges(Collector):

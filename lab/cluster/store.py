@@ -43,19 +43,25 @@ def wanted(programs: Programs) -> list[Wanted]:
     """What the pods of the chart and of the tests start from. Builds the product's image by its Dockerfile when needed."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())["images"]
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-    node = Builder().build("node")
     return [
-        Wanted(
-            name=f"{DOCUMENTED}:{version}",
-            content=Content(root=node.root),
-            start=Start(entrypoint=node.entrypoint, env=node.env, user=node.user),
-            digest=node.root.name,  # a stage lies under the digest of all that went into it
-        ),
+        _built("node", f"{DOCUMENTED}:{version}"),
+        _built("cluster", f"{values['cluster']['repository']}:{version}"),
         _program(f"{values['provisioner']['repository']}:{values['provisioner']['tag']}", programs.provisioner),
         _program(f"{REGISTRAR}:lab", programs.registrar),
         _busybox(parts.PAUSE, Start(entrypoint=_PAUSE)),
         _busybox(TEST_IMAGE, Start(entrypoint=("/bin/sh",))),
     ]
+
+
+def _built(target: str, name: str) -> Wanted:
+    """An image of the product, by the Dockerfile."""
+    image = Builder().build(target)
+    return Wanted(
+        name=name,
+        content=Content(root=image.root),
+        start=Start(entrypoint=image.entrypoint, env=image.env, user=image.user),
+        digest=image.root.name,  # a stage lies under the digest of all that went into it
+    )
 
 
 def of_suite(names: Sequence[str], agnhost: Path) -> list[Wanted]:

@@ -52,11 +52,19 @@ BROKER: Object = {
         "from": [{"namespaceSelector": {"matchLabels": {"guests": "yes"}}}],
     },
 }
+CLUSTER: Object = {
+    "cluster": {"enabled": True, "releaseAfterSeconds": 86400, "podLabels": {"team": "storage"}},
+    "networkPolicy": {
+        "metricsFrom": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}],
+        "apiServer": {"cidrs": ["10.0.0.10/32"]},
+    },
+}
 VARIANTS: dict[str, Object] = {
     "defaults": {},
     "two pools": TWO_POOLS,
     "broker alone": BROKER,
     "broker beside the nodes": {"broker": {"enabled": True, "besideNodePlugin": True}},
+    "cluster helper": CLUSTER,
     "everything off": {"node": {"enabled": False}, "driver": {"createObject": False}, **NO_CLASSES},
     "everything the node can have": {
         "driver": {
@@ -147,7 +155,7 @@ def the(objects: list[Object], kind: str, name: str | None = None) -> Object:
 
 
 def pod_of(workload: Object) -> Object:
-    """What a DaemonSet or StatefulSet makes pods of."""
+    """What a DaemonSet, StatefulSet or Deployment makes pods of."""
     return workload["spec"]["template"]["spec"]  # type: ignore[no-any-return]
 
 
@@ -159,7 +167,7 @@ def container(pod: Object, name: str) -> Object:
 
 def pods(objects: list[Object]) -> list[Object]:
     """The pods of everything that makes pods."""
-    return [pod_of(found) for kind in ("DaemonSet", "StatefulSet") for found in of_kind(objects, kind)]
+    return [pod_of(found) for kind in ("DaemonSet", "StatefulSet", "Deployment") for found in of_kind(objects, kind)]
 
 
 def host_paths(pod: Object) -> dict[str, str]:

@@ -47,6 +47,15 @@ VIOLATIONS = [
     ("csi/node/locks.py", "from csi.guest import find", INDEPENDENT, "csi.node.locks -> csi.guest.find"),
     ("csi/guest/find.py", "from csi.broker import vault", INDEPENDENT, "csi.guest.find -> csi.broker.vault"),
     ("csi/broker/vault.py", "from csi.node import locks", INDEPENDENT, "csi.broker.vault -> csi.node.locks"),
+    ("csi/cluster/effects.py", "from csi.node import locks", INDEPENDENT, "csi.cluster.effects -> csi.node.locks"),
+    ("csi/cluster/effects.py", "from csi.kbs import jwe", NO_KEYS, "csi.cluster.effects -> csi.kbs.jwe"),
+    ("csi/cluster/plan/ledger.py", "import http", PURE, "csi.cluster.plan.ledger -> http"),
+    (
+        "csi/cluster/plan/decide.py",
+        "from csi.cluster import effects",
+        PURE,
+        "csi.cluster.plan.decide -> csi.cluster.effects",
+    ),
     ("csi/core/size.py", "from csi.node import quantity", BELOW, "csi.core.size -> csi.node.quantity"),
     ("csi/core/files.py", "from csi.kbs import jwe", BELOW, "csi.core.files -> csi.kbs.jwe"),
     ("csi/kbs/jwk.py", "from csi.broker import vault", BELOW, "csi.kbs.jwk -> csi.broker.vault"),
@@ -128,6 +137,10 @@ def test_every_contract_has_a_violation_that_it_notices() -> None:
         ("node", {"cryptography", "rfc8785", "csi.kbs", "csi.guest", "csi.broker"}),
         ("guest", {"grpc", "prometheus_client", "yaml", "starlette", "csi.node", "csi.broker"}),
         ("broker", {"grpc", "google.protobuf", "pyudev", "csi.node", "csi.guest"}),
+        (
+            "cluster",
+            {"cryptography", "grpc", "yaml", "prometheus_client", "csi.kbs", "csi.node", "csi.guest", "csi.broker"},
+        ),
     ],
 )
 def test_a_running_program_has_not_loaded_what_it_must_not_have(program: str, absent: set[str]) -> None:

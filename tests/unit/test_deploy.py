@@ -82,7 +82,7 @@ def test_every_object_has_its_own_name_and_its_namespace(variant: str) -> None:
     objects = render(VARIANTS[variant])
     names = [(found["kind"], found["metadata"]["name"]) for found in objects]
     assert len(names) == len(set(names))
-    cluster = {"CSIDriver", "StorageClass", "ClusterRole", "ClusterRoleBinding"}
+    cluster = {"CSIDriver", "StorageClass", "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
     assert all(("namespace" in found["metadata"]) == (found["kind"] not in cluster) for found in objects)
 
 
@@ -161,6 +161,8 @@ WRONG_VALUES: list[tuple[Object, str]] = [
     ({"storageClasses": {"x": {"enabled": True, "parameters": {"pool": "local", "vgName": "v"}}}}, "parameters"),
     ({"networkPolicy": {"apiServer": {"cidrs": ["everywhere"]}}}, "cidrs"),
     ({"broker": {"replicas": 3}}, "replicas"),
+    ({"cluster": {"settleSeconds": 0}}, "settleSeconds"),
+    ({"cluster": {"releaseAfter": 5}}, "releaseAfter"),
     # What the schema can't see.
     ({"nodePools": []}, "nodePools: is empty"),
     ({"nodePools": [{"name": "a", "config": {}}, {"name": "b", "config": {}}]}, "nodePools[0].nodeSelector"),

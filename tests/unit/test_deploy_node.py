@@ -204,7 +204,9 @@ def rules(role: Object) -> set[tuple[str, str, str]]:
     """(group, resource, verb) of everything that a role allows; a rule of any other shape is an error here."""
     allowed = set()
     for rule in role["rules"]:
-        assert rule.keys() == {"apiGroups", "resources", "verbs"}
+        assert (
+            {"apiGroups", "resources", "verbs"} <= rule.keys() <= {"apiGroups", "resources", "verbs", "resourceNames"}
+        )
         triples = {(g, r, v) for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
         allowed |= triples
     return allowed
@@ -249,14 +251,15 @@ def test_roles_are_bound_to_the_node_account_alone() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_only_the_provisioner_gets_a_token(variant: str) -> None:
+def test_only_who_uses_the_api_gets_a_token(variant: str) -> None:
     for pod in pods(render(VARIANTS[variant])):
         assert pod["automountServiceAccountToken"] is False
         tokens = {volume["name"] for volume in pod["volumes"] if "projected" in volume}
         holders = {
             entry["name"] for entry in pod["containers"] if tokens & {mount["name"] for mount in entry["volumeMounts"]}
         }
-        assert holders == ({"provisioner"} if tokens else set())
+        users = {"provisioner", "cluster"} & {entry["name"] for entry in pod["containers"]}
+        assert holders == users
 
 
 def test_only_the_driver_is_privileged() -> None:

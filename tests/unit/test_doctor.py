@@ -8,6 +8,7 @@ import pytest
 
 from csi.core.command import Result
 from csi.core.errors import CommandError, InvalidInput
+from csi.core.kubernetes import Claim
 from csi.doctor import findings, main, objects
 from csi.doctor.objects import Seen, quantity_bytes
 
@@ -182,7 +183,7 @@ def test_quantities_are_read_as_kubernetes_writes_them(text: str, size: int) -> 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"items": 1}', b'{"items": [{}]}', b"\xff"])
 def test_what_is_no_list_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidInput, match="claims"):
-        objects.items(text, objects.Claim, "claims")
+        objects.items(text, Claim, "claims")
 
 
 def test_only_reading_is_asked_for_and_in_the_context_that_is_meant() -> None:

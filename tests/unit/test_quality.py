@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 PYTHON_FOLDERS = [folder for folder in ("csi", "lab", "tests", "bench", "scripts") if (ROOT / folder).is_dir()]
 CSI = sorted(path for path in (ROOT / "csi").rglob("*.py") if "proto" not in path.parts)
 LAB = sorted((ROOT / "lab").rglob("*.py"))
-LOCKS = ("dev", "node", "guest", "broker", "build", "deploy", "mutation")
+LOCKS = ("dev", "node", "guest", "broker", "cluster", "build", "deploy", "mutation")
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT: dict[str, Any] = PYPROJECT["project"]
 GROUPS: dict[str, list[str]] = PYPROJECT["dependency-groups"]
@@ -189,7 +189,7 @@ def test_there_is_a_lock_for_every_program_and_for_development() -> None:
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_line_of_a_lock_has_its_hashes_and_no_index_address(name: str) -> None:
     text = (ROOT / f"requirements/{name}.txt").read_text()
-    assert len(locked(text)) > 3
+    assert len(locked(text)) > (0 if name == "cluster" else 3)
     assert not [line for line in locked(text) if ENTRY.fullmatch(line) is None]
     assert not re.search(r"://|--(extra-)?index-url|--find-links|--trusted-host|^-", text, re.MULTILINE)
 
@@ -228,11 +228,12 @@ def test_a_lock_holds_what_the_project_asks_for(name: str) -> None:
 
 def test_the_programs_use_the_versions_that_were_tested() -> None:
     tested = pinned("dev")
-    for name in ("node", "guest", "broker"):
+    for name in ("node", "guest", "broker", "cluster"):
         assert pinned(name).items() <= tested.items()
 
 
 def test_the_node_gets_no_cryptography() -> None:
+    assert pinned("cluster").keys() == {"msgspec"}
     assert not pinned("node").keys() & {"cryptography", "cffi", "rfc8785", "jwcrypto"}
     assert "cryptography" in pinned("guest")
 
@@ -376,7 +377,8 @@ def test_no_file_names_the_place_of_a_checkout() -> None:
 @pytest.mark.parametrize(
     ("arguments", "mentioned"),
     [
-        ([], ["node", "guest", "broker"]),
+        ([], ["node", "guest", "broker", "cluster"]),
+        (["cluster"], ["--namespace", "--identity", "--release-after", "Exit status", "docs/cluster.md"]),
         (
             ["node"],
             [
