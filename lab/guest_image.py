@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import files as package_files
 from pathlib import Path
 
+from lab.alone import alone
 from lab.node import REPOSITORY
 
 CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "guest"
@@ -60,7 +61,11 @@ class GuestImage:
 
 def build() -> GuestImage:
     """The image for this checkout, built if no cached one fits."""
-    package = _kernel_package()
+    with alone(CACHE):
+        return _built(_kernel_package())
+
+
+def _built(package: Path) -> GuestImage:
     key = hashlib.sha256()
     for path in (Path(__file__), REPOSITORY / "lab/guest-init", REPOSITORY / "requirements/guest.txt"):
         key.update(path.read_bytes())

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.alone import alone
 from lab.dockerfile import Stage, stages
 from lab.node import REPOSITORY
 
@@ -52,7 +53,8 @@ class Builder:
 
     def build(self, name: str) -> Image:
         """The image of a stage. Raises `CalledProcessError` when one of its commands fails."""
-        return self._finish(name)[0]
+        with alone(CACHE):
+            return self._finish(name)[0]
 
     def _finish(self, name: str) -> tuple[Image, str]:
         if name not in self._stages:
@@ -69,7 +71,7 @@ class Builder:
         )
         if not image.root.is_dir():
             print(f"lab: building the image {name}", flush=True)
-            _whole(image.root, lambda root: self._make(stage, base.root, root, image.env))
+            _whole(image.root, lambda root: self._make(stage, base.root, root, base.env))
         return image, key
 
     def _key(self, stage: Stage, base: str) -> str:
@@ -88,9 +90,12 @@ class Builder:
         return key.hexdigest()
 
     def _make(self, stage: Stage, base: Path, root: Path, env: dict[str, str]) -> None:
+        """`env` is what the stage inherits; a line of its own counts for the lines after it."""
         subprocess.run(["cp", "-a", f"{base}/.", str(root)], check=True)
         for instruction, rest in stage.instructions:
-            if instruction == "COPY":
+            if instruction == "ENV":
+                env = env | _pairs(rest)
+            elif instruction == "COPY":
                 self._copy(rest, root)
             elif instruction == "RUN":
                 run(root, rest, env)
@@ -188,8 +193,15 @@ def _copy_words(rest: str) -> tuple[str | None, list[str], str]:
 
 
 def _environment(stage: Stage, inherited: dict[str, str]) -> dict[str, str]:
-    pairs = [word for instruction, rest in stage.instructions if instruction == "ENV" for word in shlex.split(rest)]
-    return inherited | dict(pair.split("=", 1) for pair in pairs)
+    found = dict(inherited)
+    for instruction, rest in stage.instructions:
+        if instruction == "ENV":
+            found |= _pairs(rest)
+    return found
+
+
+def _pairs(rest: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in shlex.split(rest))
 
 
 def _last(stage: Stage, instruction: str, default: str) -> str:

@@ -192,10 +192,11 @@ class Guest:
         """`sealed-local guest ...` in the guest."""
         return self.run(["/usr/bin/python3", "-m", "csi", "guest", *arguments], check=check)
 
-    def open(self, volume_id: str, device: str | None = None, *, check: bool = True) -> Result:
+    def open(self, volume_id: str, device: str | None = None, *options: str, check: bool = True) -> Result:
         """Unlock and mount a volume at /data/volume."""
         where = ["--device", device] if device is not None else []
-        return self.sealed_local("open", "--policy", POLICY_PATH, "--volume", volume_id, *where, "--json", check=check)
+        words = ("--policy", POLICY_PATH, "--volume", volume_id, *where, *options)
+        return self.sealed_local("open", *words, "--json", check=check)
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file in the guest and flush it."""

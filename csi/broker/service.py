@@ -167,8 +167,7 @@ class Broker:
         return LEASE_ACTIONS[action](self.volumes, volume_id, body)
 
     def _refusals_noted(self, guest: Guest, policy: ReleasePolicy, action: str, subject: str) -> "_RefusalNoted":
-        actor = guest.acting_for(appraise.memberships(policy, guest.claims))
-        return _RefusalNoted(self._refusals, actor, action, subject)
+        return _RefusalNoted(self._refusals, guest, policy, action, subject)
 
     def close(self) -> None:
         """Write what is left to write, and close the database."""
@@ -240,7 +239,8 @@ class _RefusalNoted:
     """Writes what an attested guest was denied (by the policy) or refused (by the record) into the audit log."""
 
     ration: Ration
-    actor: str
+    guest: Guest
+    policy: ReleasePolicy
     action: str
     subject: str
 
@@ -250,9 +250,8 @@ class _RefusalNoted:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, NotReleased | Refused | Busy | LeaseLost | Untrusted):
             noted = "denied" if isinstance(error, NotReleased) else "refused"
-            self.ration.note(
-                Event(actor=self.actor, action=noted, subject=self.subject, detail=f"{self.action}: {error}")
-            )
+            actor = self.guest.acting_for(appraise.memberships(self.policy, self.guest.claims))
+            self.ration.note(Event(actor=actor, action=noted, subject=self.subject, detail=f"{self.action}: {error}"))
 
 
 def _named(claims: Claims, shown: str | None) -> frozenset[ClaimName]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import lru_cache
 from typing import assert_never
 
 from csi.broker.claims import Claims
@@ -66,6 +67,7 @@ class Guest:
         return f"{self.name} {'+'.join(workloads) or '-'}"
 
 
+@lru_cache(maxsize=1024)
 def thumbprint(key: Jwk) -> str:
     """The JWK thumbprint of RFC 7638: SHA-256 over the members that make the key, in base64url."""
     match key:
@@ -154,15 +156,16 @@ class Sessions:
         """Remember that a session's guest has attested, and whether it belongs to a workload. Its end stays."""
         standing = Standing.KNOWN if known else Standing.UNKNOWN
         done = replace(session, guest=guest, token=token, standing=standing)
+        measurement = guest.claims.measurement
         with self._lock:
             if session.id in self._sessions:
                 self._leave_standing(session)
-                of_same = self._by_measurement.setdefault(guest.claims.measurement, {})
+                of_same = self._by_measurement.setdefault(measurement, {})
                 if len(of_same) >= self._measurement_capacity:
                     self._forget(next(iter(of_same)))
                 self._sessions[session.id] = done
                 self._by_standing[standing][session.id] = None
-                self._by_measurement.setdefault(guest.claims.measurement, {})[session.id] = None
+                self._by_measurement.setdefault(measurement, {})[session.id] = None
         return done
 
     def _add(self, session: Session) -> None:

@@ -6,6 +6,7 @@ Only for a text whose digest the TEE carries. Nothing of it decides anything her
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from csi.core.errors import InvalidInput
@@ -28,6 +29,7 @@ class ShownInitData:
     user_ids: tuple[int, ...] = ()
 
 
+@lru_cache(maxsize=init_data.KEPT_TEXTS)
 def shown(text: str) -> ShownInitData | None:
     """Read a measured init-data text; None for one that is too large to be shown, or not init-data at all."""
     try:

@@ -3,7 +3,6 @@
 Whether the guest may ask at all was decided before (`csi.broker.appraise`).
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from csi.broker.store import Store
 from csi.broker.tickets import Tickets
 from csi.broker.vault import Vault
 from csi.core.errors import LeaseLost, NotFound, NotReleased
+from csi.core.header_digest import header_digest
 from csi.core.sealed import HEADER_PARTS_BYTES, Profile
 from csi.core.secret import Secret
 from csi.kbs import strict_json, volumes_api
@@ -181,7 +181,7 @@ class Volumes:
         request = strict_json.decode(call.body, volumes_api.CommitFormatRequest, "commit-format")
         call.check_ticket(request.ticket)
         header = volumes_api.decode_header(request.header, "commit-format.header")
-        digest = hashlib.sha256(header).hexdigest()
+        digest = header_digest(header).hex()
 
         def rule(record: VolumeRecord) -> VolumeRecord:
             return register.commit_format(

@@ -38,20 +38,19 @@ def harden() -> None:
 
 def start_detached(work: Callable[[], None]) -> None:
     """Do `work` in a copy of this process that outlives it and holds nothing of it: its locks, its connections, the pipes
-    that somebody reads to their end, its answers to signals. Its parent is init. For a process of one thread.
+    that somebody reads to their end, its answers to signals. Its parent is init once this process has ended; nobody waits
+    for it. For a process of one thread.
     """
-    if (child := os.fork()) != 0:
-        os.waitpid(child, 0)
+    if os.fork() != 0:
         return
     try:
         os.setsid()
-        if os.fork() == 0:
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for descriptor in (0, 1, 2):
-                os.dup2(nothing, descriptor)
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-            _forget_signal_handlers()
-            work()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _forget_signal_handlers()
+        work()
     finally:
         # Nothing of the caller's clean-up is for a copy.
         os._exit(0)

@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
     opened = verbs.add_parser("open", help="unlock and mount a volume; once more is fine", formatter_class=_Help)
     _what_to_open(opened)
+    _for_the_lease(opened)
     opened.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
     opened.add_argument(
         "--no-mount",
@@ -100,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
         "run", help="open a volume, run a command, close it; the exit status is the command's", formatter_class=_Help
     )
     _what_to_open(run)
+    _for_the_lease(run)
     run.add_argument("command", nargs=argparse.REMAINDER, help="-- COMMAND [ARGUMENTS]")
     _for_repairs(verbs)
     _for_pods(verbs)
@@ -213,6 +215,17 @@ def _what_to_open(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--wait", type=_seconds, default=30.0, metavar="SECONDS", help="how long to wait for the device, in seconds"
+    )
+
+
+def _for_the_lease(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--wait-for-lease",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long to try again, in seconds, while another guest has the volume. The lease of one that was killed "
+        "lasts as long as the broker's policy says, a minute if it says nothing",
     )
 
 

@@ -15,6 +15,7 @@ from csi.core.errors import Busy, InvalidInput, LeaseLost, SealedLocalError, Too
 from csi.guest.lease_note import LeaseNote, LeaseNotes, LeaseState, since_boot
 from csi.guest.machine import Machine
 from csi.guest.opened import Progress
+from csi.guest.patience import NO_PATIENCE, Patience
 from csi.guest.policy import VolumePolicy, WithoutBroker
 from csi.guest.seal.mapping import mapping_name
 from csi.guest.status import Notes
@@ -29,6 +30,7 @@ _KERNEL_LOG: Final = Path("/dev/kmsg")
 _KEEPER_ENDS_SECONDS: Final = 60.0
 """It may be cutting a volume off, with a disk that answers late."""
 _LOOK_SECONDS: Final = 0.02
+_OPEN_SECONDS: Final = 0.5
 
 Start = Callable[[LeaseNote], None]
 """Starts a keeper and returns at once."""
@@ -53,14 +55,16 @@ class Leases:
         progress: Progress,
         *,
         supervised: bool,
+        patience: Patience = NO_PATIENCE,
     ) -> Iterator[VolumeRecord]:
         """With the lease in this guest's hands and a keeper at work; answers the record as it is under the lease. Both stay
         when the volume is open at the end.
 
-        Raises `Busy` while another guest has it, `LeaseLost` for a volume that is open here and lost its lease.
+        Raises `Busy` when another guest has it for longer than the patience lasts, `LeaseLost` for a volume that is open
+        here and lost its lease.
         """
         try:
-            yield self._taken(register, broker, rule, record, supervised=supervised)
+            yield self._taken(register, broker, rule, record, progress, supervised=supervised, patience=patience)
         finally:
             if not self._is_open(record.volume_id):
                 self.give_back(record.volume_id, progress)
@@ -71,8 +75,10 @@ class Leases:
         broker: "BrokerSettings",
         rule: VolumePolicy,
         record: VolumeRecord,
+        progress: Progress,
         *,
         supervised: bool,
+        patience: Patience,
     ) -> VolumeRecord:
         known = self._known(record.volume_id)
         if known is not None and self._is_open(record.volume_id):
@@ -80,8 +86,11 @@ class Leases:
             self.ensure_kept(known)
             return record
         self._end_keeper(record.volume_id)
-        secret, asked = secrets.token_hex(_SECRET_BYTES), since_boot()
-        taken = register.take_lease(record, secret, instead=None if known is None else known.secret)
+        secret, instead = secrets.token_hex(_SECRET_BYTES), None if known is None else known.secret
+        # It counts from before it was asked for.
+        asked, taken = patience.until_free(
+            lambda: (since_boot(), register.take_lease(record, secret, instead=instead)), progress
+        )
         if taken.lease is None:
             raise LeaseLost(f"the broker gave no lease of volume {record.volume_id}")
         note = LeaseNote(
@@ -176,6 +185,8 @@ class Leases:
         place = self.notes.take_keeper_lock(note.volume_id)
         if place is None:
             return
+        # The open that it was started for goes first: the next renewal is due in a third of the lease.
+        time.sleep(_OPEN_SECONDS)
         keeper = Keeper(note, self.notes, self.machine, say=_say, over=lambda: self._over(note))
         keep(keeper, LeaseClient(note), note)
         os.close(place)

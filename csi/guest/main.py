@@ -141,10 +141,16 @@ def _recover_key(given: argparse.Namespace, guest: "Guest") -> int:
 
 
 def _wanted(given: argparse.Namespace) -> "Wanted":
+    from csi.guest.patience import Patience
     from csi.guest.verbs import Wanted
 
     return Wanted(
-        policy=given.policy, volume=given.volume, volume_id=given.id, device=given.device, wait_seconds=given.wait
+        policy=given.policy,
+        volume=given.volume,
+        volume_id=given.id,
+        device=given.device,
+        wait_seconds=given.wait,
+        patience=Patience(seconds=getattr(given, "wait_for_lease", 0.0)),
     )
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Final, Self
 
@@ -34,7 +35,8 @@ def run(guest: Guest, wanted: Wanted, command: Sequence[str], progress: Progress
     if not command:
         raise InvalidInput("command", "is missing; write: run --policy FILE --volume ID -- COMMAND")
     with Signals() as signals:
-        opened = verbs.open_volume(guest, wanted, progress, supervised=True)
+        patience = replace(wanted.patience, called_off=lambda: signals.end() is not None)
+        opened = verbs.open_volume(guest, replace(wanted, patience=patience), progress, supervised=True)
         if not opened.mounted_now:
             # Who ends first would take the volume from under the other.
             raise InUse(f"volume {opened.volume_id} is open already; close it first, or start the command without run")

@@ -104,11 +104,11 @@ class ThisMachine:
 
     def mapping(self, name: str) -> Mapping | None:
         """See `Machine`."""
-        return device_mapper.find(self._runner, name)
+        return device_mapper.find(name)
 
     def stop_writes(self, name: str) -> None:
         """See `Machine`."""
-        if device_mapper.find(self._runner, name) is not None:
+        if device_mapper.find(name) is not None:
             device_mapper.stop_writes(self._runner, name)
 
     def is_mapped(self, name: str) -> bool:

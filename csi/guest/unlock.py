@@ -6,23 +6,21 @@ checked → mapped → live check → next generation announced (register) → w
 anywhere and repeated, both end the same; only what the register has committed counts.
 """
 
-import hashlib
 from typing import assert_never
 
 from csi.core.errors import InUse, Refused, RolledBack, SealedLocalError
-from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET
+from csi.core.header_digest import header_digest
+from csi.core.sealed import HEADER_A_OFFSET, HEADER_B_OFFSET, HEADER_BYTES, header_of
 from csi.guest import decide as plan
 from csi.guest.close import close
 from csi.guest.decide import DiskView, Format, HeaderCopy, Open, Repair
 from csi.guest.opened import Opened
-from csi.guest.seal import dm_table, luks_header, spans, state_record
+from csi.guest.seal import dm_table, luks_header, state_record
 from csi.guest.seal.head import Head
 from csi.guest.seal.keys import VolumeKeys
 from csi.guest.seal.mapping import Mapping
 from csi.guest.session import Session, new_nonce
 from csi.kbs.register import VolumeRecord
-
-_FIRST_BYTES = 4096
 
 
 def unlock(session: Session, record: VolumeRecord) -> Opened:
@@ -88,28 +86,26 @@ def repair(session: Session, record: VolumeRecord) -> bool:
     header = _committed_header(session, record, head, decision)
     # Copy B first, as everywhere: at each moment that is whole of which something is whole now.
     for copy in reversed(decision.copies):
-        session.write(head, _offset(copy), header)
+        session.write(head, _offset(copy), header_of(header))
         session.progress(f"header copy {copy.value} is written anew")
     if decision.sequence is not None:
         _write_lost_record(session, record, head, header, decision.sequence)
     return True
 
 
-def _committed_header(session: Session, record: VolumeRecord, head: Head, decision: Repair) -> bytes | memoryview:
+def _committed_header(session: Session, record: VolumeRecord, head: Head, decision: Repair) -> bytes:
     """The header that the register's digest is of: a copy of the disk, else the broker's."""
     whole = [copy for copy in HeaderCopy if copy not in decision.copies]
     header = _copy(head, whole[0]) if whole else session.register.header(record)
-    if hashlib.sha256(header).hexdigest() != record.header_sha256:
+    if header_digest(header).hex() != record.header_sha256:
         raise Refused(f"the broker has no copy of the header of volume {session.volume_id} as it is now")
     luks_header.check(header, session.rule.profile, uuid=session.keys.luks_uuid)
     return header
 
 
-def _write_lost_record(
-    session: Session, record: VolumeRecord, head: Head, header: bytes | memoryview, sequence: int
-) -> None:
-    digest = hashlib.sha256(header).digest()
-    mac = state_record.header_mac(digest, len(header), session.keys)
+def _write_lost_record(session: Session, record: VolumeRecord, head: Head, header: bytes, sequence: int) -> None:
+    digest = header_digest(header)
+    mac = state_record.header_mac(digest, HEADER_BYTES, session.keys)
     if record.head is None or record.payload_bytes is None:
         raise Refused(f"volume {session.volume_id} was never committed; there is nothing to repair")
     begun = state_record.intent(record.profile, record.key_version, record.payload_bytes)
@@ -195,10 +191,10 @@ def _format(session: Session, record: VolumeRecord, head: Head, decision: Format
     mapping = session.map(head, header, payload)
     session.machine.make_filesystem(mapping.path, session.rule.fstype)
     session.machine.flush(mapping.path)
-    session.write(head, HEADER_B_OFFSET, header)
-    session.write(head, HEADER_A_OFFSET, header)
-    digest = hashlib.sha256(header).digest()
-    mac = state_record.header_mac(digest, len(header), keys)
+    session.write(head, HEADER_B_OFFSET, header_of(header))
+    session.write(head, HEADER_A_OFFSET, header_of(header))
+    digest = header_digest(header)
+    mac = state_record.header_mac(digest, HEADER_BYTES, keys)
     first = state_record.opened(intent, digest, mac, grant)
     session.write_record(head, first)
     record = session.register.commit_format(record, nonce=nonce, header=header, payload_bytes=payload)
@@ -216,7 +212,7 @@ def _open(session: Session, record: VolumeRecord, head: Head, decision: Open) ->
     mapping = _mapped(session, head, decision)
     if not session.read_only:
         if decision.mend is not None:
-            session.write(head, _offset(decision.mend), header)
+            session.write(head, _offset(decision.mend), header_of(header))
             session.progress(f"header copy {decision.mend.value} was damaged and is written anew")
         # What was found may be the write of a guest that was killed before its flush: torn together with the next record
         # it would leave none.
@@ -232,7 +228,7 @@ def _mapped(session: Session, head: Head, decision: Open) -> Mapping:
     """The volume behind dm-crypt, all of it authenticated before a parser or the kernel sees it."""
     header, found = _copy(head, decision.copy), decision.found
     # The plan has found this copy's digest equal to the record's, so the MAC of that digest authenticates the copy.
-    state_record.require_header(found, found.header_sha256, len(header), session.keys)
+    state_record.require_header(found, found.header_sha256, HEADER_BYTES, session.keys)
     luks_header.check(header, session.rule.profile, uuid=session.keys.luks_uuid)
     mapping = session.map(head, header, found.payload_bytes)
     session.progress("the header is authentic and the kernel's mapping is the expected one")
@@ -240,23 +236,22 @@ def _mapped(session: Session, head: Head, decision: Open) -> Mapping:
 
 
 def _view(head: Head, keys: VolumeKeys, volume_id: str) -> DiskView:
-    first, second = (state_record.decode(slot, keys, volume_id) for slot in head.slots())
+    first, second = (state_record.decode(slot, keys, volume_id) for slot in head.slots)
     return DiskView(
         device_bytes=head.device_bytes,
         slots=(first, second),
-        # A formatted volume shows it in its first bytes; only otherwise is all of it looked at.
-        zero_but_slots=not any(head.region[:_FIRST_BYTES]) and head.zero_but_slots(),
-        header=lambda copy: hashlib.sha256(_copy(head, copy)).digest(),
-        copies_equal=lambda: spans.equal(head.header_a(), head.header_b()),
+        zero_but_slots=head.zero_but_slots,
+        header=lambda copy: header_digest(_copy(head, copy)),
+        copies_equal=lambda: head.header_a == head.header_b,
     )
 
 
-def _copy(head: Head, copy: HeaderCopy) -> memoryview:
+def _copy(head: Head, copy: HeaderCopy) -> bytes:
     match copy:
         case HeaderCopy.A:
-            return head.header_a()
+            return head.header_a
         case HeaderCopy.B:
-            return head.header_b()
+            return head.header_b
         case _:
             assert_never(copy)
 

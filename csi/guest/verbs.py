@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from csi.core.errors import InUse, InvalidInput, ToolFailed
 from csi.guest.machine import Machine
 from csi.guest.opened import Opened, Progress
+from csi.guest.patience import NO_PATIENCE, Patience
 from csi.guest.status import Notes
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Wanted:
     wait_seconds: float
     mount_point: str | None = None
     """Where a runtime wants the volume, if the rule leaves that to it."""
+    patience: Patience = NO_PATIENCE
+    """With another guest that has the volume."""
 
 
 def open_volume(guest: Guest, wanted: Wanted, progress: Progress, *, supervised: bool = False) -> Opened:
@@ -178,7 +181,9 @@ def _released(
         if not lease or session.read_only:
             yield session, got.record
             return
-        held = guest.leases().held(register, policy.broker, rule, got.record, progress, supervised=supervised)
+        held = guest.leases().held(
+            register, policy.broker, rule, got.record, progress, supervised=supervised, patience=wanted.patience
+        )
         with held as record:
             yield session, record
 

@@ -5,6 +5,7 @@ them from the same measured text, so that the host, which chooses volume ids, ca
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -43,6 +44,7 @@ class _Policy(msgspec.Struct, frozen=True):
     volume: list[_Rule] = []
 
 
+@lru_cache(maxsize=init_data.KEPT_TEXTS)
 def named_in(measured: str) -> frozenset[ClaimName]:
     """Every name that the rules of a measured init-data text give to their volumes.
 

@@ -4,13 +4,18 @@ import hashlib
 import hmac
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from csi.core.errors import InvalidInput
 
 LIMIT_BYTES = 64 * 1024
 """What the broker reads of one guest. Reading it costs time, and whoever sends it has proved nothing yet."""
+KEPT_TEXTS = 32
+"""How many texts that could be read are remembered: guests of a workload all show the same one, at every attestation."""
 _VERSION = "0.1.0"
 _LONGEST_KEY = 32
 # A key, or the name of a table, of more parts than that. tomllib compares every part with all those before it, for every
@@ -29,7 +34,7 @@ class InitDataText:
 
     algorithm: str
     digest: str
-    files: dict[str, str]
+    files: Mapping[str, str]
 
     def fills(self, register: bytes) -> bool:
         """Whether a TEE's register, which may be shorter or longer than the digest, holds as much of it as fits, or zeros
@@ -46,6 +51,7 @@ def check_size(text: str, field: str = "init-data") -> None:
         raise InvalidInput(field, f"{size} bytes; the broker reads at most {LIMIT_BYTES}")
 
 
+@lru_cache(maxsize=KEPT_TEXTS)
 def parse(text: str, field: str = "init-data") -> InitDataText:
     """Read an init-data text; raises `InvalidInput` naming the entry that is wrong."""
     document = read_toml(text, field)
@@ -57,7 +63,8 @@ def parse(text: str, field: str = "init-data") -> InitDataText:
     return InitDataText(
         algorithm=algorithm,
         digest=f"{algorithm}:{_HASHES[algorithm](text.encode()).hexdigest()}",
-        files=_files(document.get("data", {}), field),
+        # What is remembered is shared, so nobody may change it.
+        files=MappingProxyType(_files(document.get("data", {}), field)),
     )
 
 

@@ -95,7 +95,7 @@ def key_encryption_key(shared: bytes) -> bytes:
 
 
 def _wrap_content_key(recipient: Jwk, content_key: bytes) -> tuple[_Header, bytes]:
-    jwk.check(recipient, "tee-pubkey")
+    jwk.check_algorithm(recipient, "tee-pubkey")
     if isinstance(recipient, RsaJwk):
         oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
         return _Header(alg=recipient.alg, enc=_ENC), jwk.to_rsa_key(recipient, "tee-pubkey").encrypt(content_key, oaep)

@@ -88,11 +88,16 @@ def to_rsa_key(jwk: RsaJwk, field: str) -> rsa.RSAPublicKey:
 
 def check(jwk: Jwk, field: str) -> None:
     """Raise `InvalidInput` unless secrets can be encrypted to this key."""
-    if jwk.alg not in jwk.ALGORITHMS:
-        raise InvalidInput(
-            f"{field}.alg", f"{jwk.alg!r} is not offered; for this key type: {', '.join(jwk.ALGORITHMS)}"
-        )
+    check_algorithm(jwk, field)
     if isinstance(jwk, EcJwk):
         to_ec_key(jwk.crv, jwk.x, jwk.y, field)
     else:
         to_rsa_key(jwk, field)
+
+
+def check_algorithm(jwk: Jwk, field: str) -> None:
+    """The half of `check` that `to_ec_key` and `to_rsa_key` don't do."""
+    if jwk.alg not in jwk.ALGORITHMS:
+        raise InvalidInput(
+            f"{field}.alg", f"{jwk.alg!r} is not offered; for this key type: {', '.join(jwk.ALGORITHMS)}"
+        )

@@ -91,7 +91,8 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRecord:
-    """One row of the register. `header_sha256` is lower-case hex of copy A's 16 MiB; `payload_bytes` the mapped size.
+    """One row of the register. `header_sha256` is the header's digest (`csi.core.header_digest`) in lower-case hex;
+    `payload_bytes` the mapped size.
 
     A disk is the volume's when the newest state record on it was written under `head` or under one of `candidates`. The
     number alone says nothing: after a restore of the register the same number is announced once more, for another branch.

@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from csi.core import disks
+from csi.core import device_mapper, disks
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 from csi.core.mount import Mount
-from csi.node import device_mapper
 from csi.node.kata.registry import Entry
 from csi.node.lvm import dm_name
 from csi.node.lvm.live_device import LiveDevice

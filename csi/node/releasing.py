@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from csi.core import disks
+from csi.core import device_mapper, disks
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse
-from csi.node import device_mapper
 from csi.node.lvm import dm_name
 from csi.node.lvm.command import Lvm
 

@@ -21,10 +21,12 @@ from typing import Any
 import pytest
 
 from csi.broker import rules as register
+from csi.core import header_digest as digests
 from csi.core import sealed
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, Tampered, ToolFailed
 from csi.core.filesystem import Filesystem
+from csi.core.header_digest import header_digest
 from csi.core.mount import Mount
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
@@ -35,7 +37,6 @@ from csi.guest.close import close
 from csi.guest.opened import Opened
 from csi.guest.policy import FormatRule, GuestAccess, VolumePolicy
 from csi.guest.seal import dm_table, luks_header
-from csi.guest.seal import head as device_head
 from csi.guest.seal.head import Head
 from csi.guest.seal.mapping import Mapping
 from csi.guest.session import Session
@@ -256,8 +257,19 @@ class Machine:
         size, content = len(self.disk.content), bytes(self.disk.content)
         if size <= PAYLOAD_OFFSET:
             raise Tampered(f"{device} is too small")
-        region, tail = memoryview(content[:PAYLOAD_OFFSET]), memoryview(content[size - UNIT :])
-        return Head(device=device, number=NUMBER, device_bytes=size, region=region, tail=tail)
+        first, second = (content[place : place + 4096] for place in RECORD_OFFSETS)
+        region = bytearray(content[:PAYLOAD_OFFSET])
+        for place in RECORD_OFFSETS:
+            region[place : place + 4096] = bytes(4096)
+        return Head(
+            device=device,
+            number=NUMBER,
+            device_bytes=size,
+            header_a=content[:HEADER_PARTS_BYTES],
+            header_b=content[HEADER_BYTES : HEADER_BYTES + HEADER_PARTS_BYTES],
+            slots=(first, second),
+            zero_but_slots=not any(region) and not any(content[size - UNIT :]),
+        )
 
     def read_slots(self, device: str, number: DeviceNumber | None = None) -> tuple[bytes, bytes]:
         self.tick()
@@ -457,7 +469,7 @@ class ModelRegister:
             record,
             nonce=nonce,
             measurement="m",
-            header_sha256=hashlib.sha256(header).hexdigest(),
+            header_sha256=header_digest(header).hex(),
             payload_bytes=payload_bytes,
         )
         self.machine.escrow = header
@@ -524,7 +536,7 @@ def small_format() -> Iterator[None]:
         "MIB": UNIT,
     }
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sealed, device_head, session, unlock, plan, dm_table, luks_header):
+        for module in (sealed, digests, session, unlock, plan, dm_table, luks_header):
             for name, value in sizes.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, value)

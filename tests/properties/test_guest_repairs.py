@@ -3,7 +3,6 @@
 Whatever died, the data is there afterwards, and what was whole before is never made worse.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -13,6 +12,7 @@ import pytest
 
 from csi.broker import rules as register
 from csi.core.errors import Refused, SealedLocalError, Tampered
+from csi.core.header_digest import header_digest
 from tests.fakes.sealed_guest import HEADER_BYTES, NOW, RECORD_OFFSETS, Died, Fate, Machine, small_format
 
 ENOUGH = 60
@@ -95,7 +95,7 @@ def test_a_header_that_the_allow_list_refuses_is_not_written(tmp_path: Path) -> 
     image = bytes(machine.disk.content)
     machine.escrow = machine.escrow[:-1] + b"x"
     assert machine.record is not None
-    machine.record = replace(machine.record, header_sha256=hashlib.sha256(machine.escrow).hexdigest(), unwritten=True)
+    machine.record = replace(machine.record, header_sha256=header_digest(machine.escrow).hex(), unwritten=True)
     record = register.accept_unread(machine.record, nonce="6b" * 32, epoch=machine.epoch, reason="r", now_unix=NOW)
     machine.record = record
     with pytest.raises(Tampered, match="behind its keyslot"):

@@ -167,8 +167,8 @@ def test_alive_while_the_database_is_locked_and_every_thread_waits_for_it(
         return b"{}"
 
     monkeypatch.setattr("csi.broker.server._MAX_CONNECTIONS", 500)
-    monkeypatch.setattr(type(broker.broker), "challenge", held)
-    request = b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    monkeypatch.setattr(type(broker.broker), "attest", held)
+    request = b"POST /kbs/v0/attest HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
     with running_broker(broker.directory.root.parent / "wide") as wide, ExitStack() as crowd:
         locked = crowd.enter_context(closing(sqlite3.connect(wide.directory.database, isolation_level=None)))
         locked.execute("BEGIN IMMEDIATE")

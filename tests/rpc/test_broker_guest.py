@@ -19,6 +19,7 @@ from csi.broker.audit import Event
 from csi.broker.directory import POLICY_TEXT
 from csi.broker.main import main
 from csi.core.errors import Busy, InvalidInput, LeaseLost, NotFound, NotReleased, Refused, Unavailable
+from csi.core.header_digest import header_digest
 from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, Profile
 from csi.core.secret import Secret
 from csi.guest.attest.kbs_client import BrokerRegister
@@ -37,7 +38,7 @@ from tests.fakes.broker import (
 
 NONCE, OTHER, THIRD = "1e" * 32, "0f" * 32, "3d" * 32
 HEADER = b"header".ljust(HEADER_BYTES, b"\0")
-DIGEST = hashlib.sha256(HEADER).hexdigest()
+DIGEST = header_digest(HEADER).hex()
 RESOURCE = kbs.ResourcePath.parse("default/test/secret")
 
 
@@ -388,7 +389,7 @@ def test_the_broker_gives_the_header_back_that_was_committed(broker: RunningBrok
     header = os.urandom(HEADER_PARTS_BYTES).ljust(HEADER_BYTES, b"\0")
     record, _ = guest.begin_format(leased(guest, record), nonce=NONCE, payload_bytes=4096)
     record = guest.commit_format(record, nonce=NONCE, header=header, payload_bytes=4096)
-    assert record.header_sha256 == hashlib.sha256(header).hexdigest()
+    assert record.header_sha256 == header_digest(header).hex()
     assert guest.header(record) == header
     assert broker.broker.store.audit_entries()[-1].event.action == "header-released"
     wrapped = broker.broker.store.header("pvc-1")

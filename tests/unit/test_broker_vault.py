@@ -1,6 +1,5 @@
 """Secrets at rest are bound to their purpose, and a master key that others could read is refused."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_a_key_that_others_could_read_is_refused(tmp_path: Path, mode: int) -> N
         vault.load_master_key(path, {})
 
 
-@pytest.mark.parametrize("content", [b"", b"AAAA", b"%%%%", b"A" * 44, os.urandom(40)])
+@pytest.mark.parametrize("content", [b"", b"AAAA", b"%%%%", b"A" * 44, bytes(range(90, 250, 4))])
 def test_a_damaged_key_is_refused_without_showing_it(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
         vault.load_master_key(key_file(tmp_path, content), {})

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from csi.core import device_mapper
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import ToolFailed
-from csi.node import device_mapper
 
 DEV_STATUS = 0xC138FD07
 
@@ -112,10 +112,7 @@ def test_an_answer_that_does_not_fit_is_asked_for_again_with_more_room(
 
 
 def test_a_table_shows_its_kinds_of_target_and_its_disks(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def table(request: bytearray) -> None:
-        struct.pack_into("=I", request, 20, 2)
-        struct.pack_into("=QQiI16s", request, 312, 0, 8, 0, 64, b"linear")
-        struct.pack_into("=QQiI16s", request, 312 + 64, 8, 8, 0, 0, b"striped")
+    table = table_of((0, 8, "linear", "8:16 0"), (8, 8, "striped", "2 16 8:16 0 8:32 0"))
 
     def below(request: bytearray) -> None:
         struct.pack_into("=IIQQ", request, 312, 2, 0, (8 << 8) | 16, (8 << 8) | 32)
@@ -123,6 +120,33 @@ def test_a_table_shows_its_kinds_of_target_and_its_disks(control: Path, monkeypa
     kernel(monkeypatch, {0xC138FD0C: table, 0xC138FD0B: below})
     assert device_mapper.targets("vg0-pvc", control) == {"linear", "striped"}
     assert device_mapper.lies_on("vg0-pvc", control) == {DeviceNumber(8, 16), DeviceNumber(8, 32)}
+
+
+def table_of(*lines: tuple[int, int, str, str]) -> Any:
+    """The kernel's answer with these targets: first sector, sectors, kind, parameters."""
+
+    def answer(request: bytearray) -> None:
+        assert struct.unpack_from("=I", request, 28)[0] == 1 << 4, "the table was asked for, not the state"
+        struct.pack_into("=I", request, 20, len(lines))
+        offset = 0
+        for first, sectors, kind, parameters in lines:
+            following = offset + 40 + len(parameters) + 1
+            struct.pack_into("=QQiI16s", request, 312 + offset, first, sectors, 0, following, kind.encode())
+            request[312 + offset + 40 : 312 + following] = parameters.encode() + b"\0"
+            offset = following
+
+    return answer
+
+
+def test_a_table_is_told_whole_as_dmsetup_prints_it(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crypt = "aes-xts-plain64 :64:logon:cryptsetup:some-d0 0 8:16 69632 1 sector_size:4096"
+    kernel(monkeypatch, {0xC138FD0C: table_of((0, 131072, "crypt", crypt), (131072, 8, "linear", "8:32 0"))})
+    assert device_mapper.table("sealed-1", control) == f"0 131072 crypt {crypt}\n131072 8 linear 8:32 0"
+
+
+def test_a_key_in_a_table_is_not_told(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel(monkeypatch, {0xC138FD0C: table_of((0, 8, "crypt", f"aes-xts-plain64 {'5e' * 64} 0 8:16 0"))})
+    assert device_mapper.table("sealed-1", control) == f"0 8 crypt aes-xts-plain64 {'00' * 64} 0 8:16 0"
 
 
 @pytest.mark.parametrize(("code", "removed"), [(errno.EBUSY, False), (errno.ENXIO, True), (0, True)])

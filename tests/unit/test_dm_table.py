@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.core import disks
+from csi.core import device_mapper as kernel
 from csi.core.command import Result
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import CommandError, InUse, LiveMismatch
@@ -82,18 +82,16 @@ def test_a_long_table_is_not_echoed_whole() -> None:
 
 
 class Dmsetup:
-    """Answers dmsetup's two questions."""
+    """Stands for dmsetup."""
 
-    def __init__(self, table: str = LINE) -> None:
-        self.table = table
+    def __init__(self) -> None:
         self.asked: list[list[str]] = []
 
     def run(self, argv: Sequence[str], *, timeout: float, env: Environment[str, str], **_: Any) -> Result:
         assert timeout > 0
         assert env == {"DM_DISABLE_UDEV": "1"}, "without udev in the guest, dmsetup must not wait for it"
         self.asked.append(list(argv))
-        text = {"table": self.table, "mknodes": ""}[argv[1]]
-        return Result(argv=tuple(argv), returncode=0, stdout=f"{text}\n".encode(), stderr=b"")
+        return Result(argv=tuple(argv), returncode=0, stdout=b"", stderr=b"")
 
 
 def mapping(table: str) -> Mapping:
@@ -108,11 +106,12 @@ def test_the_mapping_of_a_volume_has_the_published_name() -> None:
 def test_a_mapping_is_found_by_the_kernels_name_of_it_and_asked_for_its_whole_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(disks, "mapped", {"sealed-1": DeviceNumber(253, 2)}.get)
-    dmsetup = Dmsetup()
-    assert device_mapper.find(dmsetup, "sealed-1") == Mapping(name="sealed-1", table=LINE, device=DeviceNumber(253, 2))
-    assert dmsetup.asked == [["dmsetup", "table", "sealed-1"]]
-    assert device_mapper.find(dmsetup, "sealed-11") is None
+    live = kernel.Mapping(number=DeviceNumber(253, 2), uuid="CRYPT-LUKS2", open_count=0, suspended=False)
+    monkeypatch.setattr(kernel, "status", {"sealed-1": live}.get)
+    monkeypatch.setattr(kernel, "table", {"sealed-1": f"{LINE}\n{LINE}"}.get)
+    wanted = Mapping(name="sealed-1", table=f"{LINE}\n{LINE}", device=DeviceNumber(253, 2))
+    assert device_mapper.find("sealed-1") == wanted
+    assert device_mapper.find("sealed-11") is None
 
 
 def test_a_mapping_that_somebody_holds_is_told_so_and_not_as_a_failed_tool(

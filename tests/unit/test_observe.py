@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from csi.core import disks
+from csi.core import device_mapper, disks
+from csi.core.device_mapper import Mapping
 from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
-from csi.node import device_mapper, observe
-from csi.node.device_mapper import Mapping
+from csi.node import observe
 from csi.node.kata.record import Record
 from csi.node.kata.registry import Entry
 from csi.node.kubelet_places import KubeletPlaces

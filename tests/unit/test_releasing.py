@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from csi.core import disks
+from csi.core import device_mapper, disks
+from csi.core.device_mapper import Mapping
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse
-from csi.node import device_mapper, releasing
-from csi.node.device_mapper import Mapping
+from csi.node import releasing
 
 NUMBER = DeviceNumber(254, 1)
 

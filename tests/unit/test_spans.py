@@ -2,7 +2,7 @@
 
 import pytest
 
-from csi.guest.seal import spans
+from csi.core import spans
 
 PIECE = 64 * 1024
 PLACES = (0, 1, PIECE - 1, PIECE, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 9)

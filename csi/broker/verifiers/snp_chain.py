@@ -8,7 +8,7 @@ import datetime as dt
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Final, Self
 
@@ -132,10 +132,19 @@ def load_der(der: bytes, name: str) -> x509.Certificate:
     return certificate
 
 
-def _signer(certificate: x509.Certificate, candidates: Sequence[x509.Certificate]) -> x509.Certificate:
+def _signer(certificate: x509.Certificate, candidates: tuple[x509.Certificate, ...]) -> x509.Certificate:
+    """The one that signed it; see `_found_signer`, which remembers by every byte."""
+    return _found_signer(certificate, certificate.public_bytes(serialization.Encoding.DER), candidates)
+
+
+@lru_cache(maxsize=1024)
+def _found_signer(
+    certificate: x509.Certificate, whole: bytes, candidates: tuple[x509.Certificate, ...]
+) -> x509.Certificate:
     """The one that signed it, with RSA-PSS over SHA-384 and nothing else. Raises `NotReleased`.
 
-    No member of the certificate is read before: nobody has vouched for it yet.
+    No member of the certificate is read before: nobody has vouched for it yet. Remembered for what did verify: guests of a
+    machine all come with its one certificate. Time and revocation are no part of it and are looked at each time.
     """
     for candidate in candidates:
         key = candidate.public_key()
@@ -145,7 +154,6 @@ def _signer(certificate: x509.Certificate, candidates: Sequence[x509.Certificate
             key.verify(certificate.signature, certificate.tbs_certificate_bytes, SIGNATURE, hashes.SHA384())
         except InvalidSignature:
             continue
-        whole = certificate.public_bytes(serialization.Encoding.DER)
         check_frame(whole, certificate.tbs_certificate_bytes, certificate.signature)
         if certificate.issuer != candidate.subject:
             raise NotReleased("the issuer in a certificate is not the subject of who signed it")

@@ -4,7 +4,6 @@ Works against Trustee for resources; the register is our broker's own. Nothing i
 encrypted to a key that lives in this process only.
 """
 
-import hashlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from csi.core.errors import Busy, InvalidInput, NotReleased, Refused, Unavailable
+from csi.core.header_digest import header_digest
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest.attest.attester import Attester
@@ -173,7 +173,7 @@ class BrokerRegister:
                 payload_bytes=payload_bytes,
             ),
         )
-        if answer.header_sha256 != hashlib.sha256(header).hexdigest():
+        if answer.header_sha256 != header_digest(header).hex():
             raise Refused(f"the broker committed another header of volume {record.volume_id} than it was given")
         return answer
 
@@ -182,7 +182,7 @@ class BrokerRegister:
         answer = self._changed(record, "header", lambda ticket: volumes_api.HeaderRequest(ticket=ticket))
         with answer_of_the_broker():
             found = None if answer.header is None else volumes_api.decode_header(answer.header, "answer.header")
-        if found is None or hashlib.sha256(found).hexdigest() != record.header_sha256:
+        if found is None or header_digest(found).hex() != record.header_sha256:
             raise Refused(f"the broker answered without the header of volume {record.volume_id}")
         return found
 

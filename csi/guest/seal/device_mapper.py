@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from csi.core import disks
+from csi.core import device_mapper
 from csi.core.command import Runner
 from csi.core.device_number import DeviceNumber
 from csi.guest.seal.mapping import Mapping
@@ -12,13 +12,12 @@ _SECONDS: Final = 30.0
 _ENVIRONMENT: Final = {"DM_DISABLE_UDEV": "1"}
 
 
-def find(runner: Runner, name: str) -> Mapping | None:
+def find(name: str) -> Mapping | None:
     """The live mapping of that name. The table is asked for whole: a filter by target would hide a wrong one."""
-    device = disks.mapped(name)
-    if device is None:
+    found, table = device_mapper.status(name), device_mapper.table(name)
+    if found is None or table is None:
         return None
-    table = runner.run(["dmsetup", "table", name], timeout=_SECONDS, env=_ENVIRONMENT).text.strip()
-    return Mapping(name=name, table=table, device=device)
+    return Mapping(name=name, table=table, device=found.number)
 
 
 def stop_writes(runner: Runner, name: str) -> None:

@@ -12,9 +12,9 @@ import json
 import struct
 from typing import Any, Final, assert_never
 
+from csi.core import spans
 from csi.core.errors import Tampered
 from csi.core.sealed import HEADER_BYTES, HEADER_PARTS_BYTES, PAYLOAD_OFFSET, Profile
-from csi.guest.seal import spans
 from csi.guest.seal.profiles import unsealed
 
 _COPY_BYTES: Final = 16384
@@ -61,9 +61,9 @@ _XTS: Final[dict[str, Any]] = {
 """The whole JSON area of `xts`. None stands for 32 random bytes in base64; all else must be equal, type included."""
 
 
-def check(header: bytes | memoryview, profile: Profile, *, uuid: str) -> None:
-    """Raises `Tampered` unless `header` is one header copy of this profile with this UUID."""
-    if len(header) != HEADER_BYTES:
+def check(header: bytes, profile: Profile, *, uuid: str) -> None:
+    """Raises `Tampered` unless `header` is one header copy of this profile with this UUID, or the parts of one."""
+    if len(header) not in (HEADER_PARTS_BYTES, HEADER_BYTES):
         raise Tampered(f"a LUKS header copy is {len(header)} bytes long instead of {HEADER_BYTES}")
     if not spans.is_zero(memoryview(header)[HEADER_PARTS_BYTES:]):
         raise Tampered(f"the LUKS header has something behind its keyslot, from {HEADER_PARTS_BYTES} on")

@@ -10,14 +10,22 @@ import os
 from pathlib import Path
 from typing import Final
 
+from csi.core import spans
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import InUse, NotFound, Refused, Tampered
-from csi.core.sealed import PAYLOAD_OFFSET, STATE_RECORD_BYTES, STATE_RECORD_OFFSETS
+from csi.core.sealed import (
+    HEADER_A_OFFSET,
+    HEADER_B_OFFSET,
+    HEADER_PARTS_BYTES,
+    PAYLOAD_OFFSET,
+    STATE_RECORD_BYTES,
+    STATE_RECORD_OFFSETS,
+)
 from csi.core.size import MIB
 from csi.guest.seal.head import Head
 
-_TAIL_BYTES: Final = 1 * MIB
 _ALIGNMENT: Final = 4096
+_COPIES: Final = (HEADER_A_OFFSET, HEADER_B_OFFSET)
 _MEDIUM_ERRORS: Final = frozenset((errno.EIO, errno.ENODATA, errno.EILSEQ))
 _MOST_BAD_BLOCKS: Final = 64
 """A disk with more of them in its head is dying, and each one may take it seconds."""
@@ -34,12 +42,16 @@ def read_head(device: str) -> Head:
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size <= PAYLOAD_OFFSET:
             raise Tampered(f"{device} has {size} bytes; a sealed volume always has more than {PAYLOAD_OFFSET}")
+        header_a, header_b = (bytes(_pread(descriptor, HEADER_PARTS_BYTES, offset)) for offset in _COPIES)
         return Head(
             device=device,
             number=number,
             device_bytes=size,
-            region=_pread(descriptor, PAYLOAD_OFFSET, 0),
-            tail=_pread(descriptor, _TAIL_BYTES, (size - _TAIL_BYTES) // _ALIGNMENT * _ALIGNMENT),
+            header_a=header_a,
+            header_b=header_b,
+            slots=_slots(descriptor),
+            # A formatted volume shows it in its headers; only otherwise is all of it looked at.
+            zero_but_slots=spans.is_zero(header_a) and spans.is_zero(header_b) and _zero_but_slots(descriptor, size),
         )
     finally:
         os.close(descriptor)
@@ -53,8 +65,7 @@ def read_slots(device: str, number: DeviceNumber | None = None) -> tuple[bytes, 
     descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
         _require_number(descriptor, device, number)
-        first, second = (bytes(_pread(descriptor, STATE_RECORD_BYTES, offset)) for offset in STATE_RECORD_OFFSETS)
-        return first, second
+        return _slots(descriptor)
     finally:
         os.close(descriptor)
 
@@ -101,6 +112,21 @@ def _open_exclusive(device: str) -> int:
         if error.errno == errno.EBUSY:
             raise InUse(f"{device} is in use; close what uses it first") from error
         raise Refused(f"{device} can't be read: {error.strerror}") from error
+
+
+def _slots(descriptor: int) -> tuple[bytes, bytes]:
+    first, second = (bytes(_pread(descriptor, STATE_RECORD_BYTES, offset)) for offset in STATE_RECORD_OFFSETS)
+    return first, second
+
+
+def _zero_but_slots(descriptor: int, size: int) -> bool:
+    """Read MiB by MiB into the same memory: new memory for all of it would take longer to get than the reading."""
+    memory, bad = memoryview(mmap.mmap(-1, MIB)), list[int]()
+    for offset in (*range(0, PAYLOAD_OFFSET, MIB), (size - MIB) // _ALIGNMENT * _ALIGNMENT):
+        _fill(descriptor, memory, offset, bad)
+        if not spans.is_zero(memory[STATE_RECORD_BYTES if offset in STATE_RECORD_OFFSETS else 0 :]):
+            return False
+    return True
 
 
 def _pread(descriptor: int, length: int, offset: int) -> memoryview:

@@ -4,6 +4,7 @@ So an unlock does not start Python, each has a process of its own that ends with
 with it. The nursery itself does nothing that could fail; the front makes another one if it ends anyway.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -90,6 +91,9 @@ def _serve(prepare: Prepare, jobs: socket.socket) -> None:
     # A worker is nobody's to wait for: its socket says when it ended.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     work = prepare()
+    # Looking for garbage would write into each object, and so copy most of this process in each worker.
+    gc.collect()
+    gc.freeze()
     while True:
         packet, descriptors, _, _ = socket.recv_fds(jobs, words.MOST_BYTES + 64, 1)
         if not packet:

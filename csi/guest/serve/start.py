@@ -47,9 +47,9 @@ def _work(policy: str, guest: "Guest | None") -> nursery.Work:
     """All that an unlock imports, so that no worker has to."""
     from csi.core.command import LocalRunner
     from csi.core.errors import SealedLocalError
-    from csi.guest import close, devices, find, released, session, unlock, verbs  # noqa: F401
+    from csi.guest import close, devices, find, keeper, leases, released, session, unlock, verbs  # noqa: F401
     from csi.guest import policy as guest_policy
-    from csi.guest.attest import kbs_client, platform  # noqa: F401
+    from csi.guest.attest import kbs_client, lease_client, platform  # noqa: F401
     from csi.guest.serve.worker import Worker
     from csi.guest.status import Notes
     from csi.guest.this_machine import ThisMachine

@@ -32,6 +32,7 @@ _SUSPENDED: Final = 1 << 1
 _WANT_TABLE: Final = 1 << 4
 _BUFFER_FULL: Final = 1 << 8
 _ANSWER_BYTES: Final = 1 << 14
+_CRYPT: Final = "crypt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +90,16 @@ def targets(name: str, control: Path = CONTROL) -> frozenset[str]:
     answer = _asked(_TABLE_STATUS, name, control, flags=_WANT_TABLE, answer_bytes=_ANSWER_BYTES)
     if answer is None:
         return frozenset()
-    kinds, offset = set(), 0
-    for _ in range(_HEADER.unpack_from(answer)[5]):
-        _, _, _, following, kind = _TARGET.unpack_from(answer, _HEADER.size + offset)
-        kinds.add(kind.split(b"\0", 1)[0].decode(errors="replace"))
-        offset = following
-    return frozenset(kinds)
+    return frozenset(line.split()[2] for line in _lines(answer))
+
+
+def table(name: str, control: Path = CONTROL) -> str | None:
+    """Its whole table, a line a target, as `dmsetup table` prints it; None when there is no such device.
+
+    A key that stands in the table is shown as zeroes. One in the kernel's keyring is no secret by its name.
+    """
+    answer = _asked(_TABLE_STATUS, name, control, flags=_WANT_TABLE, answer_bytes=_ANSWER_BYTES)
+    return "\n".join(_lines(answer)) if answer is not None else None
 
 
 def lies_on(name: str, control: Path = CONTROL) -> frozenset[DeviceNumber]:
@@ -105,6 +110,19 @@ def lies_on(name: str, control: Path = CONTROL) -> frozenset[DeviceNumber]:
     count, _ = _COUNT.unpack_from(answer, _HEADER.size)
     found = struct.unpack_from(f"={count}Q", answer, _HEADER.size + _COUNT.size)
     return frozenset(_number(number) for number in found)
+
+
+def _lines(answer: bytearray) -> Iterator[str]:
+    offset = 0
+    for _ in range(_HEADER.unpack_from(answer)[5]):
+        at = _HEADER.size + offset
+        first, sectors, _, following, kind = _TARGET.unpack_from(answer, at)
+        name = kind.split(b"\0", 1)[0].decode(errors="replace")
+        words = answer[at + _TARGET.size : answer.index(0, at + _TARGET.size)].decode(errors="replace").split(" ")
+        if name == _CRYPT and len(words) > 1 and not words[1].startswith(":"):
+            words[1] = "0" * len(words[1])
+        yield f"{first} {sectors} {name} {' '.join(words)}"
+        offset = following
 
 
 def _listed(answer: bytearray) -> Iterator[str]:
