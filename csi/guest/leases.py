@@ -93,19 +93,24 @@ class Leases:
         )
         if taken.lease is None:
             raise LeaseLost(f"the broker gave no lease of volume {record.volume_id}")
-        note = LeaseNote(
-            volume_id=record.volume_id,
-            mount=rule.mount,
-            url=broker.url,
-            ca_pem=broker.ca_pem,
-            timeout_seconds=broker.timeout_seconds,
-            signer_pem=register.signer_pem(),
-            secret=secret,
-            seconds=taken.lease.seconds,
-            asked=asked,
-            go_on=rule.without_broker is WithoutBroker.GO_ON,
-            supervised=supervised,
+        self._keep(
+            LeaseNote(
+                volume_id=record.volume_id,
+                mount=rule.mount,
+                url=broker.url,
+                ca_pem=broker.ca_pem,
+                timeout_seconds=broker.timeout_seconds,
+                signer_pem=register.signer_pem(),
+                secret=secret,
+                seconds=taken.lease.seconds,
+                asked=asked,
+                go_on=rule.without_broker is WithoutBroker.GO_ON,
+                supervised=supervised,
+            )
         )
+        return taken
+
+    def _keep(self, note: LeaseNote) -> None:
         try:
             self.notes.write(note)
         except OSError:
@@ -113,7 +118,6 @@ class Leases:
             _release(note, _say)
             raise
         self.ensure_kept(note)
-        return taken
 
     def look(self, volume_id: str) -> LeaseNote | None:
         """How it stands with a lease, with a keeper at work; None without a note that can be read."""
