@@ -89,13 +89,14 @@ def volume_group(text: bytes, known: VolumeGroup, remembered: Remembered = _NOTH
     frame, parts = metadata_text.cut(text, _VOLUMES)
     group = _frame(metadata_text.parse(frame), known)
     size = _number(group, "extent_size")
-    digests = [(size, hashlib.sha256(part.encode()).digest()) for part in parts]
-    read = {
-        digest: remembered.get(digest) or _volume(part, known, size)
-        for digest, part in zip(digests, parts, strict=True)
-    }
+    read: dict[tuple[int, bytes], ReadVolume] = {}
+    count = 0
+    for part in parts:
+        count += 1
+        digest = (size, hashlib.sha256(part.encode()).digest())
+        read[digest] = remembered.get(digest) or _volume(part, known, size)
     volumes = sorted((volume.lv for volume in read.values()), key=lambda lv: lv.name)
-    if len({lv.name for lv in volumes}) != len(parts):
+    if len({lv.name for lv in volumes}) != count:
         raise NotUnderstood(f"group {known.name} has two volumes of one name")
     used: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for volume in read.values():

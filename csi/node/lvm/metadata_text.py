@@ -10,6 +10,7 @@ Only what LVM itself writes is taken; it says nothing of what the sections mean 
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from csi.node.lvm.metadata_area import NotUnderstood
@@ -37,8 +38,9 @@ def parse(text: str) -> Section:
     return _Reader(_TOKEN.findall(text)).whole()
 
 
-def cut(text: bytes, section: str) -> tuple[str, list[str]]:
-    """The text without the sections that lie in the one of this name, and these, each as a text of its own.
+def cut(text: bytes, section: str) -> tuple[str, Iterator[str]]:
+    """The text without the sections that lie in the one of this name, and these, each as a text of its own, one at a time:
+    all of them at once would leave holes in the memory of a process that remembers little of each.
 
     They begin and end with a line, and nothing that means anything goes over the end of one: where each part can be parsed
     alone, the parts together mean what the whole does. Raises `NotUnderstood` as `parse` does.
@@ -49,17 +51,17 @@ def cut(text: bytes, section: str) -> tuple[str, list[str]]:
         raise NotUnderstood("the metadata text holds other bytes than ASCII") from error
     opened = decoded.find(f"\n{section} {{\n")
     if opened < 0:
-        return decoded, []
+        return decoded, iter(())
     begin = at = opened + len(f"\n{section} {{\n")
-    parts, depth = [], 0
+    spans, depth = list[tuple[int, int]](), 0
     for edge in _EDGE.finditer(decoded, begin):
         depth += 1 if edge[1] else -1
         if depth < 0:
             break
         if depth == 0:
-            parts.append(decoded[at : edge.end()])
+            spans.append((at, edge.end()))
             at = edge.end()
-    return decoded[:begin] + decoded[at:], parts
+    return decoded[:begin] + decoded[at:], (decoded[start:end] for start, end in spans)
 
 
 class _Reader:
