@@ -189,14 +189,31 @@ def test_a_killed_hub_fails_what_it_was_asked_and_comes_again_on_the_same_connec
     assert len(fronts.hubs()) == 2
 
 
+def children_of(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def nursery_of(fronts: Fronts) -> int:
+    keeper = int(Path(f"/proc/{fronts.hubs()[-1]}/stat").read_text().split()[3])
+    (nursery,) = (child for child in children_of(fronts.started[0].pid) if child != keeper)
+    return nursery
+
+
+def test_a_worker_waits_for_the_next_request_and_one_that_was_killed_meanwhile_costs_nothing(fronts: Fronts) -> None:
+    caller = fronts.start()
+    assert caller.secure_mount("8:16", "/ours").status.code == 0
+    nursery = nursery_of(fronts)
+    for _ in range(3):
+        until(lambda: children_of(nursery))
+        os.kill(children_of(nursery)[-1], signal.SIGKILL)
+    until(lambda: children_of(nursery))
+    assert caller.secure_mount("8:16", "/ours").status.code == 0
+
+
 def test_a_killed_nursery_is_replaced_at_the_next_request(fronts: Fronts) -> None:
     caller = fronts.start()
     assert caller.secure_mount("8:16", "/ours").status.code == 0
-    process = fronts.started[0].pid
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    keeper = int(Path(f"/proc/{fronts.hubs()[-1]}/stat").read_text().split()[3])
-    (nursery,) = (int(child) for child in children if int(child) != keeper)
-    os.kill(nursery, signal.SIGKILL)
+    os.kill(nursery_of(fronts), signal.SIGKILL)
     until(lambda: "workers come from ended" in (fronts.folder / "log").read_text())
     assert caller.secure_mount("8:16", "/ours").status.code == 0
 

@@ -1,11 +1,13 @@
-"""Warm workers: a process that has imported all that an unlock needs, and forks itself for each request.
+"""Warm workers: a process that has imported all that an unlock needs, and forks itself for each request, one ahead.
 
-So an unlock does not start Python, each has a process of its own that ends with its keys, and one that dies takes nothing
-with it. The nursery itself does nothing that could fail; the front makes another one if it ends anyway.
+So an unlock waits neither for Python's start nor for a fork, each has a process of its own that ends with its keys, and one
+that dies takes nothing with it. The nursery itself does nothing that could fail; the front makes another one if it ends
+anyway.
 """
 
 import gc
 import os
+import select
 import signal
 import socket
 import traceback
@@ -19,6 +21,7 @@ from csi.guest.serve import words
 
 _NEVER_KILLED: Final = "-1000"
 _AS_OTHERS: Final = "0"
+_OVER: Final = b"."
 
 
 class Work(Protocol):
@@ -94,18 +97,38 @@ def _serve(prepare: Prepare, jobs: socket.socket) -> None:
     # Looking for garbage would write into each object, and so copy most of this process in each worker.
     gc.collect()
     gc.freeze()
-    while True:
-        packet, descriptors, _, _ = socket.recv_fds(jobs, words.MOST_BYTES + 64, 1)
-        if not packet:
-            return
-        with socket.socket(fileno=descriptors[0]) as front:
-            forked(partial(_work, work, packet, front), [jobs])
+    while _one_has_worked(work, jobs):
+        pass
 
 
-def _work(work: Work, packet: bytes, front: socket.socket) -> None:
+def _one_has_worked(work: Work, jobs: socket.socket) -> bool:
+    """Have a worker that waits for a job; returns when it has taken one, or died without: the job is there for the next.
+    False when there will be no more.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        forked(partial(_wait_for_a_job, work, jobs, theirs), [ours])
+        theirs.close()
+        return ours.recv(1) != _OVER
+
+
+def _wait_for_a_job(work: Work, jobs: socket.socket, nursery: socket.socket) -> None:
+    ends = select.poll()
+    ends.register(jobs, select.POLLIN)
+    ends.register(nursery, select.POLLIN)
+    if jobs.fileno() not in (number for number, _ in ends.poll()):
+        # The nursery has died, and the front hears of it when nobody has this socket any more.
+        return
+    packet, descriptors, _, _ = socket.recv_fds(jobs, words.MOST_BYTES + 64, 1)
+    if not packet:
+        nursery.send(_OVER)
+        return
+    nursery.close()
+    jobs.close()
     # Programs that the worker starts are its own to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    work(packet, front)
+    with socket.socket(fileno=descriptors[0]) as front:
+        work(packet, front)
 
 
 def _be_killed(when: str) -> None:
