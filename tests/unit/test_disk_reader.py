@@ -26,7 +26,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The first disk answers only when this is set; every disk answers with its path."""
     answers = threading.Event()
 
-    def read(where: Place) -> bytes:
+    def read(where: Place, _: object) -> bytes:
         if where.number == ONE:
             assert answers.wait(PATIENCE)
         return where.path.encode()
@@ -71,7 +71,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_an_error_is_told_with_its_path_and_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: Place) -> bytes:
+    def fail(_: Place, __: object) -> bytes:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(disk_reader, "_read", fail)
