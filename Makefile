@@ -4,7 +4,8 @@
 SEALED_LOCAL_CACHE ?= $(CURDIR)/.cache
 PYTHON = $(SEALED_LOCAL_CACHE)/venv/bin/python
 export SEALED_LOCAL_CACHE
-# Half of the suite waits for virtual machines. A file's tests share a node, so they stay in one process.
+FAST = tests/unit tests/properties tests/rpc tests/tools
+# A file's tests share what they start, so they stay in one process.
 IN_TWO = --numprocesses 2 --dist loadfile
 
 .PHONY: help demo test fast cluster e2e mutate fuzz bench setup protos tables lock
@@ -16,10 +17,10 @@ demo: setup  ## show the main job end to end and write build/demo.html
 	@$(PYTHON) -m lab.demo
 
 test: setup  ## the whole suite, the lab included
-	@$(PYTHON) -m pytest $(IN_TWO) $(PYTEST_ARGS)
+	@scripts/test $(PYTHON) $(PYTEST_ARGS)
 
 fast: setup  ## everything but the lab: about a minute and a half on two free cores
-	@$(PYTHON) -m pytest $(IN_TWO) tests/unit tests/properties tests/rpc tests/tools $(PYTEST_ARGS)
+	@$(PYTHON) -m pytest $(IN_TWO) $(FAST) $(PYTEST_ARGS)
 
 cluster:  ## the chart in a real Kubernetes inside the lab; the first run builds Kubernetes (10 minutes on two cores)
 	@scripts/setup cluster

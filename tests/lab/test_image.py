@@ -84,7 +84,8 @@ def test_an_image_holds_what_its_program_reaches_and_all_of_it_compiled(
     assert files == {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     sources = {file for file in files if file.suffix == ".py"}
     compiled = {path.relative_to(site) for path in (site / "csi").rglob("*.pyc")}
-    assert compiled == {file.parent / "__pycache__" / f"{file.stem}.cpython-311.pyc" for file in sources}
+    kind = "cpython-311.opt-2" if images[program].env.get("PYTHONOPTIMIZE") == "2" else "cpython-311"
+    assert compiled == {file.parent / "__pycache__" / f"{file.stem}.{kind}.pyc" for file in sources}
 
 
 def test_the_guest_image_has_the_tools_that_it_runs(node: Node, images: dict[str, Image]) -> None:
