@@ -189,6 +189,15 @@ class Driver:
         """DeleteVolume."""
         return self.call("DeleteVolume", volume_id=volume_id)
 
+    def deleted(self, volume_id: str) -> None:
+        """DeleteVolume until it is done, as the provisioner repeats it while a wipe goes on: a slow disk takes its time."""
+
+        def done() -> Answer | None:
+            answer = self.delete(volume_id)
+            return answer if answer.code not in ("ABORTED", "UNAVAILABLE") else None
+
+        wait_until(f"{volume_id} is deleted", 300, done).ok()
+
     def staging_path(self, volume_id: str) -> str:
         """Where kubelet stages the volume."""
         return f"{self.kubelet}/plugins/kubernetes.io/csi/sealed-local.csi/{volume_id}/globalmount"

@@ -75,7 +75,7 @@ def world(node: Node, driver: Driver) -> Iterator[World]:
         broker.stop()
     for name in (_VOLUME, _OWN):
         driver.unstage(name).ok()
-        driver.delete(name).ok()
+        driver.deleted(name)
 
 
 def started(guest: Guest, device: str) -> None:

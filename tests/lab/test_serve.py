@@ -68,7 +68,7 @@ def world(node: Node, driver: Driver) -> Iterator[World]:
     yield World(node, broker, measured, driver.target_path(_VOLUME, "pod-1"))
     driver.unpublish(_VOLUME).ok()
     driver.unstage(_VOLUME).ok()
-    driver.delete(_VOLUME).ok()
+    driver.deleted(_VOLUME)
     broker.stop()
 
 
