@@ -18,6 +18,8 @@ _MCL_CURRENT_FUTURE_ON_FAULT: Final = 7
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
 _IOPRIO_WHO_PROCESS: Final = 1
 _M_ARENA_MAX: Final = -8
+_M_MMAP_THRESHOLD: Final = -3
+_LARGE_BYTES: Final = 64 << 10
 _IOPRIO_BEST_EFFORT_LAST: Final = 2 << 13 | 7
 
 
@@ -63,12 +65,14 @@ def _forget_signal_handlers() -> None:
 
 
 def share_one_heap() -> None:
-    """Let all threads allocate from one heap (mallopt(3)): Python runs one of them at a time, and heaps of their own are
-    memory that none gives back. Where the C library has no such setting nothing changes.
+    """Let all threads allocate from one heap (mallopt(3)), and large texts outside it: Python runs one of them at a time,
+    and heaps of their own are memory that none gives back. Where the C library has no such setting nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+        # By itself the C library raises this bound with the first large text, and keeps the next ones among small objects.
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def give_back_memory() -> None:

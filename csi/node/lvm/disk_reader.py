@@ -18,7 +18,7 @@ from csi.core.device_number import DeviceNumber
 _ALIGNMENT: Final = 4096
 _PATIENCE_SECONDS: Final = 1.0
 _IDLE_SECONDS: Final = 60.0
-_BUFFER_BYTES: Final = 64 << 10
+_BUFFER_BYTES: Final = 32 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ class Kind(Enum):
 
 _FREE_THREADS: Final = 2
 _FREE_SECONDS: Final = 1.0
-_SETTLED_SECONDS: Final = 0.5
+_SETTLED_SECONDS: Final = 1.5
 _CROWD: Final = 16
 """So many calls at once leave memory behind that is worth to be given back."""
 
@@ -155,7 +155,7 @@ class Admission(grpc.ServerInterceptor):
                 over = self._crowded and not any(self._running.values())
                 self._crowded = self._crowded and not over
             if over:
-                # A moment later, when gRPC has sent the answers and freed what they took.
+                # A moment later, when gRPC has sent the answers and freed what they took, and threads have ended.
                 later = threading.Timer(_SETTLED_SECONDS, process.give_back_memory)
                 later.daemon = True
                 later.start()
