@@ -87,11 +87,13 @@ def test_a_path_that_is_no_device_or_another_one_is_not_read(tmp_path: Path) -> 
     assert "No such file" in absent.why
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 8192), (4096, 512), (512, 512), (4000, 200), (100, 9000)])
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 8192), (4096, 512), (512, 512), (4000, 200), (100, 9000), (100, 90000)]
+)
 def test_what_is_not_aligned_is_read_all_the_same(
     offset: int, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = bytes(range(256)) * 64
+    content = bytes(range(256)) * 512
     (tmp_path / "disk").write_bytes(content)
     monkeypatch.setattr(disk_reader.DeviceNumber, "of_block_device", lambda _: ONE)
     flags: list[int] = []
@@ -102,6 +104,20 @@ def test_what_is_not_aligned_is_read_all_the_same(
     ]
     assert flags[0] & os.O_DIRECT
     assert flags[0] & os.O_ACCMODE == os.O_RDONLY
+
+
+def test_what_an_earlier_read_left_in_the_buffer_is_never_taken_for_the_disks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").write_bytes(b"x" * 8192)
+    monkeypatch.setattr(disk_reader.DeviceNumber, "of_block_device", lambda _: ONE)
+    opened = os.open
+    monkeypatch.setattr(disk_reader.os, "open", lambda path, how: opened(path, how & ~os.O_DIRECT))
+    reader, path = DiskReader(), str(tmp_path / "disk")
+    assert reader.read([place(path=path, length=8192)]) == [b"x" * 8192]
+    assert reader.read([place(path=path, offset=4096, length=8192)]) == [
+        Trouble(f"{path} ends before its metadata does")
+    ]
 
 
 # The list of devices
@@ -185,6 +201,70 @@ def test_where_the_kernel_counts_nothing_every_look_is_a_new_one(machine: Machin
     assert machine.names() == ["sda"]
     machine.add("sdb", 2)
     assert machine.names() == ["sda", "sdb"]
+
+
+class Names:
+    """Further names of `sda`: files in folders of /dev, which tell the minor number that they lead to."""
+
+    def __init__(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.machine, self.read, self._time = machine, list[str](), 1
+        monkeypatch.setattr("csi.node.lvm.block_devices._leads_to", self._leads_to)
+        for folder in ("mapper", "block", "disk/by-id", "disk/by-path"):
+            (machine.dev / folder).mkdir(parents=True)
+            self.changed(folder)
+        self.changed(".")
+        machine.add("sda", 1)
+
+    def _leads_to(self, link: str) -> DeviceNumber:
+        self.read.append(Path(link).name)
+        return DeviceNumber(7, int(Path(link).read_text()))
+
+    def put(self, link: str, minor: int) -> None:
+        (self.machine.dev / link).write_text(str(minor))
+
+    def changed(self, folder: str) -> None:
+        """A name in the folder came or went, at a time of its own."""
+        self._time += 1
+        os.utime(self.machine.dev / folder, ns=(self._time, self._time))
+
+    def now(self) -> list[str]:
+        self.read.clear()
+        (device,) = self.machine.devices.now()
+        return sorted(Path(link).name for link in device.links)
+
+
+@pytest.fixture
+def names(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Names:
+    made = Names(machine, monkeypatch)
+    for link in ("disk/by-id/ata-1", "disk/by-path/pci-1"):
+        made.put(link, 1)
+    made.changed("disk/by-id")
+    made.changed("disk/by-path")
+    assert made.now() == ["ata-1", "pci-1"]
+    return made
+
+
+def test_a_name_that_came_later_is_seen_and_other_folders_are_not_read_again(names: Names) -> None:
+    names.put("disk/by-id/wwn-1", 1)
+    names.changed("disk/by-id")
+    assert names.now() == ["ata-1", "pci-1", "wwn-1"]
+    assert sorted(names.read) == ["ata-1", "wwn-1"]
+
+
+@pytest.mark.parametrize("folder", [".", "mapper"])
+def test_names_are_all_read_again_when_the_nodes_that_they_lead_to_may_be_others(names: Names, folder: str) -> None:
+    names.put("disk/by-path/pci-1", 2)
+    assert names.now() == ["ata-1", "pci-1"]
+    names.changed(folder)
+    assert names.now() == ["ata-1"]
+
+
+def test_while_nothing_changed_no_name_is_read(names: Names) -> None:
+    assert names.now() == ["ata-1", "pci-1"]
+    assert names.read == []
+    names.machine.announce(2)
+    assert names.now() == ["ata-1", "pci-1"]
+    assert names.read == []
 
 
 def test_a_device_without_a_node_is_none_that_anybody_can_read(machine: Machine) -> None:

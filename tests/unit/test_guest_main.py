@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,14 +18,14 @@ from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
 from csi.core.sealed import Freshness, Profile
 from csi.core.secret import Secret
-from csi.guest import close, command_line, find, main, run, unlock
+from csi.guest import close, command_line, find, main, run, unlock, verbs
 from csi.guest.attest import kbs_client, lease_client
 from csi.guest.lease_note import LeaseNote
 from csi.guest.opened import Opened
 from csi.guest.seal.mapping import mapping_name
 from csi.guest.session import Session
 from csi.guest.status import Notes
-from csi.guest.verbs import Guest
+from csi.guest.verbs import Guest, Wanted
 from csi.kbs import volumes_api
 from csi.kbs.register import Lease, VolumeRecord, VolumeState
 
@@ -386,6 +387,30 @@ def test_run_returns_the_commands_status_and_closes_the_volume(world: World, sep
     assert not world.note.exists()
 
 
+@pytest.mark.parametrize("verb", ["open", "run"])
+def test_how_long_another_guest_is_waited_for_is_the_callers_word(world: World, verb: str) -> None:
+    def opened(_: object, wanted: Wanted, *__: object, **___: object) -> Opened:
+        waits.append(wanted.patience.seconds)
+        raise errors.Busy("another guest has it")
+
+    waits: list[float] = []
+    world.patch.setattr(verbs, "open_volume", opened)
+    for more in ([], ["--wait-for-lease", "90"]):
+        assert world.run(verb, "--device", "/dev/sdb", *more, *(["--", "worker"] if verb == "run" else [])) == 11
+    assert waits == [0, 90]
+
+
+def test_a_signal_to_end_ends_the_waiting_of_run(world: World) -> None:
+    def opened(_: object, wanted: Wanted, *__: object, **___: object) -> Opened:
+        assert not wanted.patience.called_off()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert wanted.patience.called_off()
+        raise errors.Busy("another guest has it")
+
+    world.patch.setattr(verbs, "open_volume", opened)
+    assert world.run("run", "--device", "/dev/sdb", "--wait-for-lease", "90", "--", "worker") == 11
+
+
 @pytest.mark.parametrize("more", [[], ["--"]])
 def test_run_without_a_command_is_status_2_and_opens_nothing(
     world: World, capsys: pytest.CaptureFixture[str], more: list[str]
@@ -433,21 +458,21 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.C
     assert "usage: sealed-local guest" in capsys.readouterr().err
 
 
-def verbs() -> dict[str, argparse.ArgumentParser]:
+def parsers() -> dict[str, argparse.ArgumentParser]:
     (found,) = (one for one in command_line.parser()._actions if isinstance(one, argparse._SubParsersAction))
     return dict(found.choices)
 
 
 def test_every_option_of_every_verb_is_in_the_table_that_the_page_has_for_the_verb() -> None:
     page = (ROOT / "docs/guest.md").read_text()
-    for name, verb in verbs().items():
+    for name, verb in parsers().items():
         table = page.partition(f"<!-- options: guest {name} -->")[2].partition("<!-- end of options -->")[0]
         options = [option for action in verb._actions for option in action.option_strings if option.startswith("--")]
         assert [option for option in options if f"| `{option}" not in table] == ["--help"], name
 
 
 def test_the_help_of_a_verb_says_what_is_declared_beside_each_meaning() -> None:
-    told = " ".join(verbs()["open"].format_help().split())
+    told = " ".join(parsers()["open"].format_help().split())
     assert "how long to wait for the device, in seconds (default: 30)" in told
     assert "part of what is measured (required)" in told
 

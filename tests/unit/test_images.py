@@ -16,7 +16,7 @@ import grimp
 import pytest
 
 from csi import __main__ as command
-from lab import guest_image
+from lab import guest_image, image
 from lab.dockerfile import stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,16 @@ SITE = "/opt/sealed-local/lib/python3*/site-packages"
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
     return grimp.build_graph("csi", cache_dir=None)
+
+
+def test_a_setting_of_the_build_counts_for_the_lines_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, str]] = []
+    monkeypatch.setattr(image, "run", lambda _, command, env: ran.append((command, env.get("WHERE", "nowhere"))))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "root").mkdir()
+    (stage,) = stages("FROM debian AS x\nRUN first\nENV WHERE=there\nRUN second\n")
+    image.Builder()._make(stage, tmp_path / "base", tmp_path / "root", {})
+    assert ran == [("first", "nowhere"), ("second", "there")]
 
 
 def measured(graph: grimp.ImportGraph, program: str) -> set[str]:
