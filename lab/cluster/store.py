@@ -72,6 +72,7 @@ def of_suite(names: Sequence[str], agnhost: Path) -> list[Wanted]:
     starts = {
         "agnhost": Start(entrypoint=("/agnhost",), command=("pause",)),
         "busybox": Start(command=("sh",)),
+        "glibc-dns-testing": Start(command=("sh",)),  # storage tests want its dd, which reads past the page cache
         "nginx": Start(command=("sh",)),  # its tests use nothing but the shell
         "pause": Start(entrypoint=_PAUSE),
     }
