@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,35 +11,90 @@ from csi.core import process
 from csi.node.rpc import admission
 from csi.node.rpc.admission import Admission, ThreadPerCall
 
-
-class Now:
-    """A timer that does not wait."""
-
-    daemon = False
-
-    def __init__(self, seconds: float, work: Callable[[], None]) -> None:
-        self.start = work
-
-
 METHOD = "/csi.v1.Controller/GetCapacity"
 
 
-@pytest.mark.parametrize(("calls", "times"), [(1, 0), (15, 0), (16, 1), (100, 1)])
-def test_memory_is_given_back_after_a_crowd_and_not_after_each_call(
-    monkeypatch: pytest.MonkeyPatch, calls: int, times: int
-) -> None:
-    given_back: list[None] = []
-    monkeypatch.setattr(process, "give_back_memory", lambda: given_back.append(None))
-    monkeypatch.setattr("csi.node.rpc.admission.threading.Timer", Now)
-    counted = Admission()
-    with ExitStack() as running:
-        for _ in range(calls):
-            running.enter_context(counted.running(METHOD))
-        assert not given_back
-    assert len(given_back) == times
-    with counted.running(METHOD):
-        pass
-    assert len(given_back) == times
+class Quiet:
+    """A clock that moves only while somebody sleeps; in the middle of each sleep the next of `meanwhile` happens."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds / 2
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        self.now += seconds / 2
+
+
+class World:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.time = Quiet()
+        self.given_back: list[float] = []
+        self.waiting: list[Callable[[], None]] = []
+        patch.setattr(process, "give_back_memory", lambda: self.given_back.append(self.time.now))
+        patch.setattr(admission.threading, "Thread", self._thread)
+        self.counted = Admission(self.time.clock, self.time.sleep)
+
+    def _thread(self, *, target: Callable[[], None], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(start=lambda: self.waiting.append(target))
+
+    def calls(self, number: int) -> None:
+        with ExitStack() as running:
+            for _ in range(number):
+                running.enter_context(self.counted.running(METHOD))
+
+    def wait(self) -> None:
+        while self.waiting:
+            self.waiting.pop()()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+@pytest.mark.parametrize(("calls", "times"), [(15, 0), (16, 1), (100, 1)])
+def test_memory_is_given_back_after_a_crowd_and_not_after_each_call(world: World, calls: int, times: int) -> None:
+    world.calls(calls)
+    world.wait()
+    assert len(world.given_back) == times
+    if times:
+        world.calls(15)
+        world.wait()
+        assert len(world.given_back) == 1
+        world.calls(1)
+        world.wait()
+        assert len(world.given_back) == 2
+
+
+def test_calls_of_a_crowd_need_not_overlap(world: World) -> None:
+    for _ in range(16):
+        world.calls(1)
+    world.wait()
+    assert len(world.given_back) == 1
+
+
+def test_it_is_given_back_when_the_last_call_has_ended_for_a_moment_and_not_in_the_midst(world: World) -> None:
+    straggler = ExitStack()
+    world.time.meanwhile = [
+        lambda: world.calls(1),
+        lambda: straggler.enter_context(world.counted.running(METHOD)),
+        lambda: world.calls(30),
+        straggler.close,
+        lambda: ended.append(world.time.now),
+    ]
+    ended: list[float] = []
+    straggler.callback(lambda: ended.append(world.time.now))
+    world.calls(16)
+    world.wait()
+    assert world.given_back == [ended[0] + admission._SETTLED_SECONDS]
+    assert len(ended) == 2
+    assert not world.waiting
 
 
 def ended() -> bool:

@@ -8,6 +8,7 @@ their number are answered at once: a thread is never what a call waits for.
 import contextlib
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -36,9 +37,10 @@ class Kind(Enum):
 
 _FREE_THREADS: Final = 2
 _FREE_SECONDS: Final = 1.0
-_SETTLED_SECONDS: Final = 1.5
+_SETTLED_SECONDS: Final = 1.25
 _CROWD: Final = 16
-"""So many calls at once leave memory behind that is worth to be given back."""
+"""So many calls in a row leave memory behind that is worth to be given back. They need not overlap: gRPC takes them from
+the socket all at once."""
 
 _AT_ONCE: Final = {Kind.TEARDOWN: 64, Kind.OTHER: 192}
 """A provisioner works at 100 volumes at once, and kubelet at as many as the node has pods."""
@@ -108,10 +110,16 @@ class ThreadPerCall(futures.ThreadPoolExecutor):
 class Admission(grpc.ServerInterceptor):
     """Counts running calls and turns away those beyond the number of their kind."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._clock, self._sleep = clock, sleep
         self._lock = threading.Lock()
         self._running: dict[Kind, Counter[str]] = {one: Counter() for one in _AT_ONCE}
-        self._crowded = False
+        self._ended = clock()
+        """When the last call ended, in the clock's seconds."""
+        self._since = 0
+        """Calls since it was quiet; from `_CROWD` on a thread waits for the next quiet moment."""
 
     def intercept_service(
         self,
@@ -144,7 +152,10 @@ class Admission(grpc.ServerInterceptor):
                     "disk may not answer: see this node's driver log"
                 )
             calls[name] += 1
-            self._crowded = self._crowded or calls.total() >= _CROWD
+            self._since += 1
+            crowded = self._since == _CROWD
+        if crowded:
+            threading.Thread(target=self._settle, name="settle", daemon=True).start()
         try:
             yield
         finally:
@@ -152,10 +163,21 @@ class Admission(grpc.ServerInterceptor):
                 calls[name] -= 1
                 if not calls[name]:
                     del calls[name]
-                over = self._crowded and not any(self._running.values())
-                self._crowded = self._crowded and not over
-            if over:
-                # A moment later, when gRPC has sent the answers and freed what they took, and threads have ended.
-                later = threading.Timer(_SETTLED_SECONDS, process.give_back_memory)
-                later.daemon = True
-                later.start()
+                self._ended = self._clock()
+
+    def _settle(self) -> None:
+        """After a crowd: give memory back when it has been quiet for a moment, so that gRPC has sent the answers and freed
+        what they took, and threads have ended.
+        """
+        while left := self._unsettled():
+            self._sleep(left)
+        process.give_back_memory()
+
+    def _unsettled(self) -> float:
+        """Seconds until it will have been quiet for long enough, when no call comes; 0 when it has."""
+        with self._lock:
+            ended = self._clock() if any(self._running.values()) else self._ended
+            left = max(0.0, ended + _SETTLED_SECONDS - self._clock())
+            if not left:
+                self._since = 0
+        return left
