@@ -1,9 +1,8 @@
-"""Mounting, unmounting and looking at mounts. The kernel's own list is the truth, never a return value of before."""
+"""Unmounting and looking at mounts. The kernel's own list is the truth, never a return value of before."""
 
 import errno
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 from csi.core import kernel_mounts, process
@@ -23,17 +22,6 @@ def listed(mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[Mount, ...]:
 def at(target: str) -> tuple[Mount, ...]:
     """The mounts on exactly this path, lowest first; empty when it is not a mount point."""
     return tuple(mount for mount in listed() if mount.target == target)
-
-
-def mount(runner: Runner, source: str, target: str, *, fstype: str | None = None, options: Iterable[str] = ()) -> None:
-    """Mount `source` on `target`. The type is always given by the caller; mount(8) is never left to guess one."""
-    argv = ["mount", "--no-mtab"]
-    if fstype is not None:
-        argv += ["-t", fstype]
-    joined = ",".join(options)
-    if joined:
-        argv += ["-o", joined]
-    runner.run([*argv, "--", source, target], timeout=_TIMEOUT_SECONDS)
 
 
 def sync(target: str) -> None:

@@ -125,7 +125,7 @@ class Machine(Protocol):
         ...
 
     def mount(self, device: str, target: str, *, filesystem: Filesystem, options: Iterable[str]) -> None:
-        """Mount a filesystem; the mount point is made when it is missing. Raises `CommandError`."""
+        """Mount a filesystem; the mount point is made when it is missing. Raises what `mount_calls.mount` does."""
         ...
 
     def make_read_only(self, target: str) -> None:

@@ -6,7 +6,7 @@ Pure of I/O: everything outside of memory is done by the machine and by the regi
 import secrets
 from dataclasses import dataclass
 
-from csi.core.errors import Busy, CommandError, LiveMismatch, Refused
+from csi.core.errors import Busy, LiveMismatch, Refused, ToolFailed
 from csi.core.sealed import STATE_RECORD_OFFSETS
 from csi.core.secret import Secret
 from csi.guest.machine import Machine
@@ -150,12 +150,12 @@ class Session:
         options = [*_FORCED_OPTIONS, *self.rule.options, *(["ro"] if self.read_only else [])]
         try:
             self.machine.mount(mapping.path, self.rule.mount, filesystem=self.rule.fstype, options=options)
-        except CommandError as error:
+        except ToolFailed as error:
             if not self.read_only:
                 raise
             # The kernel refuses to skip a journal that it can't replay, and so do we: what it holds was written last.
             raise Refused(
-                f"volume {self.volume_id} can't be mounted read-only ({error.stderr.strip()}). Was it not closed in order? "
+                f"volume {self.volume_id} can't be mounted read-only ({error}). Was it not closed in order? "
                 "Then open it once by a policy that says rw, which replays its journal"
             ) from error
         self.progress(f"mounted at {self.rule.mount}")

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 
-from csi.core import disks, filesystems, mounts
+from csi.core import disks, filesystems, mount_calls, mounts
 from csi.core.command import Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.filesystem import Filesystem
@@ -156,7 +156,7 @@ class ThisMachine:
     def mount(self, device: str, target: str, *, filesystem: Filesystem, options: Iterable[str]) -> None:
         """See `Machine`."""
         os.makedirs(target, mode=0o755, exist_ok=True)  # noqa: PTH103
-        mounts.mount(self._runner, device, target, fstype=filesystem, options=options)
+        mount_calls.mount(device, target, fstype=filesystem, options=options)
 
     def make_read_only(self, target: str) -> None:
         """See `Machine`."""

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import assert_never
 
-from csi.core import disks, filesystems, mounts
+from csi.core import disks, filesystems, mount_calls, mounts
 from csi.core.command import Runner
 from csi.core.errors import ForeignContent, Refused
-from csi.node import filesystem_use, mount_api, releasing
+from csi.node import bind_mounts, filesystem_use, releasing
 from csi.node.apply import Handlers
 from csi.node.kata.registry import KataRegistry
 from csi.node.lvm.command import Lvm
@@ -54,7 +54,7 @@ class Effects:
             steps.MountTombstone: self._mount_tombstone,
             steps.WriteRecord: lambda step: self._registry.put(step.target, step.record),
             steps.RemoveRecord: lambda step: self._registry.remove(step.target),
-            steps.Unmount: lambda step: mount_api.unmount(step.target),
+            steps.Unmount: lambda step: bind_mounts.unmount(step.target),
             steps.RemoveTarget: lambda step: mounts.remove_directory(step.target),
             steps.CreateVG: lambda step: self._lvm.create_vg(step.vg, step.devices),
             steps.ExtendVG: lambda step: self._lvm.extend_vg(step.vg, step.devices),
@@ -111,11 +111,11 @@ class Effects:
     @staticmethod
     def _mount_filesystem(step: steps.MountFilesystem) -> None:
         _directory(step.target)
-        mount_api.mount(step.device, step.target, fstype=step.fstype, options=step.options)
+        mount_calls.mount(step.device, step.target, fstype=step.fstype, options=step.options)
 
     def _bind_directory(self, step: steps.BindDirectory) -> None:
         _directory(step.target)
-        mount_api.bind(step.source, step.target, read_only=step.read_only, workshop=self._workshop)
+        bind_mounts.bind(step.source, step.target, read_only=step.read_only, workshop=self._workshop)
 
     def _bind_device(self, step: steps.BindDevice) -> None:
         _directory(str(Path(step.target).parent))
@@ -124,12 +124,12 @@ class Effects:
         real = disks.resolved(step.device)
         if real is None:
             raise Refused(f"{step.device} is not a block device; stage the volume again")
-        mount_api.bind(real, step.target, read_only=False, workshop=self._workshop)
+        bind_mounts.bind(real, step.target, read_only=False, workshop=self._workshop)
 
     @staticmethod
     def _mount_tombstone(step: steps.MountTombstone) -> None:
         _directory(step.target)
-        mount_api.mount(step.source, step.target, fstype="tmpfs", options=_TOMBSTONE_OPTIONS)
+        mount_calls.mount(step.source, step.target, fstype="tmpfs", options=_TOMBSTONE_OPTIONS)
 
 
 def _directory(path: str) -> None:

@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,12 +73,15 @@ def of_suite(names: Sequence[str], agnhost: Path) -> list[Wanted]:
     starts = {
         "agnhost": Start(entrypoint=("/agnhost",), command=("pause",)),
         "busybox": Start(command=("sh",)),
-        "glibc-dns-testing": Start(command=("sh",)),  # storage tests want its dd, which reads past the page cache
+        "glibc-dns-testing": Start(command=("sh",)),  # its tests of volumes use nothing but the shell and dd
         "nginx": Start(command=("sh",)),  # its tests use nothing but the shell
         "pause": Start(entrypoint=_PAUSE),
     }
+    more = {kind: {"agnhost": agnhost} for kind in starts}
+    # Where a device is written, dd has to leave the page cache out as busybox's can't.
+    more["glibc-dns-testing"] |= _with_libraries("bin/dd")
     kinds = {name: name.rpartition("/")[2].partition(":")[0] for name in names}
-    return [_busybox(name, starts[kind], agnhost=agnhost) for name, kind in kinds.items() if kind in starts]
+    return [_busybox(name, starts[kind], more[kind]) for name, kind in kinds.items() if kind in starts]
 
 
 def disk(images: Sequence[Wanted], cache: Path, name: str = "containers") -> Path:
@@ -139,11 +143,17 @@ def _program(name: str, path: Path) -> Wanted:
     )
 
 
-def _busybox(name: str, start: Start, **more: Path) -> Wanted:
-    """An image of busybox, and of more programs under their names."""
-    programs = {"bin/busybox": Path("/bin/busybox"), **more}
+def _with_libraries(program: str) -> dict[str, Path]:
+    """A program of this machine and the libraries that it is linked to, by their paths in an image."""
+    said = subprocess.run(["ldd", f"/{program}"], check=True, capture_output=True, text=True).stdout
+    return {path: Path(f"/{path}").resolve() for path in (program, *re.findall(r"/(lib\S+) \(0x", said))}
+
+
+def _busybox(name: str, start: Start, more: Mapping[str, Path] | None = None) -> Wanted:
+    """An image of busybox, and of more programs by their paths in it."""
+    programs = {"bin/busybox": Path("/bin/busybox"), **(more or {})}
     applets = subprocess.run([programs["bin/busybox"], "--list"], check=True, capture_output=True, text=True).stdout
-    links = {f"bin/{applet}": "busybox" for applet in applets.split() if applet != "busybox"}
+    links = {path: "busybox" for applet in applets.split() if (path := f"bin/{applet}") not in programs}
     return Wanted(
         name=name,
         content=Content(programs=programs, links=links),

@@ -332,26 +332,26 @@ def test_a_record_with_more_metadata_is_the_same_record(driver: Driver) -> None:
 OLD_KERNEL = """
 import errno, os, sys
 from pathlib import Path
-from csi.core import mounts
-from csi.node import mount_api
+from csi.core import mount_calls, mounts
+from csi.node import bind_mounts
 missing, die = {int(n) for n in sys.argv[1].split(",")}, sys.argv[2] == "die"
-call, mount = mount_api._call, mount_api._mount
+call, mount = mount_calls.numbered, mount_calls.call
 def old(number, *arguments, path):
     if number in missing:
         raise OSError(errno.ENOSYS, "not there", path)
     return call(number, *arguments, path=path)
 def dying(source, target, fstype, flags, data):
-    if die and flags & mount_api._MS_MOVE:
+    if die and flags & bind_mounts._MS_MOVE:
         os._exit(9)
     mount(source, target, fstype, flags, data)
-mount_api._call, mount_api._mount = old, dying
+mount_calls.numbered, mount_calls.call = old, dying
 for read_only in (True, False):
     target = f"/run/old/{'ro' if read_only else 'rw'}"
-    mount_api.bind("/run/old/source", target, read_only=read_only, workshop=Path("/run/old/workshop"))
+    bind_mounts.bind("/run/old/source", target, read_only=read_only, workshop=Path("/run/old/workshop"))
     (found,) = mounts.at(target)
     assert found.read_only == read_only, found
     assert "nosuid" in found.options, found
-    mount_api.unmount(target)
+    bind_mounts.unmount(target)
 assert mounts.at("/run/old/workshop") == ()
 """
 

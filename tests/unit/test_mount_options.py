@@ -2,8 +2,8 @@
 
 import pytest
 
-from csi.node import mount_options
-from csi.node.mount_options import NO_ACCESS_TIMES, NO_DEVICES, NO_EXECUTION, NO_SUID, READ_ONLY
+from csi.core import mount_options
+from csi.core.mount_options import NO_ACCESS_TIMES, NO_DEVICES, NO_EXECUTION, NO_SUID, READ_ONLY
 
 
 @pytest.mark.parametrize(

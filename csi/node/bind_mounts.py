@@ -1,4 +1,4 @@
-"""Mounting and unmounting by system calls, without a process.
+"""Bind mounts and unmounting by system calls, without a process.
 
 A bind mount is read-only from its first moment: mount(8) binds first and makes it read-only by a second call, and killed
 between the two it leaves a writable mount behind. Linux 5.12 and later offer that in one piece; on older kernels the mount
@@ -11,14 +11,13 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from csi.core import mounts
-from csi.core.errors import DiskFailed, InUse, ToolFailed
-from csi.node import mount_options
+from csi.core import mount_calls, mount_options, mounts
+from csi.core.errors import InUse, ToolFailed
 
 _OPEN_TREE: Final = 428
 _MOVE_MOUNT: Final = 429
@@ -44,7 +43,6 @@ _KEPT: Final = (
     | mount_options.NO_DIRECTORY_ACCESS_TIMES
 )
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _workshop_lock = threading.Lock()
 
 
@@ -57,29 +55,6 @@ class _MountAttr(ctypes.Structure):
     )
 
 
-def mount(source: str, target: str, *, fstype: str, options: Iterable[str] = ()) -> None:
-    """Mount `source`, a device or a name, on a directory.
-
-    Raises `InUse` when another program or mapping has the device, or it is mounted in another way; `DiskFailed` when the
-    disk answers with errors; `ToolFailed` else.
-    """
-    flags, data = mount_options.split(options)
-    try:
-        _mount(source, target, fstype, flags, data)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise InUse(
-                f"{source} can't be mounted on {target}: it is in use by another program or mapping, or mounted elsewhere "
-                "with another access mode; end that, then the call is repeated"
-            ) from error
-        if error.errno == errno.EIO:
-            raise DiskFailed(source, f"can't be mounted on {target}", error) from error
-        raise ToolFailed(
-            f"{source} can't be mounted on {target} as {fstype}: {error.strerror}. A mount flag that the filesystem "
-            "doesn't know, a wrong fs type and a bad superblock look like this; dmesg(1) may have more information"
-        ) from error
-
-
 def unmount(target: str) -> None:
     """Unmount everything on exactly this path, whose parents hold no link. A path without mounts is fine.
 
@@ -87,7 +62,7 @@ def unmount(target: str) -> None:
     """
     for _ in mounts.at(target):
         try:
-            _umount(target, _UMOUNT_NOFOLLOW)
+            mount_calls.umount(target, _UMOUNT_NOFOLLOW)
         except OSError as error:
             if not mounts.at(target):
                 return
@@ -111,27 +86,29 @@ def bind(source: str, target: str, *, read_only: bool, workshop: Path) -> None:
 
 
 def _bind_in_one_piece(source: str, target: str, *, read_only: bool) -> None:
-    tree = _call(
+    tree = mount_calls.numbered(
         _OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH, path=source
     )
     try:
         if read_only:
             attributes = _MountAttr(attr_set=_MOUNT_ATTR_RDONLY)
             size = ctypes.sizeof(attributes)
-            _call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size, path=source)
-        _call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH, path=target)
+            mount_calls.numbered(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size, path=source)
+        mount_calls.numbered(
+            _MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH, path=target
+        )
     finally:
         os.close(tree)
 
 
 def _bind_by_mount(source: str, target: str, *, read_only: bool, workshop: Path) -> None:
     if not read_only:
-        _mount(source, target, None, _MS_BIND, "")
+        mount_calls.call(source, target, None, _MS_BIND, "")
         return
     with _private_place(workshop) as place:
-        _mount(source, place, None, _MS_BIND, "")
-        _mount(None, place, None, _MS_REMOUNT | _MS_BIND | mount_options.READ_ONLY | _kept(place), "")
-        _mount(place, target, None, _MS_MOVE, "")
+        mount_calls.call(source, place, None, _MS_BIND, "")
+        mount_calls.call(None, place, None, _MS_REMOUNT | _MS_BIND | mount_options.READ_ONLY | _kept(place), "")
+        mount_calls.call(place, target, None, _MS_MOVE, "")
 
 
 @contextmanager
@@ -143,9 +120,9 @@ def _private_place(workshop: Path) -> Iterator[str]:
         workshop.mkdir(mode=0o700, parents=True, exist_ok=True)
         here = os.path.realpath(workshop)
         _forget(here)
-        _mount("sealed-local", here, "tmpfs", 0, "mode=0700,size=64k")
+        mount_calls.call("sealed-local", here, "tmpfs", 0, "mode=0700,size=64k")
         try:
-            _mount(None, here, None, _MS_PRIVATE, "")
+            mount_calls.call(None, here, None, _MS_PRIVATE, "")
             place = Path(here, "bind")
             place.mkdir()
             yield str(place)
@@ -156,7 +133,7 @@ def _private_place(workshop: Path) -> Iterator[str]:
 def _forget(here: str) -> None:
     for _ in mounts.at(here):
         with contextlib.suppress(OSError):
-            _umount(here, _MNT_DETACH | _UMOUNT_NOFOLLOW)
+            mount_calls.umount(here, _MNT_DETACH | _UMOUNT_NOFOLLOW)
 
 
 def _kept(place: str) -> int:
@@ -164,23 +141,3 @@ def _kept(place: str) -> int:
     flags = os.statvfs(place).f_flag
     relative = mount_options.RELATIVE_ACCESS_TIMES if flags & _STATVFS_RELATIVE_ACCESS_TIMES else 0
     return flags & _KEPT | relative
-
-
-def _mount(source: str | None, target: str, fstype: str | None, flags: int, data: str) -> None:
-    texts = [os.fsencode(text) if text is not None else None for text in (source, target, fstype)]
-    _checked(_libc.mount(*texts, ctypes.c_ulong(flags), os.fsencode(data)), target)
-
-
-def _umount(target: str, flags: int) -> None:
-    _checked(_libc.umount2(os.fsencode(target), flags), target)
-
-
-def _call(number: int, *arguments: object, path: str) -> int:
-    return _checked(_libc.syscall(ctypes.c_long(number), *arguments), path)
-
-
-def _checked(result: int, path: str) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
-    return result

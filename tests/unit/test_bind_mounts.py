@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from csi.core import mount_calls, mount_options
 from csi.core.errors import DiskFailed, InUse, ToolFailed
-from csi.node import mount_api, mount_options
+from csi.node import bind_mounts
 
 Call = tuple[Any, ...]
 
@@ -27,29 +28,29 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     def place(workshop: Path) -> Iterator[str]:
         yield f"{workshop}/bind"
 
-    monkeypatch.setattr(mount_api, "_call", missing)
-    monkeypatch.setattr(mount_api, "_private_place", place)
-    monkeypatch.setattr(mount_api, "_kept", lambda _: mount_options.NO_SUID)
-    monkeypatch.setattr(mount_api, "_mount", lambda *call: done.append(call))
+    monkeypatch.setattr(mount_calls, "numbered", missing)
+    monkeypatch.setattr(bind_mounts, "_private_place", place)
+    monkeypatch.setattr(bind_mounts, "_kept", lambda _: mount_options.NO_SUID)
+    monkeypatch.setattr(mount_calls, "call", lambda *call: done.append(call))
     return done
 
 
 def test_an_old_kernel_never_shows_a_read_only_bind_as_writable_at_its_target(
     calls: list[Call], tmp_path: Path
 ) -> None:
-    mount_api.bind("/k/staging", "/k/target", read_only=True, workshop=tmp_path)
+    bind_mounts.bind("/k/staging", "/k/target", read_only=True, workshop=tmp_path)
     hidden = f"{tmp_path}/bind"
-    flags = mount_api._MS_REMOUNT | mount_api._MS_BIND | mount_options.READ_ONLY | mount_options.NO_SUID
+    flags = bind_mounts._MS_REMOUNT | bind_mounts._MS_BIND | mount_options.READ_ONLY | mount_options.NO_SUID
     assert calls == [
-        ("/k/staging", hidden, None, mount_api._MS_BIND, ""),
+        ("/k/staging", hidden, None, bind_mounts._MS_BIND, ""),
         (None, hidden, None, flags, ""),
-        (hidden, "/k/target", None, mount_api._MS_MOVE, ""),
+        (hidden, "/k/target", None, bind_mounts._MS_MOVE, ""),
     ]
 
 
 def test_an_old_kernel_binds_a_writable_place_at_once(calls: list[Call], tmp_path: Path) -> None:
-    mount_api.bind("/k/staging", "/k/target", read_only=False, workshop=tmp_path)
-    assert calls == [("/k/staging", "/k/target", None, mount_api._MS_BIND, "")]
+    bind_mounts.bind("/k/staging", "/k/target", read_only=False, workshop=tmp_path)
+    assert calls == [("/k/staging", "/k/target", None, bind_mounts._MS_BIND, "")]
 
 
 def test_another_failure_of_a_bind_is_not_taken_for_an_old_kernel(
@@ -58,9 +59,9 @@ def test_another_failure_of_a_bind_is_not_taken_for_an_old_kernel(
     def absent(number: int, *_: object, path: str) -> int:
         raise OSError(errno.ENOENT, "no such file", path)
 
-    monkeypatch.setattr(mount_api, "_call", absent)
+    monkeypatch.setattr(mount_calls, "numbered", absent)
     with pytest.raises(FileNotFoundError):
-        mount_api.bind("/k/staging", "/k/target", read_only=True, workshop=tmp_path)
+        bind_mounts.bind("/k/staging", "/k/target", read_only=True, workshop=tmp_path)
     assert calls == []
 
 
@@ -78,16 +79,16 @@ def test_a_mount_that_fails_says_what_to_look_at(
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(mount_api, "_mount", fail)
+    monkeypatch.setattr(mount_calls, "call", fail)
     with pytest.raises(kind, match=words) as caught:
-        mount_api.mount("/dev/vg0/pvc-1", "/k/staging", fstype="ext4", options=("password=secret",))
+        mount_calls.mount("/dev/vg0/pvc-1", "/k/staging", fstype="ext4", options=("password=secret",))
     assert "secret" not in str(caught.value)
 
 
 def test_the_words_of_options_reach_the_kernel_as_flags_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Call] = []
-    monkeypatch.setattr(mount_api, "_mount", lambda *call: done.append(call))
-    mount_api.mount("/dev/a", "/k/s", fstype="ext4", options=("ro", "discard"))
+    monkeypatch.setattr(mount_calls, "call", lambda *call: done.append(call))
+    mount_calls.mount("/dev/a", "/k/s", fstype="ext4", options=("ro", "discard"))
     assert done == [("/dev/a", "/k/s", "ext4", mount_options.READ_ONLY, "discard")]
 
 
@@ -97,9 +98,9 @@ def test_a_busy_target_is_in_use_and_one_that_went_by_itself_is_fine(monkeypatch
     def busy(*_: object) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy")
 
-    monkeypatch.setattr(mount_api, "_umount", busy)
-    monkeypatch.setattr(mount_api.mounts, "at", lambda _: shown.pop(0))
+    monkeypatch.setattr(mount_calls, "umount", busy)
+    monkeypatch.setattr(bind_mounts.mounts, "at", lambda _: shown.pop(0))
     with pytest.raises(InUse, match=r"Device or resource busy\. End the processes"):
-        mount_api.unmount("/k/target")
+        bind_mounts.unmount("/k/target")
     shown[:] = [("mount",), ()]
-    mount_api.unmount("/k/target")
+    bind_mounts.unmount("/k/target")
