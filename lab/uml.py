@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 from lab.node import REPOSITORY, Node
 
 _MEMORY_MIB = 3072
+_TICK_SECONDS = 2.0
 _CACHE = Path(os.environ.get("SEALED_LOCAL_CACHE", REPOSITORY / ".cache")) / "uml"
 
 
@@ -26,6 +28,7 @@ class UmlNode(Node):
         super().__init__(*arguments, **options)
         self.disks = tuple(f"/dev/ubd{chr(ord('a') + number)}" for number in range(len(self.images)))
         self._kernel: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
 
     @staticmethod
     def why_not() -> str | None:
@@ -62,6 +65,16 @@ class UmlNode(Node):
         except BaseException:
             self.crash()
             raise RuntimeError(f"the node does not boot: {self._console()[-2000:]}") from None
+        self._ended = threading.Event()
+        threading.Thread(target=self._tick, args=(self._kernel, self._ended), daemon=True).start()
+
+    @staticmethod
+    def _tick(kernel: "subprocess.Popen[bytes]", ended: threading.Event) -> None:
+        """Its clock is a timer of the machine that it sets anew at each alarm. One alarm that is lost, as was seen once in
+        hours of work, would stop it for ever: nothing that sleeps wakes up any more.
+        """
+        while not ended.wait(_TICK_SECONDS):
+            kernel.send_signal(signal.SIGALRM)
 
     def _argv(self, serial: int) -> list[str]:
         """The kernel's command line; `serial` is the descriptor that the agent in the node talks over."""
@@ -90,6 +103,7 @@ class UmlNode(Node):
         """See `Node.stop`."""
         if self._kernel is None:
             return
+        self._ended.set()
         self._socket.shutdown(socket.SHUT_WR)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._kernel.wait(20)
@@ -99,6 +113,7 @@ class UmlNode(Node):
         """See `Node.crash`: the whole process group ends at once, with everything that the kernel had not written."""
         if self._kernel is None:
             return
+        self._ended.set()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._kernel.pid, signal.SIGKILL)
         self._kernel.wait()

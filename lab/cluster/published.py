@@ -16,7 +16,7 @@ from lab.node import REPOSITORY
 
 PASSED, FAILED, SKIPPED, LEFT_OUT = "passed", "failed", "skipped", "left out"
 _GINKGO_SKIPPED = ("skipped", "pending")
-_AT_ONCE = 4
+_AT_ONCE = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
