@@ -2,13 +2,16 @@
 others; a thread with long work steps back behind others; a server of many threads keeps little memory; a copy goes on.
 """
 
+import contextlib
 import ctypes
 import gc
 import logging
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 _log = logging.getLogger(__name__)
@@ -20,6 +23,8 @@ _IOPRIO_WHO_PROCESS: Final = 1
 _M_ARENA_MAX: Final = -8
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE_BYTES: Final = 64 << 10
+_MADV_POPULATE_WRITE: Final = 23
+_LAST: Final = 19
 _IOPRIO_BEST_EFFORT_LAST: Final = 2 << 13 | 7
 
 
@@ -38,18 +43,21 @@ def harden() -> None:
         _log.info("memory is not locked, so it may be swapped out", extra={"bounded": bounded})
 
 
-def start_detached(work: Callable[[], None]) -> None:
+def start_detached(work: Callable[[], None], *, told_by: int | None = None) -> None:
     """Do `work` in a copy of this process that outlives it and holds nothing of it: its locks, its connections, the pipes
     that somebody reads to their end, its answers to signals. Its parent is init once this process has ended; nobody waits
     for it. For a process of one thread.
+
+    `told_by`: a descriptor that becomes the copy's standard input.
     """
     if os.fork() != 0:
         return
     try:
         os.setsid()
         nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
+        for descriptor in (1, 2):
             os.dup2(nothing, descriptor)
+        os.dup2(nothing if told_by is None else told_by, 0)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         _forget_signal_handlers()
         work()
@@ -73,6 +81,34 @@ def share_one_heap() -> None:
         mallopt(_M_ARENA_MAX, 1)
         # By itself the C library raises this bound with the first large text, and keeps the next ones among small objects.
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def own_memory() -> None:
+    """Have this process's memory for itself now: a copy shares each page with the process that it is of until one of them
+    writes there, and then waits for a page of its own. Linux before 5.14 can't, and nothing changes.
+    """
+    libc = ctypes.CDLL(None)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        where, allowed, *_ = line.split()
+        if allowed == "rw-p":
+            first, _, end = where.partition("-")
+            start = int(first, 16)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(int(end, 16) - start), _MADV_POPULATE_WRITE)
+
+
+@contextmanager
+def stepped_back() -> Iterator[None]:
+    """Let other processes go first meanwhile. Only for one that may step forward again, which root alone may."""
+    if os.geteuid() != 0:
+        yield
+        return
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, _LAST)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def give_back_memory() -> None:

@@ -134,7 +134,7 @@ class Leases:
         place = self.notes.take_keeper_lock(note.volume_id)
         if place is not None:
             os.close(place)
-            (self.start or self._start)(note)
+            (self.start or self.start_keeper)(note)
 
     def give_back(self, volume_id: str, progress: Progress) -> None:
         """The volume is closed: let the next guest in. A broker that can't be told is no failure, time does the same."""
@@ -171,10 +171,12 @@ class Leases:
         self.notes.ended(volume_id)
         os.close(place)
 
-    def _start(self, note: LeaseNote) -> None:
-        process.start_detached(lambda: self._keep_or_say(note))
+    def start_keeper(self, note: LeaseNote) -> None:
+        """Start a keeper that is a copy of this process."""
+        process.start_detached(lambda: self.keep_or_say(note))
 
-    def _keep_or_say(self, note: LeaseNote) -> None:
+    def keep_or_say(self, note: LeaseNote) -> None:
+        """Be the keeper of a volume; what ends it before its time is in the kernel's log, for want of another place."""
         try:
             self.keep(note)
         except Exception as error:

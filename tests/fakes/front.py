@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     listener = front.listen(path)
     made = front.Front(
         listener,
-        prepare=lambda: work,
+        prepare=lambda: lambda: work,
         behind=str(other) if other is not None else None,
         hub=hub,
         say=lambda text: print(text, file=sys.stderr, flush=True),

@@ -1,5 +1,6 @@
 """What hardening does to a process, seen from the process and from outside: each in a child, since it can't be undone."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -92,3 +93,37 @@ print(shown().stdout.strip())"""
     own, other = done.stdout.splitlines()
     assert own == "best-effort: prio 7"
     assert other != own
+
+
+def in_a_copy(script: str) -> str:
+    """What a copy of a process prints that has 8 MiB of its own."""
+    first = "import os, sys\nfrom csi.core import process\nheld = bytearray(8 << 20)\nsys.stdout.flush()\n"
+    forked = first + "pid = os.fork()\nif pid:\n    os.waitpid(pid, 0)\n    os._exit(0)\n" + script
+    done = subprocess.run([sys.executable, "-c", forked], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+SHARED = """
+def shared():
+    lines = open("/proc/self/smaps").read().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Shared_Dirty:"))
+before = shared()
+process.own_memory()
+print(before, shared())
+"""
+
+
+@pytest.mark.skipif(
+    tuple(map(int, os.uname().release.split(".")[:2])) < (5, 14), reason="the kernel is older than 5.14"
+)
+def test_a_copy_can_have_its_memory_for_itself() -> None:
+    before, after = map(int, in_a_copy(SHARED).split())
+    assert before > 8 << 10
+    assert after < 1 << 10
+
+
+def test_whoever_steps_back_steps_forward_again() -> None:
+    script = "print(os.nice(0))\nwith process.stepped_back():\n    print(os.nice(0))\nprint(os.nice(0))"
+    before, meanwhile, after = map(int, in_a_copy(script).split())
+    assert (after, meanwhile) == (before, 19 if os.geteuid() == 0 else before)

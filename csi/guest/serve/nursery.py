@@ -32,8 +32,11 @@ class Work(Protocol):
         ...
 
 
-Prepare = Callable[[], Work]
-"""Imports everything and returns the work; called once, in the nursery."""
+Ready = Callable[[], Work]
+"""Does what can be done before there is a job and returns the work; called in each worker while it waits."""
+
+Prepare = Callable[[], Ready]
+"""Imports everything; called once, in the nursery."""
 
 
 def spare_this_process() -> None:
@@ -93,26 +96,33 @@ def _serve(prepare: Prepare, jobs: socket.socket) -> None:
         signal.signal(number, signal.SIG_DFL)
     # A worker is nobody's to wait for: its socket says when it ended.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    work = prepare()
+    ready = prepare()
     # Looking for garbage would write into each object, and so copy most of this process in each worker.
     gc.collect()
     gc.freeze()
-    while _one_has_worked(work, jobs):
+    while _one_has_worked(ready, jobs):
         pass
 
 
-def _one_has_worked(work: Work, jobs: socket.socket) -> bool:
+def _one_has_worked(ready: Ready, jobs: socket.socket) -> bool:
     """Have a worker that waits for a job; returns when it has taken one, or died without: the job is there for the next.
     False when there will be no more.
     """
     ours, theirs = socket.socketpair()
     with ours:
-        forked(partial(_wait_for_a_job, work, jobs, theirs), [ours])
+        forked(partial(_wait_for_a_job, ready, jobs, theirs), [ours])
         theirs.close()
         return ours.recv(1) != _OVER
 
 
-def _wait_for_a_job(work: Work, jobs: socket.socket, nursery: socket.socket) -> None:
+def _wait_for_a_job(ready: Ready, jobs: socket.socket, nursery: socket.socket) -> None:
+    # Not above: the front, which imports this module, has no use for it.
+    from csi.core import process
+
+    work = ready()
+    # The worker before this one has its job at this moment.
+    with process.stepped_back():
+        process.own_memory()
     ends = select.poll()
     ends.register(jobs, select.POLLIN)
     ends.register(nursery, select.POLLIN)

@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ def serve(served: Served, guest: "Guest | None" = None) -> int:
         stack.callback(served.socket.unlink, missing_ok=True)
         front.Front(
             listener,
-            prepare=lambda: _work(served.policy, guest),
+            prepare=lambda: _ready(served.policy, guest),
             behind=str(other) if other is not None else None,
             hub=hub,
             say=lambda text: print(f"sealed-local guest serve: {text}", file=sys.stderr, flush=True),
@@ -43,13 +43,18 @@ def serve(served: Served, guest: "Guest | None" = None) -> int:
     return 0
 
 
-def _work(policy: str, guest: "Guest | None") -> nursery.Work:
+def _ready(policy: str, guest: "Guest | None") -> nursery.Ready:
     """All that an unlock imports, so that no worker has to."""
+    import encodings.idna  # noqa: F401
+
+    from cryptography.hazmat.backends.openssl import backend  # noqa: F401
+
     from csi.core.command import LocalRunner
     from csi.core.errors import SealedLocalError
     from csi.guest import close, devices, find, keeper, leases, released, session, unlock, verbs  # noqa: F401
     from csi.guest import policy as guest_policy
     from csi.guest.attest import kbs_client, lease_client, platform  # noqa: F401
+    from csi.guest.serve.keeper_ahead import KeeperAhead
     from csi.guest.serve.worker import Worker
     from csi.guest.status import Notes
     from csi.guest.this_machine import ThisMachine
@@ -58,5 +63,13 @@ def _work(policy: str, guest: "Guest | None") -> nursery.Work:
     devices.context()
     with suppress(SealedLocalError):  # It may come later, and each worker reads it anew: only its parsing is kept.
         guest_policy.parse(verbs.read_policy(policy), policy)
-    guest = guest or Guest(machine=ThisMachine(LocalRunner()), notes=Notes())
-    return Worker(guest=guest, policy=policy)
+    serving = guest or Guest(machine=ThisMachine(LocalRunner()), notes=Notes())
+
+    def ready() -> nursery.Work:
+        try:
+            prepared = replace(serving, start_keeper=KeeperAhead(serving.leases()).start)
+        except OSError:  # No process is free at this moment. An unlock may find one, and says so if it doesn't.
+            prepared = serving
+        return Worker(guest=prepared, policy=policy)
+
+    return ready
