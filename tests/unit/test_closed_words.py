@@ -73,8 +73,8 @@ ADDED = {
     ),
     "a rule for options of mkfs": (RULE, {"csi/core/mkfs_options.py _check"}),
     "a decision about a device": (DECISION, {"csi/guest/unlock.py unlock", "csi/guest/inspect.py _outcome"}),
-    "what a record's place holds": (SLOT, {"csi/guest/inspect.py _slot"}),
-    "a copy of the header": (COPY, {"csi/guest/unlock.py _copy", "csi/guest/unlock.py _offset"}),
+    "what a record's place holds": (SLOT, {"csi/guest/inspect.py slot_in_words"}),
+    "a copy of the header": (COPY, {"csi/guest/steps.py copy_of", "csi/guest/steps.py offset_of"}),
     "a word for a layout": (LAYOUT_WORD, {"csi/node/parameters.py _layout"}),
     "a layout": (
         LAYOUT,
