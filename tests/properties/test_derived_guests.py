@@ -1,4 +1,4 @@
-"""A volume whose broker keeps no register: killed anywhere and repeated it opens; what a host shows in its place doesn't."""
+"""A volume whose broker keeps no register: killed anywhere and repeated it opens, and nothing else opens in its place."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -81,7 +81,8 @@ def _found(volume_id: str, profile: Profile, disk: DiskView) -> StateRecord:
         if found.sequence != older.sequence + 1 or found.follows != older.nonce:
             raise RolledBack(
                 f"the two state records of volume {volume_id} are not of one history: the host mixed two states of "
-                "the disk, or two guests wrote to it at once. Nothing was changed; recover-key and cryptsetup read it by hand"
+                "the disk, or two guests wrote to it at once. Nothing was changed; the data can be read by hand with "
+                "recover-key and cryptsetup"
             )
     require_device_size(profile, found.payload_bytes, disk)
     return found
