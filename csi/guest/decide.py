@@ -58,6 +58,10 @@ class Open:
     mend: HeaderCopy | None = None
 
 
+Decision = Format | Open
+"""What may be done with a device."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
     """What is written anew: a state record of this sequence under the register's head, and these header copies, from the
@@ -90,7 +94,7 @@ def repair(record: VolumeRecord, disk: DiskView) -> Repair:
     return Repair(sequence=sequence, copies=copies)
 
 
-def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Format | Open:
+def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Decision:
     """The one thing that may be done. `may_format` is what the measured policy and the access mode say."""
     if record.state is VolumeState.ACTIVE:
         return _open(record, disk)

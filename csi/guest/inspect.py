@@ -6,7 +6,7 @@ from typing import assert_never
 from csi.core.errors import SealedLocalError
 from csi.core.size import human
 from csi.guest import decide as plan
-from csi.guest.decide import DiskView, Format, HeaderCopy, Open
+from csi.guest.decide import Decision, DiskView, Format, HeaderCopy, Open
 from csi.guest.seal.state_record import RecordKind, Slot, SlotState, StateRecord
 from csi.kbs.register import Announcement, VolumeRecord
 
@@ -63,7 +63,7 @@ def _outcome(record: VolumeRecord, disk: DiskView) -> str:
     return outcome_in_words(lambda: plan.decide(record, disk, may_format=True))
 
 
-def outcome_in_words(decide: Callable[[], Format | Open]) -> str:
+def outcome_in_words(decide: Callable[[], Decision]) -> str:
     """What an open would do, or why it would refuse."""
     try:
         decision = decide()

@@ -78,8 +78,8 @@ def of_suite(names: Sequence[str], agnhost: Path) -> list[Wanted]:
         "pause": Start(entrypoint=_PAUSE),
     }
     more = {kind: {"agnhost": agnhost} for kind in starts}
-    # Where a device is written, dd has to leave the page cache out as busybox's can't.
-    more["glibc-dns-testing"] |= _with_libraries("bin/dd")
+    # Where a device is written, dd has to leave the page cache out as busybox's can't. Its shell would prefer its own dd.
+    more["glibc-dns-testing"] |= _with_libraries("bin/dd") | _with_libraries("bin/sh")
     kinds = {name: name.rpartition("/")[2].partition(":")[0] for name in names}
     return [_busybox(name, starts[kind], more[kind]) for name, kind in kinds.items() if kind in starts]
 

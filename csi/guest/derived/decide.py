@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from csi.core.errors import Blanked, ForeignContent, Refused, RolledBack, SealedLocalError, Tampered
 from csi.core.sealed import Profile
 from csi.guest.decide import (
+    Decision,
     DiskView,
-    Format,
     HeaderCopy,
     Open,
     by_a_copy,
@@ -23,7 +23,7 @@ from csi.guest.derived.keys import KEY_VERSION
 from csi.guest.seal.state_record import SlotState, StateRecord
 
 
-def decide(volume_id: str, profile: Profile, disk: DiskView, *, may_format: bool) -> Format | Open:
+def decide(volume_id: str, profile: Profile, disk: DiskView, *, may_format: bool) -> Decision:
     """The one thing that may be done. `may_format` is what the measured policy and the access mode say."""
     if opened_slots(disk):
         return _open(volume_id, profile, disk)

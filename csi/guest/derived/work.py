@@ -13,7 +13,7 @@ from csi.core.sealed import HEADER_BYTES, header_of
 from csi.core.secret import Secret
 from csi.core.size import human
 from csi.guest import inspect, steps, unlock
-from csi.guest.decide import Format, HeaderCopy, Open, opened_slots
+from csi.guest.decide import Decision, Format, HeaderCopy, Open, opened_slots
 from csi.guest.derived import decide as plan
 from csi.guest.derived.keys import KEY_VERSION
 from csi.guest.opened import Opened
@@ -110,7 +110,7 @@ class DerivedWork:
         )
         yield f"an open for writing: {outcome}"
 
-    def _decide(self, head: Head, *, may_format: bool) -> Format | Open:
+    def _decide(self, head: Head, *, may_format: bool) -> Decision:
         session = self.session
         view = steps.view(session, head)
         return plan.decide(session.volume_id, session.rule.profile, view, may_format=may_format)

@@ -21,7 +21,10 @@ from csi.guest.serve import words
 
 _NEVER_KILLED: Final = "-1000"
 _AS_OTHERS: Final = "0"
+_TAKEN: Final = b"+"
 _OVER: Final = b"."
+_PAUSE_MILLISECONDS: Final = 500
+"""After a worker that died while it waited: what it died of may still be there."""
 
 
 class Work(Protocol):
@@ -105,14 +108,19 @@ def _serve(prepare: Prepare, jobs: socket.socket) -> None:
 
 
 def _one_has_worked(ready: Ready, jobs: socket.socket) -> bool:
-    """Have a worker that waits for a job; returns when it has taken one, or died without: the job is there for the next.
-    False when there will be no more.
+    """Have a worker that waits for a job; returns when it has taken one, or a moment after it died without: the job is
+    there for the next. False when there will be no more.
     """
     ours, theirs = socket.socketpair()
     with ours:
         forked(partial(_wait_for_a_job, ready, jobs, theirs), [ours])
         theirs.close()
-        return ours.recv(1) != _OVER
+        said = ours.recv(1)
+    if said == _TAKEN:
+        return True
+    front = select.poll()
+    front.register(jobs, 0)  # Only its end.
+    return said != _OVER and not front.poll(_PAUSE_MILLISECONDS)
 
 
 def _wait_for_a_job(ready: Ready, jobs: socket.socket, nursery: socket.socket) -> None:
@@ -133,6 +141,8 @@ def _wait_for_a_job(ready: Ready, jobs: socket.socket, nursery: socket.socket) -
     if not packet:
         nursery.send(_OVER)
         return
+    with suppress(OSError):  # A nursery that has died needs no telling, and the job is ours all the same.
+        nursery.send(_TAKEN)
     nursery.close()
     jobs.close()
     # Programs that the worker starts are its own to wait for.
