@@ -1,16 +1,21 @@
 """A volume whose broker keeps no register: killed anywhere and repeated it opens, and nothing else opens in its place."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from csi.core.errors import Blanked, ForeignContent, InUse, Refused, RolledBack, SealedLocalError, Tampered
+from csi.core.errors import Blanked, Busy, ForeignContent, InUse, Refused, RolledBack, SealedLocalError, Tampered
 from csi.core.sealed import Freshness
 from csi.core.secret import Secret
+from csi.guest import steps
 from csi.guest.policy import FormatRule, GuestAccess
+from csi.guest.seal import state_record
+from csi.guest.seal.state_record import StateRecord
 from csi.kbs.claim_name import ClaimName
-from tests.fakes.sealed_guest import HEADER_BYTES, RECORD_OFFSETS, Died, Fate, Machine, small_format
+from tests.fakes.sealed_guest import HEADER_BYTES, RECORD_OFFSETS, VOLUME, Died, Fate, Machine, small_format
 
 OTHER_ROOT = Secret(b"o" * 32)
 
@@ -188,3 +193,37 @@ def test_a_mapping_alone_is_made_of_a_formatted_volume_only(machine: Machine) ->
     for again in (machine.derived().map_only, machine.derived().repair):
         with pytest.raises(InUse):
             again()
+
+
+def test_a_repair_writes_no_header_that_the_record_does_not_authenticate(machine: Machine) -> None:
+    own = used(machine).derived().session.keys
+    for offset in RECORD_OFFSETS:
+        found = state_record.decode(bytes(machine.disk.content[offset : offset + 4096]), own, VOLUME)
+        assert isinstance(found, StateRecord)
+        machine.disk.write(offset, state_record.encode(replace(found, header_mac=bytes(32)), own, VOLUME))
+    machine.disk.write(4096, b"changed")
+    before = bytes(machine.disk.content)
+    with pytest.raises(Tampered, match="not the one that the volume's state record authenticates"):
+        machine.derived().repair()
+    assert bytes(machine.disk.content) == before
+
+
+def test_a_record_that_another_guest_writes_meanwhile_ends_the_open(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two guests can't be told apart in general; one that comes between the look and the write is noticed."""
+    closed = bytes(used(machine).disk.content)
+    machine.derived().unlock()
+    machine.close()
+    newer = bytes(machine.disk.content)
+    machine.disk.show(closed)
+    settle = steps.settle
+
+    def other_guest(*given: Any) -> None:
+        settle(*given)
+        machine.disk.show(newer)
+
+    monkeypatch.setattr(steps, "settle", other_guest)
+    with pytest.raises(Busy, match="another guest opened volume pvc-1 at this moment"):
+        machine.derived().unlock()
+    assert bytes(machine.disk.content) == newer

@@ -43,6 +43,7 @@ SLOTS: dict[str, Slot] = {
     "third": opened(3),
     "fourth": opened(4),
     "third of another branch": opened(3, "b"),
+    "fifth that names the third": replace(opened(5), follows=opened(3).nonce),
     "of another key version": replace(opened(2), key_version=2),
     "of a shorter device": replace(opened(2), payload_bytes=PAYLOAD - 4096),
     "of a longer device": replace(opened(2), payload_bytes=PAYLOAD + 4096),
