@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from csi.core.errors import Refused, Unavailable
-from csi.guest.attest.agent import AgentAttester
-from csi.guest.attest.agent_socket import SOCKET, SocketAttester
+from csi.guest.attest.agent import SOCKET, AgentAttester
+from csi.guest.attest.agent_socket import SocketAttester
 from csi.guest.attest.platform import Platform
 from csi.guest.broker_settings import BrokerSettings
 from csi.guest.serve import frames

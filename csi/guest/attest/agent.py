@@ -14,6 +14,8 @@ import msgspec
 from csi.core.errors import Refused, Unavailable
 
 ADDRESS: Final = ("127.0.0.1", 8006)
+SOCKET: Final = "run/confidential-containers/attestation-agent/attestation-agent.sock"
+"""Where the kata-agent has the attestation-agent listen, below the root."""
 _LIMIT_BYTES: Final = 1024 * 1024
 _MARKS: Final = {"tdx": "quote", "snp": "attestation_report", "sample": "svn"}
 """A member that the evidence of each TEE has, and that of no other."""

@@ -20,9 +20,6 @@ from csi.guest.serve.frames import Frame, Reader, TooLong
 from csi.guest.serve.proto.attestation_agent_pb2 import GetEvidenceRequest, GetEvidenceResponse
 from csi.guest.serve.proto.ttrpc_pb2 import Request, Response
 
-SOCKET: Final = "run/confidential-containers/attestation-agent/attestation-agent.sock"
-"""Where the kata-agent has the attestation-agent listen, below the root."""
-
 _SERVICE: Final = "attestation_agent.AttestationAgentService"
 _METHOD: Final = "GetEvidence"
 _STREAM: Final = 1

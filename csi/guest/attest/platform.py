@@ -11,8 +11,7 @@ from typing import Final
 
 from csi.core.errors import Refused
 from csi.guest.attest import snp, tdx
-from csi.guest.attest.agent import AgentAttester
-from csi.guest.attest.agent_socket import SOCKET, SocketAttester
+from csi.guest.attest.agent import SOCKET, AgentAttester
 from csi.guest.attest.attester import Attester, SampleAttester
 from csi.guest.attest.snp import SnpAttester
 from csi.guest.attest.tdx import TdxAttester
@@ -95,6 +94,10 @@ class Platform:
         """By the agent's own socket where there is one, else by the REST server that containers see."""
         path = self.root / SOCKET
         if path.is_socket():
+            from csi.guest.attest.agent_socket import (
+                SocketAttester,
+            )  # Protobuf is not worth its import time to the others.
+
             return SocketAttester(tee=tee, timeout_seconds=timeout_seconds, path=path)
         return AgentAttester(tee=tee, timeout_seconds=timeout_seconds)
 
