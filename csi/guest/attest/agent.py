@@ -14,6 +14,8 @@ import msgspec
 from csi.core.errors import Refused, Unavailable
 
 ADDRESS: Final = ("127.0.0.1", 8006)
+SOCKET: Final = "run/confidential-containers/attestation-agent/attestation-agent.sock"
+"""Where the kata-agent has the attestation-agent listen, below the root."""
 _LIMIT_BYTES: Final = 1024 * 1024
 _MARKS: Final = {"tdx": "quote", "snp": "attestation_report", "sample": "svn"}
 """A member that the evidence of each TEE has, and that of no other."""
@@ -32,18 +34,8 @@ class AgentAttester:
         text = urlsafe_b64encode(report_data).decode("ascii").rstrip("=")
         status, body = self._get(f"/aa/evidence?runtime_data={text}&encoding=base64")
         if status != http.client.OK:
-            raise Unavailable(f"the attestation-agent makes no evidence: status {status}: {_words(body)}")
-        try:
-            evidence = msgspec.json.decode(body, type=dict[str, object])
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise Unavailable(f"the attestation-agent's evidence can't be read: {error}") from error
-        kinds = [tee for tee, mark in _MARKS.items() if mark in evidence]
-        if kinds != [self.tee]:
-            raise Refused(
-                f"the attestation-agent made evidence of {', '.join(kinds) or 'an unknown TEE'}, and this guest's TEE is "
-                f"{self.tee}"
-            )
-        return evidence
+            raise Unavailable(f"the attestation-agent makes no evidence: status {status}: {shown(body)}")
+        return evidence_of(self.tee, body)
 
     def _get(self, target: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(*self.address, timeout=self.timeout_seconds)
@@ -56,11 +48,26 @@ class AgentAttester:
             raise Unavailable(f"the attestation-agent's REST server ({place}) does not answer: {error}") from error
         finally:
             connection.close()
-        if len(body) > _LIMIT_BYTES:
-            raise Unavailable(f"the attestation-agent's evidence has more than {_LIMIT_BYTES} bytes")
         return answer.status, body
 
 
-def _words(body: bytes) -> str:
+def evidence_of(tee: str, body: bytes) -> object:
+    """The evidence in an agent's answer, however it came. Raises as `AgentAttester.evidence` does."""
+    if len(body) > _LIMIT_BYTES:
+        raise Unavailable(f"the attestation-agent's evidence has more than {_LIMIT_BYTES} bytes")
+    try:
+        evidence = msgspec.json.decode(body, type=dict[str, object])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Unavailable(f"the attestation-agent's evidence can't be read: {error}") from error
+    kinds = [kind for kind, mark in _MARKS.items() if mark in evidence]
+    if kinds != [tee]:
+        raise Refused(
+            f"the attestation-agent made evidence of {', '.join(kinds) or 'an unknown TEE'}, and this guest's TEE is {tee}"
+        )
+    return evidence
+
+
+def shown(body: bytes) -> str:
+    """The beginning of what an agent said, fit for a message."""
     text = body[:200].decode(errors="replace")
     return "".join(one if one.isprintable() else "?" for one in text)

@@ -11,7 +11,7 @@ from typing import Final
 
 from csi.core.errors import Refused
 from csi.guest.attest import snp, tdx
-from csi.guest.attest.agent import AgentAttester
+from csi.guest.attest.agent import SOCKET, AgentAttester
 from csi.guest.attest.attester import Attester, SampleAttester
 from csi.guest.attest.snp import SnpAttester
 from csi.guest.attest.tdx import TdxAttester
@@ -60,7 +60,7 @@ class Platform:
         if tee is not None and self.tsm.provider() is not None:
             return TdxAttester(tsm=self.tsm) if tee is Tee.TDX else SnpAttester(tsm=self.tsm)
         if settings.attestation_agent and (tee is not None or settings.allow_sample):
-            return AgentAttester(tee=str(tee or Tee.SAMPLE), timeout_seconds=settings.timeout_seconds)
+            return self._agent(str(tee or Tee.SAMPLE), settings.timeout_seconds)
         if tee is not None:
             raise Refused(
                 f"this is a guest of {tee}, and nothing here makes its evidence: mount configfs at /sys/kernel/config "
@@ -89,6 +89,17 @@ class Platform:
                 f"the policy is not the one that this guest was started with: {name} holds {register.hex()}, and the "
                 f"policy's digest is {text.digest}"
             )
+
+    def _agent(self, tee: str, timeout_seconds: float) -> Attester:
+        """By the agent's own socket where there is one, else by the REST server that containers see."""
+        path = self.root / SOCKET
+        if path.is_socket():
+            from csi.guest.attest.agent_socket import (
+                SocketAttester,
+            )  # Protobuf is not worth its import time to the others.
+
+            return SocketAttester(tee=tee, timeout_seconds=timeout_seconds, path=path)
+        return AgentAttester(tee=tee, timeout_seconds=timeout_seconds)
 
     def _register(self, tee: Tee, settings: BrokerSettings) -> bytes:
         if tee is Tee.TDX:

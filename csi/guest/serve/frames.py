@@ -43,6 +43,11 @@ class TooLong:
     length: int
 
 
+def request(stream: int, payload: bytes) -> bytes:
+    """The frame that begins a stream, of which nothing more is sent."""
+    return _HEADER.pack(len(payload), stream, REQUEST, 0) + payload
+
+
 def response(stream: int, payload: bytes) -> bytes:
     """The frame that ends a stream."""
     return _HEADER.pack(len(payload), stream, RESPONSE, 0) + payload
