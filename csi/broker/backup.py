@@ -76,7 +76,7 @@ def restore(
             _fetch(backup, made)
             seals = directory.seals(environment)
             with closing(Store(Sqlite(made), seals)) as store:
-                directory.open_vault(environment, store)
+                directory.open_vault(store)
                 store.verify_audit()
                 last = store.audit_entries()[-1:]
                 held, unknown = _look_back(store, present.file, seals, log)

@@ -17,6 +17,7 @@ from csi.broker.certificates import Pair
 from csi.broker.collateral import CollateralFolder
 from csi.broker.database import Database, holds_entries, holds_secrets
 from csi.broker.liveness import Liveness
+from csi.broker.master_key import MasterKeyFile, load_wrapper
 from csi.broker.release import ReleasePolicy
 from csi.broker.seals import Seals
 from csi.broker.service import Broker
@@ -77,6 +78,11 @@ class BrokerDirectory:
     def master_key(self) -> Path:
         """The key that wraps all stored secrets. Whoever has it and the database has everything."""
         return self.root / "master.key"
+
+    @property
+    def kms(self) -> Path:
+        """Which key of a KMS wraps the master key in its file; without this file none does."""
+        return self.root / "kms.toml"
 
     @property
     def admin_token(self) -> Path:
@@ -161,7 +167,7 @@ class BrokerDirectory:
             place.close()
             raise
         try:
-            self.open_vault(environment, store)
+            self.open_vault(store)
         except BaseException:
             store.close()
             raise
@@ -180,19 +186,30 @@ class BrokerDirectory:
 
         return Postgres(conninfo, close=close)
 
+    def load_master_key(self, environment: Mapping[str, str]) -> Secret:
+        """The master key from the environment, where an orchestrator may put it, else from its file."""
+        given = environment.get(vault.MASTER_KEY_VARIABLE)
+        if given is not None:
+            return vault.decode_master_key(given, vault.MASTER_KEY_VARIABLE)
+        return self.master_key_file(environment).load()
+
+    def master_key_file(self, environment: Mapping[str, str]) -> MasterKeyFile:
+        """The file with what wraps the key in it."""
+        return MasterKeyFile(self.master_key, load_wrapper(self.kms, environment))
+
     def seals(self, environment: Mapping[str, str]) -> Seals:
         """What rows and entries of the database are checked by."""
-        box = Vault(vault.load_master_key(self.master_key, environment))
+        box = Vault(self.load_master_key(environment))
         return Seals(
             vault=box, signer=seals.parse_signer(vault.read_private(self.key("audit")), str(self.key("audit")))
         )
 
-    def open_vault(self, environment: Mapping[str, str], store: Store) -> Vault:
+    def open_vault(self, store: Store) -> Vault:
         """The vault under the master key; raises `Refused` for a key that the database was not written with.
 
         Found out later, some secrets would be wrapped under the one key and some under the other.
         """
-        opened = Vault(vault.load_master_key(self.master_key, environment))
+        opened = store.vault
         opened.unwrap(store.key_check(opened.wrap(Secret(b""), *_KEY_CHECK)), *_KEY_CHECK)
         return opened
 
@@ -203,7 +220,7 @@ class BrokerDirectory:
         policy, store = self.load_policy(), self.open_store(environment)
         try:
             store.check_integrity()
-            master = self.open_vault(environment, store)
+            master = self.open_vault(store)
         except SealedLocalError:
             store.close()
             raise
@@ -299,7 +316,8 @@ def _make_keys_of_database(directory: BrokerDirectory, maker: "_Maker", environm
     if vault.MASTER_KEY_VARIABLE not in environment:
         if not directory.master_key.exists() and any_secrets:
             raise Refused(f"{directory.master_key} is gone, and {directory.database} can't be read without it")
-        maker.file(directory.master_key, _SECRET_MODE, lambda: vault.encode_master_key(Secret(os.urandom(32))))
+        file = directory.master_key_file(environment)
+        maker.file(directory.master_key, _SECRET_MODE, lambda: file.text(Secret(os.urandom(32))))
     if not directory.key("audit").exists() and any_entries:
         raise Refused(f"{directory.key('audit')} is gone, and the audit log can't be checked without it: put it back")
     signer = seals.new_signer()

@@ -36,6 +36,7 @@ first steps:
 environment:
   SEALED_LOCAL_BROKER_DIR          the directory, where --dir is not given
   SEALED_LOCAL_BROKER_MASTER_KEY   the master key (base64 of 32 bytes) instead of DIR/master.key
+  SEALED_LOCAL_BROKER_KMS_PIN      the PIN of DIR/kms.toml's token, instead of its pin_file
 """
 
 

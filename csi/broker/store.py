@@ -20,6 +20,7 @@ from csi.broker.database import Database, Rows
 from csi.broker.owner import Owner
 from csi.broker.rows import StoredVolume, row_of, stored_of
 from csi.broker.seals import Row, Seals, tampered
+from csi.broker.vault import Vault
 from csi.core.errors import NotFound
 from csi.kbs.register import VolumeRecord
 
@@ -63,6 +64,11 @@ class Store:
     def close(self) -> None:
         """End it cleanly; killing the process instead loses nothing, either."""
         self._database.close()
+
+    @property
+    def vault(self) -> Vault:
+        """The vault that rows are sealed by: a KMS is asked for its key once, when the store is opened."""
+        return self._seals.vault
 
     def here(self) -> Rows:
         """The transaction that this thread is in: what a rule reads and writes there is stored with its change, or not."""

@@ -5,7 +5,7 @@ import binascii
 import hmac
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -49,13 +49,6 @@ class Vault:
     def mac(self, *parts: bytes, purpose: str) -> bytes:
         """A MAC (HMAC-SHA256) over parts of one purpose, each with its length."""
         return hmac.digest(self._mac_key, framed(purpose.encode(), *parts), "sha256")
-
-
-def load_master_key(path: Path, environment: Mapping[str, str]) -> Secret:
-    """The master key from the environment, where an orchestrator may put it, else from its file."""
-    if MASTER_KEY_VARIABLE in environment:
-        return decode_master_key(environment[MASTER_KEY_VARIABLE], MASTER_KEY_VARIABLE)
-    return decode_master_key(read_private(path), str(path))
 
 
 def read_private(path: Path) -> str:

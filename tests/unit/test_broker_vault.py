@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from csi.broker import vault
+from csi.broker.directory import BrokerDirectory
+from csi.broker.master_key import MasterKeyFile
 from csi.broker.vault import Vault
 from csi.core.errors import InvalidInput, NotFound, Refused
 from csi.core.secret import Secret
@@ -51,30 +53,30 @@ def key_file(tmp_path: Path, content: bytes, mode: int = 0o600) -> Path:
 
 
 def test_the_master_key_comes_from_its_file(tmp_path: Path) -> None:
-    path = key_file(tmp_path, vault.encode_master_key(Secret(b"k" * 32)))
-    assert vault.load_master_key(path, {}) == Secret(b"k" * 32)
+    key_file(tmp_path, vault.encode_master_key(Secret(b"k" * 32)))
+    assert BrokerDirectory(tmp_path).load_master_key({}) == Secret(b"k" * 32)
 
 
 def test_the_environment_wins(tmp_path: Path) -> None:
-    path = key_file(tmp_path, b"unused")
+    key_file(tmp_path, b"unused")
     environment = {vault.MASTER_KEY_VARIABLE: vault.encode_master_key(Secret(b"e" * 32)).decode()}
-    assert vault.load_master_key(path, environment) == Secret(b"e" * 32)
+    assert BrokerDirectory(tmp_path).load_master_key(environment) == Secret(b"e" * 32)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o601])
 def test_a_key_that_others_could_read_is_refused(tmp_path: Path, mode: int) -> None:
-    path = key_file(tmp_path, vault.encode_master_key(Secret(b"k" * 32)), mode)
+    key_file(tmp_path, vault.encode_master_key(Secret(b"k" * 32)), mode)
     with pytest.raises(Refused, match=f"mode {mode:04o}.*chmod"):
-        vault.load_master_key(path, {})
+        BrokerDirectory(tmp_path).load_master_key({})
 
 
 @pytest.mark.parametrize("content", [b"", b"AAAA", b"%%%%", b"A" * 44, bytes(range(90, 250, 4))])
 def test_a_damaged_key_is_refused_without_showing_it(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
-        vault.load_master_key(key_file(tmp_path, content), {})
+        MasterKeyFile(key_file(tmp_path, content), None).load()
     assert content.decode("latin-1") not in str(caught.value) or not content
 
 
 def test_a_missing_key_says_what_makes_one(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="broker init"):
-        vault.load_master_key(tmp_path / "none", {})
+        BrokerDirectory(tmp_path / "none").load_master_key({})

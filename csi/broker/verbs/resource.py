@@ -1,6 +1,5 @@
 """Storing and destroying the secrets that guests read as `kbs:///REPOSITORY/TYPE/TAG`."""
 
-import os
 import sys
 from argparse import Namespace
 from contextlib import closing
@@ -23,7 +22,7 @@ def put(arguments: Namespace) -> int:
     directory = BrokerDirectory(arguments.dir)
     event = Event(actor=OPERATOR, action="resource-stored", subject=str(path))
     with closing(directory.open_store()) as store:
-        wrapped = directory.open_vault(os.environ, store).wrap(Secret(content), "resource", str(path))
+        wrapped = directory.open_vault(store).wrap(Secret(content), "resource", str(path))
         store.put_resource(str(path), wrapped, event)
     print(f"stored {len(content)} bytes as {path.uri}")
     return 0

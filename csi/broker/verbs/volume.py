@@ -63,7 +63,7 @@ def allocate(arguments: Namespace) -> int:
     detail = f"profile={profile}" + (f" owner={owner}" if owner else "")
     event = Event(actor=OPERATOR, action="allocated", subject=arguments.id, detail=detail)
     with closing(directory.open_store()) as store:
-        record, wrapped = new_volume(directory.open_vault(os.environ, store), arguments.id, profile)
+        record, wrapped = new_volume(directory.open_vault(store), arguments.id, profile)
         found = store.allocate(record, wrapped, event, owner=owner)
         owned = store.stored(arguments.id).owner
     if found is not None and (found != record or owned != owner):
