@@ -165,7 +165,7 @@ def test_a_broker_that_was_passed_over_wraps_nothing_by_the_old_key(directory: B
 
 def test_a_tampered_row_ends_it_and_the_broker_goes_on_with_the_old_key(directory: BrokerDirectory) -> None:
     with closing(directory.open_database()) as database, database.changing("pvc-1") as rows:
-        rows.execute("UPDATE volumes SET owner = 'me' WHERE volume_id = 'pvc-1'")
+        rows.execute("UPDATE volumes SET revision = 7 WHERE volume_id = 'pvc-1'")
     with pytest.raises(Tampered):
         rotation.rotate(directory, {})
     assert not directory.next_master_key.exists()
