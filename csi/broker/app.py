@@ -24,7 +24,6 @@ from starlette.routing import Route
 from csi.broker import deadline
 from csi.broker.health import Health
 from csi.broker.metrics import PAGE_TYPE, Metrics
-from csi.broker.request_target import OriginForm
 from csi.broker.service import Broker
 from csi.broker.sessions import Guest, NotAttested, Session
 from csi.core import errors, log
@@ -108,7 +107,7 @@ class BrokerApp:
         )
         # A redirect has no body, which real clients can't read; a path with a slash at its end is told to be unknown.
         application.router.redirect_slashes = False
-        self.asgi = OriginForm(application)
+        self.asgi = application
 
     def _endpoint(self, name: str, handler: Handler, *, waits: bool = True) -> Callable[[Request], Awaitable[Response]]:
         """`waits`: for the disk, or for whoever does. What doesn't is answered at once; a thread would take longer."""

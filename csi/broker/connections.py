@@ -7,17 +7,28 @@ nothing, or half a request, or no end of a body, keeps a place for ever. No evid
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 PATIENCE_SECONDS = 10.0
 """From the connection, or the last answer, to the end of the next request. Guests need milliseconds."""
 
 
-class ImpatientProtocol(H11Protocol):
-    """HTTP/1.1 where each request has to be complete in time, and who waits longest gives way when places run out."""
+_HEAD_LIMIT_BYTES = 256 * 1024
+"""Bearer tokens of upstream are large: they carry the whole evidence."""
+
+
+class ImpatientProtocol(HttpToolsProtocol):
+    """HTTP/1.1 where each request has to be complete in time, and who waits longest gives way when places run out.
+
+    The parser, llhttp, takes a head of any length, so that is bounded here, too.
+    """
 
     patience_seconds = PATIENCE_SECONDS
     _deadline: asyncio.TimerHandle | None = None
+    _in_head = True
+    """Whether what comes next belongs to a request's line and fields, and not to its body."""
+    _head_bytes = 0
+    """Of a head that goes on, in the pieces that have come of it, but for what came with the end of a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called after the TLS handshake, which `BoundedHandshakes` bounds."""
@@ -29,6 +40,23 @@ class ImpatientProtocol(H11Protocol):
         """Nothing is left to end."""
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Called with each piece that comes, of at most 256 KiB."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > _HEAD_LIMIT_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request has more than {_HEAD_LIMIT_BYTES} bytes.")
+
+    def on_headers_complete(self) -> None:
+        """The body follows."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The next request's head follows."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """The next request on this connection gets its own time."""

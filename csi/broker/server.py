@@ -29,8 +29,6 @@ _GRACE_SECONDS = 3
 _MAX_CONNECTIONS = 512
 _BACKLOG = 128
 _EXPIRY_WARNING = dt.timedelta(days=60)
-_HEADER_LIMIT_BYTES = 256 * 1024
-"""Bearer tokens of upstream are large: they carry the whole evidence."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -80,7 +78,6 @@ def configure(directory: BrokerDirectory, application: ASGIApp) -> uvicorn.Confi
         ws="none",
         http=ImpatientProtocol,
         loop=f"{BoundedHandshakes.__module__}:{BoundedHandshakes.__qualname__}",
-        h11_max_incomplete_event_size=_HEADER_LIMIT_BYTES,
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )

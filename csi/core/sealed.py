@@ -39,6 +39,8 @@ class Freshness(StrEnum):
     HEAD = "head"
     """Header and generation are the newest that the register committed. The payload's blocks are not bound to them: a host
     that keeps the newest head can show any older block, or all of them, and profile `xts` does not notice."""
+    UNVERIFIED = "unverified"
+    """Nothing of it: the broker keeps no register. A host can show any older state of the whole volume, or a blank disk."""
 
 
 class Profile(StrEnum):

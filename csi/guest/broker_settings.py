@@ -19,3 +19,6 @@ class BrokerSettings:
     """Whether evidence may come from Confidential Containers' attestation-agent where the kernel shows no configfs-tsm."""
     timeout_seconds: float = 30.0
     """Bound of one HTTP exchange."""
+    root: str | None = None
+    """`kbs:///REPOSITORY/TYPE/TAG`: the resource that volumes' keys are derived from, at a broker that has resources alone
+    (Trustee). None for a broker that keeps a register of volumes."""

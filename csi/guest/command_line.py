@@ -17,7 +17,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.Untrusted, 3, "what the host shows does not verify (changed header, other volume, wrong mapping)"),
     (errors.NotReleased, 6, "the broker does not release the key to this guest"),
     (errors.ForeignContent, 7, "a device that should be new holds something"),
-    (errors.NotFound, 8, "no such device or volume"),
+    (errors.NotFound, 8, "no such device, volume or root resource"),
     (errors.Unavailable, 9, "the broker, the pinned one, can't be reached or sends no sensible answer; try again"),
     (errors.Refused, 10, "the volume's state or use forbids it; the message says what to do"),
     (errors.Unsupported, 12, "the broker asks for what this guest can't do"),
@@ -31,7 +31,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int, str], ...] = (
 
 _DESCRIPTION = """Inside the confidential guest: attests to the broker, gets the volume's key, verifies the device, mounts
 its filesystem. It believes the measured policy, the broker and its own checks, and nothing that the host says. It
-formats only what the register says was never formatted."""
+formats only what the register says was never formatted; at a broker without a register (Trustee), only a
+device that shows nothing, if the policy permits it."""
 
 _EPILOG = """The policy (TOML) is part of the measured init-data or image; --policy takes it or the whole init-data text:
 
@@ -41,6 +42,8 @@ _EPILOG = """The policy (TOML) is part of the measured init-data or image; --pol
   ca = '''-----BEGIN CERTIFICATE----- ...'''   # the only authority that is trusted
   allow_sample = false                          # true: development without a TEE; proves nothing
   timeout_seconds = 30                          # of one exchange
+  # kind = "trustee"                            # no register: keys are derived from this resource, nobody
+  # root = "kbs:///default/sealed-local/root"   # knows which state is the newest (freshness: unverified)
   [[volume]]
   name = "data"                                 # what --volume may say
   id = "pvc-5d1f..."                            # or id_pattern = "pvc-.*": the host then chooses among all
@@ -52,6 +55,7 @@ _EPILOG = """The policy (TOML) is part of the measured init-data or image; --pol
   format = "once"                               # or never: only what is formatted already
   options = ["noatime"]                         # of the mount
   without_broker = "read-only"                  # or go-on: when the lease can't be renewed in time
+  # without_leases = true                       # kind "trustee", access "rw": nothing stops a second writer
 
 Exit status: 0 done; 1 a tool failed; {codes}.
 See docs/guest.md."""

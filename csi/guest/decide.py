@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from csi.core.errors import Blanked, ForeignContent, Refused, RolledBack, Tampered
-from csi.core.sealed import PAYLOAD_OFFSET, usable_bytes
+from csi.core.sealed import PAYLOAD_OFFSET, Profile, usable_bytes
 from csi.core.size import human
 from csi.guest.seal.state_record import RecordKind, Slot, SlotState, StateRecord
 from csi.kbs.register import VolumeRecord, VolumeState
@@ -58,6 +58,10 @@ class Open:
     mend: HeaderCopy | None = None
 
 
+Decision = Format | Open
+"""What may be done with a device."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
     """What is written anew: a state record of this sequence under the register's head, and these header copies, from the
@@ -79,9 +83,9 @@ def repair(record: VolumeRecord, disk: DiskView) -> Repair:
     """
     if record.state is not VolumeState.ACTIVE or record.header_sha256 is None or record.payload_bytes is None:
         raise Refused(f"volume {record.volume_id} is {record.state} at the broker; there is nothing to repair")
-    opened = _opened(disk)
+    opened = opened_slots(disk)
     if record.unwritten and not any(record.knows(slot.announcement) for slot in opened):
-        _require_device_size(record, record.payload_bytes, disk)
+        require_device_size(record.profile, record.payload_bytes, disk)
         sequence = 1 + max((slot.sequence for slot in opened), default=0)
     else:
         _found(record, disk)
@@ -90,7 +94,7 @@ def repair(record: VolumeRecord, disk: DiskView) -> Repair:
     return Repair(sequence=sequence, copies=copies)
 
 
-def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Format | Open:
+def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Decision:
     """The one thing that may be done. `may_format` is what the measured policy and the access mode say."""
     if record.state is VolumeState.ACTIVE:
         return _open(record, disk)
@@ -101,7 +105,12 @@ def decide(record: VolumeRecord, disk: DiskView, *, may_format: bool) -> Format 
             f"volume {record.volume_id} was never formatted, and this guest's policy or access mode does not allow to do it"
         )
     _require_ours_to_format(record, disk)
-    payload = usable_bytes(disk.device_bytes, record.profile)
+    return format_of(record.profile, disk)
+
+
+def format_of(profile: Profile, disk: DiskView) -> Format:
+    """The format of the whole device. Raises `Refused` for one without room for a payload."""
+    payload = usable_bytes(disk.device_bytes, profile)
     if payload <= 0:
         raise Refused(
             f"the device has {human(disk.device_bytes)}; a sealed volume needs more than {human(PAYLOAD_OFFSET)}"
@@ -144,16 +153,23 @@ def _found(record: VolumeRecord, disk: DiskView) -> StateRecord:
 
 
 def _open(record: VolumeRecord, disk: DiskView) -> Open:
-    found = _found(record, disk)
+    decision = by_a_copy(_found(record, disk), disk)
+    if decision is not None:
+        return decision
+    raise Tampered(
+        f"neither header copy of volume {record.volume_id} is the authenticated one; it is not opened. If this is its "
+        f"disk, the broker's copy can be written to it: sealed-local guest repair --volume {record.volume_id}"
+    )
+
+
+def by_a_copy(found: StateRecord, disk: DiskView) -> Open | None:
+    """How to open by the header copy that the record names; None when neither is the one."""
     if disk.header(HeaderCopy.A) == found.header_sha256:
         mend = None if disk.copies_equal() else HeaderCopy.B
         return Open(copy=HeaderCopy.A, found=found, mend=mend)
     if disk.header(HeaderCopy.B) == found.header_sha256:
         return Open(copy=HeaderCopy.B, found=found, mend=HeaderCopy.A)
-    raise Tampered(
-        f"neither header copy of volume {record.volume_id} is the authenticated one; it is not opened. If this is its "
-        f"disk, the broker's copy can be written to it: sealed-local guest repair --volume {record.volume_id}"
-    )
+    return None
 
 
 def _unknown(record: VolumeRecord, found: StateRecord) -> str:
@@ -192,13 +208,16 @@ def _rebuild(record: VolumeRecord) -> str:
     )
 
 
-def _opened(disk: DiskView) -> list[StateRecord]:
+def opened_slots(disk: DiskView) -> list[StateRecord]:
+    """The verified records of opens."""
     return [slot for slot in disk.slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
 
 
 def _newest(record: VolumeRecord, disk: DiskView) -> StateRecord:
     """The newest verified record. One invalid slot beside a valid one is what a power cut in a record write leaves."""
-    mine = [slot for slot in _opened(disk) if (slot.profile, slot.key_version) == (record.profile, record.key_version)]
+    mine = [
+        slot for slot in opened_slots(disk) if (slot.profile, slot.key_version) == (record.profile, record.key_version)
+    ]
     if mine:
         return max(mine, key=lambda slot: slot.sequence)
     if disk.blank:
@@ -215,11 +234,12 @@ def _newest(record: VolumeRecord, disk: DiskView) -> StateRecord:
 def _require_size(record: VolumeRecord, found: StateRecord, disk: DiskView) -> None:
     if found.payload_bytes != record.payload_bytes:
         raise Tampered(f"volume {record.volume_id} shows another payload size than the register holds")
-    _require_device_size(record, found.payload_bytes, disk)
+    require_device_size(record.profile, found.payload_bytes, disk)
 
 
-def _require_device_size(record: VolumeRecord, wanted: int, disk: DiskView) -> None:
-    payload = usable_bytes(disk.device_bytes, record.profile)
+def require_device_size(profile: Profile, wanted: int, disk: DiskView) -> None:
+    """Raises `Tampered` for a device with less room than the volume has, `Refused` for one with more."""
+    payload = usable_bytes(disk.device_bytes, profile)
     if payload < wanted:
         raise Tampered(f"the device is too small: {human(payload)} of payload instead of {human(wanted)}")
     if payload > wanted:

@@ -1,12 +1,12 @@
 """What a disk shows and what the register says of it, in words for a person. Pure; changes nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import assert_never
 
 from csi.core.errors import SealedLocalError
 from csi.core.size import human
 from csi.guest import decide as plan
-from csi.guest.decide import DiskView, Format, HeaderCopy, Open
+from csi.guest.decide import Decision, DiskView, Format, HeaderCopy, Open
 from csi.guest.seal.state_record import RecordKind, Slot, SlotState, StateRecord
 from csi.kbs.register import Announcement, VolumeRecord
 
@@ -25,12 +25,16 @@ def described(record: VolumeRecord, disk: DiskView) -> Iterator[str]:
         yield "register: that head is of a disk whose records could not be read: `repair` writes it"
     yield f"disk: {human(disk.device_bytes)}"
     for number, slot in enumerate(disk.slots):
-        yield f"disk: record {number}: {_slot(record, slot)}"
+        yield f"disk: record {number}: {slot_in_words(slot, lambda shown: _known(record, shown))}"
     if record.header_sha256 is not None:
         for copy in HeaderCopy:
             right = disk.header(copy).hex() == record.header_sha256
             yield f"disk: header copy {copy.value} is {'the one' if right else 'NOT the one'} that the register holds"
     yield f"an open for writing: {_outcome(record, disk)}"
+
+
+def _known(record: VolumeRecord, shown: StateRecord) -> str:
+    return "the register knows it" if record.knows(shown.announcement) else "the register does NOT know it"
 
 
 def _announced(announcement: Announcement | None) -> str:
@@ -40,7 +44,8 @@ def _announced(announcement: Announcement | None) -> str:
     return f"generation {announcement.generation} ({nonce}…, epoch {announcement.epoch[:_SHOWN_OF_A_NONCE]}…)"
 
 
-def _slot(record: VolumeRecord, slot: Slot) -> str:
+def slot_in_words(slot: Slot, known: Callable[[StateRecord], str]) -> str:
+    """What a record's place shows; `known` says who knows of such an open."""
     match slot:
         case SlotState.ABSENT:
             return "blank"
@@ -49,15 +54,19 @@ def _slot(record: VolumeRecord, slot: Slot) -> str:
         case StateRecord(kind=RecordKind.INTENT):
             return "a format of this volume has begun"
         case StateRecord():
-            known = "the register knows it" if record.knows(slot.announcement) else "the register does NOT know it"
-            return f"{_announced(slot.announcement)}, {known}; {slot.state}"
+            return f"{_announced(slot.announcement)}, {known(slot)}; {slot.state}"
         case _:
             assert_never(slot)
 
 
 def _outcome(record: VolumeRecord, disk: DiskView) -> str:
+    return outcome_in_words(lambda: plan.decide(record, disk, may_format=True))
+
+
+def outcome_in_words(decide: Callable[[], Decision]) -> str:
+    """What an open would do, or why it would refuse."""
     try:
-        decision = plan.decide(record, disk, may_format=True)
+        decision = decide()
     except SealedLocalError as error:
         return f"refused: {error}"
     match decision:

@@ -19,6 +19,7 @@ from csi.core.sealed import Profile
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
 from csi.kbs.claim_name import POLICY_ENTRY, UNNAMED, ClaimName, KubernetesName
+from csi.kbs.messages import ResourcePath
 
 _ANY_NAME = "/*"
 """At the end of a mount point: the name in that folder is the runtime's."""
@@ -33,10 +34,21 @@ class GuestAccess(StrEnum):
 
 
 class FormatRule(StrEnum):
-    """Whether a volume that the register has never seen formatted may be formatted by this guest."""
+    """Whether a volume that the register has never seen formatted may be formatted by this guest; without a register, one
+    whose device shows nothing.
+    """
 
     ONCE = "once"
     NEVER = "never"
+
+
+class BrokerKind(StrEnum):
+    """What the broker is."""
+
+    SEALED_LOCAL = "sealed-local"
+    """It keeps a register of volumes and makes their secrets."""
+    TRUSTEE = "trustee"
+    """It releases resources and knows no volumes: keys are derived from one of its resources."""
 
 
 class WithoutBroker(StrEnum):
@@ -161,6 +173,8 @@ class GuestPolicy:
 class _Broker(msgspec.Struct, forbid_unknown_fields=True):
     url: str
     ca: str
+    kind: BrokerKind = BrokerKind.SEALED_LOCAL
+    root: str | None = None
     allow_sample: bool = False
     attestation_agent: bool = False
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
@@ -178,7 +192,8 @@ class _Volume(msgspec.Struct, forbid_unknown_fields=True):
     options: list[str] = []
     namespace: KubernetesName | None = None
     claim: KubernetesName | None = None
-    without_broker: WithoutBroker = WithoutBroker.READ_ONLY
+    without_broker: WithoutBroker | None = None
+    without_leases: bool = False
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -219,6 +234,9 @@ def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPol
         raise InvalidInput(f"{source}: version", f"{raw.version} is not known; this guest reads version 1")
     if not raw.broker.url.startswith("https://"):
         raise InvalidInput(f"{source}: broker.url", "must begin with https://")
+    root = _root(raw.broker, f"{source}: broker.root")
+    for number, volume in enumerate(raw.volume):
+        _require_fit(volume, raw.broker.kind, f"{source}: volume[{number}]")
     volumes = tuple(_volume(volume, f"{source}: volume[{number}]") for number, volume in enumerate(raw.volume))
     if len({volume.name for volume in volumes}) != len(volumes):
         raise InvalidInput(f"{source}: volume", "two volumes have the same name")
@@ -229,8 +247,39 @@ def _policy(document: dict[str, Any], source: str, *, measured: str) -> GuestPol
         allow_sample=raw.broker.allow_sample,
         attestation_agent=raw.broker.attestation_agent,
         timeout_seconds=raw.broker.timeout_seconds,
+        root=root,
     )
     return GuestPolicy(broker=broker, volumes=volumes)
+
+
+def _root(raw: _Broker, place: str) -> str | None:
+    match raw.kind:
+        case BrokerKind.SEALED_LOCAL:
+            if raw.root is not None:
+                raise InvalidInput(place, f"goes with kind = {BrokerKind.TRUSTEE.value!r} only")
+            return None
+        case BrokerKind.TRUSTEE:
+            if raw.root is None:
+                raise InvalidInput(place, "is missing: the resource that keys are derived from, kbs:///REPO/TYPE/TAG")
+            return ResourcePath.parse_uri(raw.root, place).uri
+        case _:
+            assert_never(raw.kind)
+
+
+def _require_fit(raw: _Volume, kind: BrokerKind, place: str) -> None:
+    """Raises `InvalidInput` for a rule that takes for granted what this kind of broker doesn't do."""
+    if kind is BrokerKind.SEALED_LOCAL:
+        if raw.without_leases:
+            raise InvalidInput(f"{place}.without_leases", "this broker has leases, and they are always taken")
+        return
+    if raw.without_broker is not None:
+        raise InvalidInput(f"{place}.without_broker", "there is no lease that could end at a broker of this kind")
+    if raw.access is GuestAccess.READ_WRITE and not raw.without_leases:
+        raise InvalidInput(
+            f"{place}.without_leases",
+            "a broker of this kind can't keep two guests from writing to one volume at once, which destroys it. Say "
+            "without_leases = true if you see to that yourself, or access = 'ro'",
+        )
 
 
 def _volume(raw: _Volume, place: str) -> VolumePolicy:
@@ -264,7 +313,7 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
         format=raw.format,
         options=tuple(raw.options),
         used_as=ClaimName(namespace=raw.namespace, claim=raw.claim),
-        without_broker=raw.without_broker,
+        without_broker=raw.without_broker or WithoutBroker.READ_ONLY,
     )
 
 

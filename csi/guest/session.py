@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 
 from csi.core.errors import Busy, LiveMismatch, Refused, ToolFailed
-from csi.core.sealed import STATE_RECORD_OFFSETS
+from csi.core.sealed import STATE_RECORD_OFFSETS, Freshness
 from csi.core.secret import Secret
 from csi.guest.machine import Machine
 from csi.guest.opened import Opened, Progress
@@ -22,7 +22,7 @@ from csi.guest.seal.state_record import RecordKind, StateRecord
 from csi.kbs.register import Announcement, Register, VolumeRecord
 
 _NONCE_BYTES = 32
-_FORMATTED = 1
+FORMATTED = 1
 """The generation that a format leaves. It is never mounted."""
 _FORCED_OPTIONS = ("nosuid", "nodev")
 
@@ -33,16 +33,22 @@ def new_nonce() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """See above. `keys` are those of `volume_id`; `progress` is told each step in words for a person."""
+class DeviceSession:
+    """See above, without anybody who says what the newest state is. `keys` are those of `volume_id`; `progress` is told
+    each step in words for a person.
+    """
 
     volume_id: str
     keys: VolumeKeys
     rule: VolumePolicy
     device: str
-    register: Register
     machine: Machine
     progress: Progress
+
+    @property
+    def freshness(self) -> Freshness:
+        """How much of the opened volume is known to be the newest."""
+        return Freshness.UNVERIFIED
 
     @property
     def read_only(self) -> bool:
@@ -73,35 +79,9 @@ class Session:
         content = state_record.encode(record, self.keys, self.volume_id)
         self.write(head, STATE_RECORD_OFFSETS[record.sequence % 2], content)
 
-    def granted(self, record: VolumeRecord, nonce: str) -> Announcement:
-        """Under what a permitted format writes its first state. Raises `Refused` for a permission of somebody else."""
-        if record.grant is None or record.grant.nonce != nonce:
-            raise Refused(f"the broker gave no permission to format volume {self.volume_id}")
-        return Announcement(generation=_FORMATTED, nonce=nonce, epoch=record.grant.epoch)
-
     def new_volume_key(self, share: Secret, key_version: int) -> Secret:
         """A key for the data of a new volume, mixed from the broker's share and as many random bytes of this guest."""
         return volume_keys.volume_key(secrets.token_bytes(64), share, self.volume_id, key_version)
-
-    def announce(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
-        """Announce the next generation and write it to the disk. Raises `Busy` when another guest does so, too."""
-        generation, nonce = record.announced + 1, new_nonce()
-        record = self.register.begin_open(record, nonce=nonce, generation=generation)
-        announced = record.candidates[-1] if record.candidates else None
-        if announced is None or (announced.generation, announced.nonce) != (generation, nonce):
-            raise Refused(f"the broker did not announce generation {generation} of volume {self.volume_id}")
-        self._require_no_other_guest(head, found)
-        self.write_record(head, state_record.following(found, announced))
-        return record
-
-    def commit(self, record: VolumeRecord) -> VolumeRecord:
-        """Commit the newest announcement, which is on the disk: the filesystem is whole and mounted, older disks are not
-        needed any more.
-        """
-        announced = record.candidates[-1]
-        record = self.register.commit_open(record, nonce=announced.nonce, generation=announced.generation)
-        self.progress(f"generation {announced.generation} is committed to the register")
-        return record
 
     def newest_on_disk(self) -> StateRecord | None:
         """The newest open record that the device shows at this moment."""
@@ -110,7 +90,7 @@ class Session:
         opened = [slot for slot in slots if isinstance(slot, StateRecord) and slot.kind is RecordKind.OPEN]
         return max(opened, key=lambda slot: slot.sequence, default=None)
 
-    def _require_no_other_guest(self, head: Head, found: StateRecord) -> None:
+    def require_no_other_guest(self, head: Head, found: StateRecord) -> None:
         """Raises `Busy` when the disk shows a newer record than before: another guest has the device, too, and a record
         written now could destroy the one that it committed.
         """
@@ -160,17 +140,55 @@ class Session:
             ) from error
         self.progress(f"mounted at {self.rule.mount}")
 
-    def opened(self, record: VolumeRecord, mapping: Mapping, *, formatted_now: bool, mounted_now: bool) -> Opened:
+    def opened(self, generation: int, mapping: Mapping, *, formatted_now: bool, mounted_now: bool) -> Opened:
         """The result."""
         return Opened(
             volume_id=self.volume_id,
             device=self.device,
             mapping=mapping.path,
             mount=self.rule.mount,
-            profile=record.profile,
-            freshness=freshness(record.profile),
-            generation=record.generation,
+            profile=self.rule.profile,
+            freshness=self.freshness,
+            generation=generation,
             formatted_now=formatted_now,
             mounted_now=mounted_now,
             read_only=self.read_only,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session(DeviceSession):
+    """One unlocking with a register, which says what the newest state is and permits each change."""
+
+    register: Register
+
+    @property
+    def freshness(self) -> Freshness:
+        """See `DeviceSession`."""
+        return freshness(self.rule.profile)
+
+    def granted(self, record: VolumeRecord, nonce: str) -> Announcement:
+        """Under what a permitted format writes its first state. Raises `Refused` for a permission of somebody else."""
+        if record.grant is None or record.grant.nonce != nonce:
+            raise Refused(f"the broker gave no permission to format volume {self.volume_id}")
+        return Announcement(generation=FORMATTED, nonce=nonce, epoch=record.grant.epoch)
+
+    def announce(self, head: Head, record: VolumeRecord, found: StateRecord) -> VolumeRecord:
+        """Announce the next generation and write it to the disk. Raises `Busy` when another guest does so, too."""
+        generation, nonce = record.announced + 1, new_nonce()
+        record = self.register.begin_open(record, nonce=nonce, generation=generation)
+        announced = record.candidates[-1] if record.candidates else None
+        if announced is None or (announced.generation, announced.nonce) != (generation, nonce):
+            raise Refused(f"the broker did not announce generation {generation} of volume {self.volume_id}")
+        self.require_no_other_guest(head, found)
+        self.write_record(head, state_record.following(found, announced))
+        return record
+
+    def commit(self, record: VolumeRecord) -> VolumeRecord:
+        """Commit the newest announcement, which is on the disk: the filesystem is whole and mounted, older disks are not
+        needed any more.
+        """
+        announced = record.candidates[-1]
+        record = self.register.commit_open(record, nonce=announced.nonce, generation=announced.generation)
+        self.progress(f"generation {announced.generation} is committed to the register")
+        return record

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from csi.guest.attest.kbs_client import BrokerRegister
     from csi.guest.attest.platform import Platform
     from csi.guest.leases import Leases, Start
-    from csi.guest.policy import GuestPolicy
+    from csi.guest.policy import GuestPolicy, VolumePolicy
+    from csi.guest.seal.keys import VolumeKeys
     from csi.guest.session import Session
+    from csi.guest.work import Work
     from csi.kbs.register import VolumeRecord
 
 
@@ -72,57 +74,48 @@ def open_volume(guest: Guest, wanted: Wanted, progress: Progress, *, supervised:
 
     `supervised`: the caller ends whoever uses the volume when its lease becomes doubtful.
     """
-    from csi.guest import unlock
-
-    with _released(guest, wanted, progress, lease=True, supervised=supervised) as (session, record):
-        opened = unlock.unlock(session, record)
+    with _at_work(guest, wanted, progress, lease=True, supervised=supervised) as work:
+        opened = work.unlock()
     guest.notes.remember(opened, progress)
     return opened
 
 
 def map_volume(guest: Guest, wanted: Wanted, progress: Progress) -> str:
     """Map a formatted volume and don't mount it, for the filesystem's own repair tools; returns the mapping's path."""
-    from csi.guest import unlock
-
-    with _released(guest, wanted, progress, lease=True) as (session, record):
-        return unlock.map_only(session, record).path
+    with _at_work(guest, wanted, progress, lease=True) as work:
+        return work.map_only().path
 
 
 def inspect_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str]:
     """Say what the disk shows and what the register says. Changes neither; the broker notes that a secret went out."""
-    from csi.guest import inspect, unlock
-
-    with _released(guest, wanted, progress) as (session, record):
-        return list(inspect.described(record, unlock.look(session)))
+    with _at_work(guest, wanted, progress) as work:
+        return list(work.described())
 
 
 def repair_volume(guest: Guest, wanted: Wanted, progress: Progress) -> list[str]:
     """Write anew what of the head can't be read, then say what is there as `inspect` does."""
-    from csi.guest import inspect, unlock
-
-    with _released(guest, wanted, progress, lease=True) as (session, record):
-        if not unlock.repair(session, record):
+    with _at_work(guest, wanted, progress, lease=True) as work:
+        if not work.repair():
             progress("header copies and state record are whole; nothing was written")
-        return list(inspect.described(record, unlock.look(session)))
+        return list(work.described())
 
 
 def recover_key(guest: Guest, wanted: Wanted, target: str, progress: Progress) -> None:
     """Write the passphrase of keyslot 0, 32 raw bytes, to a new file that its owner alone can read. Needs no device."""
     from csi.core import process
-    from csi.guest import released
 
     process.harden()
     policy = measured_policy(guest, wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
-    with closing(_broker(guest, policy)) as register:
-        got = released.ask(register, volume_id, rule.profile, rule.used_as)
+    with closing(_broker(guest, policy)) as broker:
+        keys, version = _keys(broker, policy, rule, volume_id)
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise InvalidInput("--to", f"{target} can't be made: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as file:
-        file.write(got.keys.passphrase.reveal())
-    progress(f"the passphrase of {volume_id} (key version {got.record.key_version}) is in {target}")
+        file.write(keys.passphrase.reveal())
+    progress(f"the passphrase of {volume_id} (key version {version}) is in {target}")
 
 
 def close_volume(guest: Guest, volume_id: str, progress: Progress, *, only_unmounted: bool = False) -> bool:
@@ -150,42 +143,104 @@ def close_volume(guest: Guest, volume_id: str, progress: Progress, *, only_unmou
 
 
 @contextmanager
-def _released(
+def _at_work(
     guest: Guest, wanted: Wanted, progress: Progress, *, lease: bool = False, supervised: bool = False
-) -> Iterator[tuple["Session", "VolumeRecord"]]:
+) -> Iterator["Work"]:
     """What a verb needs that works with the volume's key: alone in this guest, with the broker's answer and the device.
 
-    A verb that writes needs the lease, too, if the policy lets it write at all.
+    A verb that writes needs the lease, too, if the policy lets it write at all and the broker has any.
     """
     from csi.core import process
-    from csi.guest import find, released
-    from csi.guest.session import Session
 
     process.harden()
     policy = measured_policy(guest, wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     rule = rule.mounted_at(wanted.mount_point)
-    with guest.notes.only_one(volume_id, _PATIENCE_SECONDS), closing(_broker(guest, policy)) as register:
-        device = _known_device(guest.machine, wanted, volume_id)
-        got = released.ask(register, volume_id, rule.profile, rule.used_as)
-        progress(f"the broker released the key of {volume_id} (register: {got.record.state})")
-        session = Session(
-            volume_id=volume_id,
-            keys=got.keys,
-            rule=rule,
-            device=device or find.volume_device(guest.machine, got, wanted.wait_seconds),
-            register=register,
-            machine=guest.machine,
-            progress=progress,
-        )
+    with guest.notes.only_one(volume_id, _PATIENCE_SECONDS), closing(_broker(guest, policy)) as broker:
+        if policy.broker.root is not None:
+            root = policy.broker.root
+            yield _derived(guest, wanted, progress, broker=broker, root=root, rule=rule, volume_id=volume_id)
+            return
+        session, record = _registered(guest, wanted, progress, broker=broker, rule=rule, volume_id=volume_id)
         if not lease or session.read_only:
-            yield session, got.record
+            yield _with_register(session, record)
             return
         held = guest.leases().held(
-            register, policy.broker, rule, got.record, progress, supervised=supervised, patience=wanted.patience
+            broker, policy.broker, rule, record, progress, supervised=supervised, patience=wanted.patience
         )
         with held as record:
-            yield session, record
+            yield _with_register(session, record)
+
+
+def _with_register(session: "Session", record: "VolumeRecord") -> "Work":
+    from csi.guest.work import RegisteredWork
+
+    return RegisteredWork(session=session, record=record)
+
+
+def _registered(
+    guest: Guest, wanted: Wanted, progress: Progress, *, broker: "BrokerRegister", rule: "VolumePolicy", volume_id: str
+) -> tuple["Session", "VolumeRecord"]:
+    from csi.guest import find, released
+    from csi.guest.session import Session
+
+    device = _known_device(guest.machine, wanted, volume_id)
+    got = released.ask(broker, volume_id, rule.profile, rule.used_as)
+    progress(f"the broker released the key of {volume_id} (register: {got.record.state})")
+    session = Session(
+        volume_id=volume_id,
+        keys=got.keys,
+        rule=rule,
+        device=device or find.volume_device(guest.machine, got, wanted.wait_seconds),
+        register=broker,
+        machine=guest.machine,
+        progress=progress,
+    )
+    return session, got.record
+
+
+def _derived(
+    guest: Guest,
+    wanted: Wanted,
+    progress: Progress,
+    *,
+    broker: "BrokerRegister",
+    root: str,
+    rule: "VolumePolicy",
+    volume_id: str,
+) -> "Work":
+    from csi.guest import find
+    from csi.guest.derived.ask import ask
+    from csi.guest.derived.work import DerivedWork
+    from csi.guest.session import DeviceSession
+
+    device = _known_device(guest.machine, wanted, volume_id)
+    got = ask(broker, root, volume_id, rule.used_as)
+    progress(f"the broker released {root}, and the key of {volume_id} is derived from it")
+    session = DeviceSession(
+        volume_id=volume_id,
+        keys=got.keys,
+        rule=rule,
+        device=device or find.derived_device(guest.machine, volume_id, got.keys, wanted.wait_seconds),
+        machine=guest.machine,
+        progress=progress,
+    )
+    return DerivedWork(session=session, share=got.share)
+
+
+def _keys(
+    broker: "BrokerRegister", policy: "GuestPolicy", rule: "VolumePolicy", volume_id: str
+) -> tuple["VolumeKeys", int]:
+    """A volume's keys and their version."""
+    if policy.broker.root is not None:
+        from csi.guest.derived.ask import ask
+        from csi.guest.derived.keys import KEY_VERSION
+
+        return ask(broker, policy.broker.root, volume_id, rule.used_as).keys, KEY_VERSION
+    from csi.guest import released
+
+    got = released.ask(broker, volume_id, rule.profile, rule.used_as)
+    return got.keys, got.record.key_version
 
 
 def measured_policy(guest: Guest, path: str) -> "GuestPolicy":

@@ -32,14 +32,17 @@ from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.guest import decide as plan
 from csi.guest import policy as guest_policy
-from csi.guest import released, session, unlock
+from csi.guest import released, session, steps, unlock
 from csi.guest.close import close
+from csi.guest.derived import keys as derived_keys
+from csi.guest.derived import work
+from csi.guest.derived.work import DerivedWork
 from csi.guest.opened import Opened
 from csi.guest.policy import FormatRule, GuestAccess, VolumePolicy
 from csi.guest.seal import dm_table, luks_header
 from csi.guest.seal.head import Head
 from csi.guest.seal.mapping import Mapping
-from csi.guest.session import Session
+from csi.guest.session import DeviceSession, Session
 from csi.kbs.claim_name import UNNAMED, ClaimName
 from csi.kbs.register import VolumeRecord, VolumeState
 
@@ -142,6 +145,8 @@ class Machine:
     fuse: int | None = None
     """How many ticks the guest still lives; None is for ever."""
     dead: bool = False
+    said: list[str] = field(default_factory=list)
+    """What a guest without a register told."""
     ticks: int = 0
     numbers: int = 0
     made_on_active: int = 0
@@ -191,8 +196,21 @@ class Machine:
         session, record = self._released()
         return unlock.repair(session, record)
 
-    def _released(self, **changes: Any) -> tuple[Session, VolumeRecord]:
-        rule = VolumePolicy(
+    def derived(self, root: Secret = SECRET, names: ClaimName = UNNAMED, **changes: Any) -> DerivedWork:
+        """The work of a guest whose broker keeps no register."""
+        got = derived_keys.derive(root, VOLUME, names)
+        session = DeviceSession(
+            volume_id=VOLUME,
+            keys=got.keys,
+            rule=replace(self._rule(), **changes),
+            device=DEVICE,
+            machine=self,
+            progress=self.said.append,
+        )
+        return DerivedWork(session=session, share=got.share)
+
+    def _rule(self) -> VolumePolicy:
+        return VolumePolicy(
             name="data",
             id=VOLUME,
             id_pattern=guest_policy.re.compile(VOLUME),
@@ -203,6 +221,9 @@ class Machine:
             format=FormatRule.ONCE,
             options=(),
         )
+
+    def _released(self, **changes: Any) -> tuple[Session, VolumeRecord]:
+        rule = self._rule()
         register = ModelRegister(self)
         got = released.ask(register, VOLUME, rule.profile)
         session = Session(
@@ -536,7 +557,7 @@ def small_format() -> Iterator[None]:
         "MIB": UNIT,
     }
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sealed, digests, session, unlock, plan, dm_table, luks_header):
+        for module in (sealed, digests, session, steps, unlock, plan, work, dm_table, luks_header):
             for name, value in sizes.items():
                 if hasattr(module, name):
                     patch.setattr(module, name, value)

@@ -1,5 +1,6 @@
 """Connections that ask for nothing, or for half of something, do not keep guests out. They need no evidence of anything."""
 
+import http.client
 import socket
 import sqlite3
 import ssl
@@ -57,6 +58,13 @@ def rest(connection: ssl.SSLSocket) -> bytes:
     except (ssl.SSLEOFError, ConnectionError):
         pass
     return received
+
+
+def status_of(connection: ssl.SSLSocket) -> tuple[int, bytes]:
+    """The next answer's status and body."""
+    with closing(http.client.HTTPResponse(connection)) as answer:
+        answer.begin()
+        return answer.status, answer.read()
 
 
 WAITING = {
@@ -130,6 +138,55 @@ def test_a_handshake_that_does_not_end_is_ended(broker: RunningBroker, monkeypat
         raw = socket.create_connection(("127.0.0.1", int(other.url.rpartition(":")[2])), timeout=10)
         with closing(raw):
             assert raw.recv(1) == b""
+
+
+LIMIT = 256 * 1024
+TARGETS = {
+    "/healthz": 200,
+    "https://broker.example/healthz?x=y": 200,
+    "HTTP://x:1/healthz": 200,
+    "https://x/": 404,
+    "*": 404,
+}
+
+
+@pytest.mark.parametrize(("target", "status"), TARGETS.items())
+def test_a_whole_url_is_taken_like_its_path_whatever_host_it_names(
+    broker: RunningBroker, target: str, status: int
+) -> None:
+    """RFC 9112, 3.2.2."""
+    with connect(broker, f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()) as connection:
+        assert status_of(connection)[0] == status
+
+
+ENDLESS = {
+    "line": b"GET /" + LIMIT * b"a",
+    "field": b"GET /healthz HTTP/1.1\r\nX: " + LIMIT * b"a",
+    "fields": b"GET /healthz HTTP/1.1\r\n" + LIMIT // 6 * b"X: y\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", ENDLESS.values(), ids=ENDLESS)
+def test_a_head_without_an_end_is_refused_and_takes_no_memory(broker: RunningBroker, sent: bytes) -> None:
+    with connect(broker, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
+        assert status_of(connection)[0] == 200
+        connection.sendall(sent)
+        received = rest(connection)
+    assert b"400 Bad Request" in received
+    assert received.endswith(b"The head of the request has more than 262144 bytes.")
+
+
+def test_a_long_token_and_a_long_body_are_no_endless_head(broker: RunningBroker) -> None:
+    token = b"Authorization: Bearer " + LIMIT // 4 * 3 * b"a"
+    request = (
+        b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\n" + token + b"\r\nContent-Length: 200000\r\n\r\n" + 200_000 * b" "
+    )
+    with connect(broker) as connection:
+        for _ in range(3):
+            connection.sendall(request)
+            status, content = status_of(connection)
+            assert b"more than" not in content
+            assert status in (400, 401)
 
 
 def test_the_server_uses_both_bounds(broker: RunningBroker) -> None:

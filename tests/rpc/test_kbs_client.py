@@ -22,8 +22,11 @@ from csi.core.secret import Secret
 from csi.guest.attest.https import HttpsTransport
 from csi.guest.attest.kbs_client import BrokerRegister
 from csi.guest.broker_settings import BrokerSettings
+from csi.guest.derived import ask
+from csi.guest.derived import keys as derived_keys
 from csi.kbs import jwe, jwk, signed_answers, strict_json, volumes_api
 from csi.kbs import messages as kbs
+from csi.kbs.claim_name import UNNAMED
 from csi.kbs.register import VolumeRecord, VolumeState
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -373,3 +376,41 @@ def test_a_certificate_that_is_not_for_this_signs_nothing(server: Script, guest:
     server.answers["attest"] = (200, {}, token_of(made[whose].certificate))
     with pytest.raises(Unavailable, match=r"token\.x5c"):
         guest.open("pvc-1", Profile.XTS)
+
+
+ROOT = "kbs:///default/sealed-local/root"
+
+
+def test_a_trustee_that_has_the_root_gives_a_volumes_keys_for_one_handshake(
+    server: Script, guest: BrokerRegister
+) -> None:
+    # Trustee's token has no certificate of ours, and it signs nothing.
+    server.answers["attest"], server.signs = (200, {}, b'{"token":"x"}'), False
+
+    def answer() -> Answer:
+        assert server.tee_key is not None
+        return 200, {}, jwe.encrypt(server.tee_key, Secret(b"r" * 32))
+
+    server.answers["root"] = answer  # type: ignore[assignment]
+    got = ask.ask(guest, ROOT, "pvc-1", UNNAMED)
+    assert got == derived_keys.derive(Secret(b"r" * 32), "pvc-1", UNNAMED)
+    assert [(method, path) for method, path, _, _ in server.requests] == [
+        ("POST", "/kbs/v0/auth"),
+        ("POST", "/kbs/v0/attest"),
+        ("GET", "/kbs/v0/resource/default/sealed-local/root"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "raised", "said"),
+    [
+        ("PluginInternalError", NotFound, f"broker.root is {ROOT}, and volume pvc-1 can't be opened without it"),
+        ("PolicyDeny", NotReleased, "default/sealed-local/root: why"),
+    ],
+)
+def test_a_trustee_that_does_not_give_the_root_is_told_as_such(
+    server: Script, guest: BrokerRegister, name: str, raised: type[SealedLocalError], said: str
+) -> None:
+    server.answers["root"] = (401, {}, error(ERRORS + name))
+    with pytest.raises(raised, match=said):
+        ask.ask(guest, ROOT, "pvc-1", UNNAMED)

@@ -42,10 +42,11 @@ RULE = (
 )
 DECISION = (
     "csi/guest/decide.py",
-    "may_format: bool) -> Format | Open:\n",
-    "may_format: bool) -> Format | Open | HeaderCopy:\n",
+    "Decision = Format | Open\n",
+    "Decision = Format | Open | HeaderCopy\n",
 )
 SLOT = ("csi/guest/seal/state_record.py", '    INVALID = "invalid"\n', '    INVALID = "invalid"\n    TORN = "torn"\n')
+BROKER = ("csi/guest/policy.py", '    TRUSTEE = "trustee"\n', '    TRUSTEE = "trustee"\n    VAULT = "vault"\n')
 COPY = ("csi/guest/decide.py", '    B = "B"\n', '    B = "B"\n    C = "C"\n')
 
 POLICY = (
@@ -72,9 +73,13 @@ ADDED = {
         },
     ),
     "a rule for options of mkfs": (RULE, {"csi/core/mkfs_options.py _check"}),
-    "a decision about a device": (DECISION, {"csi/guest/unlock.py unlock", "csi/guest/inspect.py _outcome"}),
-    "what a record's place holds": (SLOT, {"csi/guest/inspect.py _slot"}),
-    "a copy of the header": (COPY, {"csi/guest/unlock.py _copy", "csi/guest/unlock.py _offset"}),
+    "a decision about a device": (
+        DECISION,
+        {"csi/guest/unlock.py unlock", "csi/guest/derived/work.py unlock", "csi/guest/inspect.py outcome_in_words"},
+    ),
+    "a kind of broker": (BROKER, {"csi/guest/policy.py _root"}),
+    "what a record's place holds": (SLOT, {"csi/guest/inspect.py slot_in_words"}),
+    "a copy of the header": (COPY, {"csi/guest/steps.py copy_of", "csi/guest/steps.py offset_of"}),
     "a word for a layout": (LAYOUT_WORD, {"csi/node/parameters.py _layout"}),
     "a layout": (
         LAYOUT,

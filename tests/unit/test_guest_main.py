@@ -20,10 +20,11 @@ from csi.core.sealed import Freshness, Profile
 from csi.core.secret import Secret
 from csi.guest import close, command_line, find, main, run, unlock, verbs
 from csi.guest.attest import kbs_client, lease_client
+from csi.guest.derived.work import DerivedWork
 from csi.guest.lease_note import LeaseNote
 from csi.guest.opened import Opened
 from csi.guest.seal.mapping import mapping_name
-from csi.guest.session import Session
+from csi.guest.session import DeviceSession, Session
 from csi.guest.status import Notes
 from csi.guest.verbs import Guest, Wanted
 from csi.kbs import volumes_api
@@ -485,3 +486,36 @@ def test_a_wait_that_is_no_bounded_number_is_refused_with_the_bounds(
         main.main(["open", "--policy", "p", "--volume", "v", f"--wait={text}"])
     assert ended.value.code == 2
     assert "not a number of seconds from 0 to 86400" in capsys.readouterr().err
+
+
+# A broker that keeps no register
+
+
+def test_without_a_register_no_verb_asks_for_one_or_for_a_lease(world: World) -> None:
+    """`recover-key` derives; an open goes to the disk with the same keys, and takes no lease."""
+    trustee = 'kind = "trustee"\nroot = "kbs:///a/b/c"\nallow_sample = true'
+    world.policy.write_text(
+        POLICY.replace("allow_sample = true", trustee).replace("mount =", "without_leases = true\nmount =")
+    )
+    asked: list[str] = []
+
+    def give(uri: str) -> Secret:
+        asked.append(uri)
+        return Secret(b"r" * 32)
+
+    broker: Any = SimpleNamespace(get_resource=give, close=lambda: None)
+    world.patch.setattr(kbs_client, "BrokerRegister", lambda *_, **__: broker)
+    sessions: list[DeviceSession] = []
+
+    def unlocked(work: DerivedWork) -> Opened:
+        sessions.append(work.session)
+        return replace(OPENED, freshness=work.session.freshness)
+
+    world.patch.setattr(DerivedWork, "unlock", unlocked)
+    assert world.run("open", "--device", "/dev/sdb") == 0
+    target = world.folder.parent / "key"
+    assert world.run("recover-key", "--policy", str(world.policy), "--to", str(target)) == 0
+    assert target.read_bytes() == sessions[0].keys.passphrase.reveal()
+    assert asked == ["kbs:///a/b/c"] * 2
+    assert world.leases == []
+    assert json.loads(world.note.read_text())["freshness"] == "unverified"

@@ -233,3 +233,52 @@ def test_an_example_is_a_policy(text: str) -> None:
 
 def test_the_examples_are_those_of_the_help_and_of_the_guests_page() -> None:
     assert len(examples()) >= 3
+
+
+# A broker without a register
+
+
+TRUSTEE = """
+version = 1
+[broker]
+kind = "trustee"
+root = "kbs:///default/sealed-local/root"
+url = "https://kbs:8080"
+ca = "pem"
+[[volume]]
+name = "data"
+id = "pvc-1"
+mount = "/data"
+without_leases = true
+"""
+
+
+def test_a_broker_of_resources_needs_a_root_and_a_word_about_leases() -> None:
+    policy = parse(TRUSTEE)
+    assert policy.broker.root == "kbs:///default/sealed-local/root"
+    assert parse().broker.root is None
+    read_only = parse(TRUSTEE.replace("without_leases = true", 'access = "ro"'))
+    assert read_only.volumes[0].access is GuestAccess.READ_ONLY
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        ('root = "kbs:///default/sealed-local/root"\n', "", r"broker\.root: is missing"),
+        ("kbs:///default/sealed-local/root", "kbs:///default/root", r"broker\.root: .* three are needed"),
+        ("kbs:///default/sealed-local/root", "default/sealed-local/root", r"broker\.root: .* is not kbs:///"),
+        ('"trustee"', '"kbs"', "broker.kind"),
+        ('kind = "trustee"\n', "", r"broker\.root: goes with kind = 'trustee' only"),
+        ("without_leases = true\n", "", r"volume\[0\]\.without_leases: .*two guests from writing"),
+        ("without_leases = true", 'without_leases = true\nwithout_broker = "go-on"', r"volume\[0\]\.without_broker"),
+    ],
+)
+def test_what_a_broker_of_resources_does_not_do_is_refused_by_its_place(was: str, now: str, said: str) -> None:
+    assert was in TRUSTEE
+    with pytest.raises(InvalidInput, match=said):
+        parse(TRUSTEE.replace(was, now))
+
+
+def test_a_broker_with_leases_always_takes_them() -> None:
+    with pytest.raises(InvalidInput, match=r"without_leases: this broker has leases"):
+        with_volume(without_leases="true")

@@ -62,7 +62,7 @@ def check_register(response: Response, what: str) -> None:
     if response.status == 404 and _name(response) == "PluginNotFound":
         raise Refused(
             f"{what}: this server keeps no register of volumes, it is a KBS for resources alone ({detail(response)}). "
-            "broker.url has to name a `sealed-local broker`"
+            "broker.url has to name a `sealed-local broker`, or the policy has to say kind = 'trustee' and a root resource"
         )
 
 
