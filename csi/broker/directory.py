@@ -16,6 +16,7 @@ from csi.broker import policy as broker_policy
 from csi.broker.certificates import Pair
 from csi.broker.collateral import CollateralFolder
 from csi.broker.database import Database, holds_entries, holds_secrets
+from csi.broker.first_policy import POLICY_TEXT
 from csi.broker.liveness import Liveness
 from csi.broker.master_key import MasterKeyFile, load_wrapper
 from csi.broker.release import ReleasePolicy
@@ -33,39 +34,7 @@ from csi.core.files import write_atomic
 from csi.core.secret import Secret
 
 _SECRET_MODE, _PUBLIC_MODE, _DIRECTORY_MODE = 0o600, 0o644, 0o700
-_KEY_CHECK = ("master key check",)
-
-POLICY_TEXT = """\
-# What this broker releases, and to whom. Whatever is not allowed here is denied; so far, that is everything.
-# After a change: restart the broker or send it SIGHUP. A broken file never replaces the policy that is in force.
-version = 1
-
-# Who may bring a new volume into the register: "first-use", a guest that a workload below allows the volume;
-# or "never", no guest: an operator does it, sealed-local broker volume allocate ID
-# Prefer "never" where a guest's policy uses id_pattern: the host chooses the id there, and could name a new, empty volume.
-allocate = "first-use"
-
-# How long a guest of the same measurement may take over a formatting that another guest did not finish.
-# After that an operator looks: sealed-local broker volume reset ID
-format_deadline_seconds = 3600
-
-# The sample TEE proves NOTHING: with true, anyone who reaches this broker can claim to be any guest.
-# For development only.
-[tee.sample]
-allow = false
-
-# Which TDX and SEV-SNP platforms and images are good: [tee.tdx], [tee.snp] and [[image]], see docs/attestation.md.
-# `sealed-local broker policy learn` prints an [[image]] from evidence.
-
-# One block for each kind of guest. A guest belongs to it when every list holds its value (or the word "any").
-# [[workload]]
-# name = "spark"
-# tee = ["sample"]                          # names of TEEs
-# launch_digests = ["abcde"]                # what was booted; the sample TEE always says "abcde". Others: images = ["NAME"]
-# init_data = ["sha384:..."]                # what it was configured with: sealed-local broker init-data FILE
-# volumes = ["pvc-*"]                       # volume ids: globs, or "regex:..." that has to match as a whole
-# resources = ["default/spark/*"]           # REPOSITORY/TYPE/TAG: a glob for each part, or "regex:..."
-"""
+KEY_CHECK = ("master key check",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +47,11 @@ class BrokerDirectory:
     def master_key(self) -> Path:
         """The key that wraps all stored secrets. Whoever has it and the database has everything."""
         return self.root / "master.key"
+
+    @property
+    def next_master_key(self) -> Path:
+        """The key that a rotation is going over to; gone when that has ended."""
+        return self.root / "master.key.next"
 
     @property
     def kms(self) -> Path:
@@ -193,15 +167,19 @@ class BrokerDirectory:
             return vault.decode_master_key(given, vault.MASTER_KEY_VARIABLE)
         return self.master_key_file(environment).load()
 
-    def master_key_file(self, environment: Mapping[str, str]) -> MasterKeyFile:
-        """The file with what wraps the key in it."""
-        return MasterKeyFile(self.master_key, load_wrapper(self.kms, environment))
+    def master_key_file(self, environment: Mapping[str, str], path: Path | None = None) -> MasterKeyFile:
+        """The file with what wraps the key in it; `path` where it is another than the one in force."""
+        return MasterKeyFile(path or self.master_key, load_wrapper(self.kms, environment))
 
     def seals(self, environment: Mapping[str, str]) -> Seals:
         """What rows and entries of the database are checked by."""
-        box = Vault(self.load_master_key(environment))
+        return self.seals_of(self.load_master_key(environment))
+
+    def seals_of(self, master: Secret) -> Seals:
+        """The same under a given master key."""
         return Seals(
-            vault=box, signer=seals.parse_signer(vault.read_private(self.key("audit")), str(self.key("audit")))
+            vault=Vault(master),
+            signer=seals.parse_signer(vault.read_private(self.key("audit")), str(self.key("audit"))),
         )
 
     def open_vault(self, store: Store) -> Vault:
@@ -209,8 +187,10 @@ class BrokerDirectory:
 
         Found out later, some secrets would be wrapped under the one key and some under the other.
         """
+        if self.next_master_key.exists():
+            raise Refused(f"a rotation of the master key has not ended: sealed-local broker rotate {self.root}")
         opened = store.vault
-        opened.unwrap(store.key_check(opened.wrap(Secret(b""), *_KEY_CHECK)), *_KEY_CHECK)
+        opened.unwrap(store.key_check(opened.wrap(Secret(b""), *KEY_CHECK)), *KEY_CHECK)
         return opened
 
     def load_broker(self, environment: Mapping[str, str]) -> Broker:

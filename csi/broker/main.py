@@ -67,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     command = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_init(command)
     _add_serve(command)
+    _add(
+        command,
+        "rotate",
+        setup.rotate,
+        "wrap everything by a new master key, with all brokers stopped",
+        positional_dir=True,
+    )
     _add_volume(command)
     _add_resource(command)
     _add_audit(command)

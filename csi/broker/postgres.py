@@ -195,7 +195,7 @@ def exists(conninfo: Secret) -> bool:
 
 
 class Sole:
-    """The register's only user, for a restore."""
+    """The register's only user, for a restore or a rotation of the master key."""
 
     def __init__(self, link: Link) -> None:
         self._rows = _Statements(link)
@@ -211,6 +211,13 @@ class Sole:
             )
         _copy(self._rows, path)
         return True
+
+    @contextmanager
+    def changing(self) -> Iterator[Rows]:
+        """A transaction, stored when the block ends without an error."""
+        self._rows.execute("BEGIN")
+        yield self._rows
+        self._rows.execute("COMMIT")
 
     def replace(self, made: Path) -> None:
         """Put the register of the SQLite file `made` in the place of what is here, in one transaction."""

@@ -21,7 +21,7 @@ from csi.broker.owner import Owner
 from csi.broker.rows import StoredVolume, row_of, stored_of
 from csi.broker.seals import Row, Seals, tampered
 from csi.broker.vault import Vault
-from csi.core.errors import NotFound
+from csi.core.errors import NotFound, Refused
 from csi.kbs.register import VolumeRecord
 
 _SELECT = "SELECT volume_id, revision, record, wrapped_secret, owner, mac FROM volumes"
@@ -60,6 +60,7 @@ class Store:
         self._here = threading.local()
         self._newest_lock = threading.Lock()
         self._newest: Place | None = None
+        self._key_check: bytes | None = None
 
     def close(self) -> None:
         """End it cleanly; killing the process instead loses nothing, either."""
@@ -120,7 +121,8 @@ class Store:
             row = now.rows.execute("SELECT wrapped FROM key_check").fetchone()
             if row is None:
                 now.rows.execute("INSERT INTO key_check VALUES (?)", (wrapped,))
-        return wrapped if row is None else self._bytes(row[0])
+        self._key_check = wrapped if row is None else self._bytes(row[0])
+        return self._key_check
 
     def allocate(
         self, record: VolumeRecord, wrapped_secret: bytes, event: Event, *, owner: Owner | None = None
@@ -252,6 +254,7 @@ class Store:
     @contextmanager
     def _changing(self, subject: str) -> Iterator[_Change]:
         with self._database.changing(subject) as rows:
+            self._check_key(rows)
             change = _Change(rows)
             self._here.rows = rows
             try:
@@ -262,6 +265,14 @@ class Store:
             with self._newest_lock:
                 if self._newest is None or self._newest.seq < change.noted.seq:
                     self._newest = change.noted
+
+    def _check_key(self, rows: Rows) -> None:
+        """Nothing is wrapped by a master key that another program has replaced: nobody could unwrap it any more."""
+        if self._key_check is None:
+            return
+        row = rows.execute("SELECT wrapped FROM key_check").fetchone()
+        if row is None or row[0] != self._key_check:
+            raise Refused("the register's master key was rotated; give this broker the new master.key and restart it")
 
     def _bytes(self, value: object) -> bytes:
         """A column of SQLite holds whatever was written into it."""

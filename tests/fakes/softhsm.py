@@ -42,6 +42,13 @@ class SoftHsm:
         finally:
             library.finalize()
 
+    def configure(self, root: Path, key: str, *, token: str = TOKEN, module: Path = MODULE) -> None:
+        """Tell a broker's directory of it."""
+        text = f'version = 1\n[pkcs11]\nmodule = "{module}"\ntoken = "{token}"\nkey = "{key}"\npin_file = "kms.pin"\n'
+        (root / "kms.toml").write_text(text)
+        (root / "kms.pin").write_text(f"{PIN}\n")
+        (root / "kms.pin").chmod(0o600)
+
     def destroy_key(self, label: str) -> None:
         """As an administrator of the KMS could."""
         library = pkcs11.lib(str(MODULE))

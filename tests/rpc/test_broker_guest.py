@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from csi.broker import rules as register
 from csi.broker.audit import Event
-from csi.broker.directory import POLICY_TEXT
+from csi.broker.first_policy import POLICY_TEXT
 from csi.broker.main import main
 from csi.core.errors import Busy, InvalidInput, LeaseLost, NotFound, NotReleased, Refused, Unavailable
 from csi.core.header_digest import header_digest

@@ -25,18 +25,15 @@ def hsm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SoftHsm:
     return made
 
 
-def configured(root: Path, *, key: str = "kek", token: str = TOKEN, module: Path = MODULE) -> BrokerDirectory:
+def configured(hsm: SoftHsm, root: Path, *, key: str = "kek", module: Path = MODULE) -> BrokerDirectory:
     root.mkdir(exist_ok=True)
-    text = f'version = 1\n[pkcs11]\nmodule = "{module}"\ntoken = "{token}"\nkey = "{key}"\npin_file = "kms.pin"\n'
-    (root / "kms.toml").write_text(text)
-    (root / "kms.pin").write_text(f"{PIN}\n")
-    (root / "kms.pin").chmod(0o600)
+    hsm.configure(root, key, module=module)
     return BrokerDirectory(root)
 
 
 @pytest.fixture
 def made(hsm: SoftHsm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> BrokerDirectory:
-    directory = configured(tmp_path / "broker")
+    directory = configured(hsm, tmp_path / "broker")
     assert main(["init", str(directory.root)]) == 0
     capsys.readouterr()
     return directory
@@ -82,8 +79,8 @@ def test_a_broker_that_runs_needs_the_token_no_more(made: BrokerDirectory, hsm: 
     broker.store.close()
 
 
-def test_a_missing_module_is_named(made: BrokerDirectory) -> None:
-    configured(made.root, module=Path("/nowhere/module.so"))
+def test_a_missing_module_is_named(made: BrokerDirectory, hsm: SoftHsm) -> None:
+    configured(hsm, made.root, module=Path("/nowhere/module.so"))
     refused(made, Unavailable, "/nowhere/module.so can't be loaded")
 
 
@@ -132,7 +129,7 @@ def test_a_key_that_may_not_wrap_makes_no_broker(
 ) -> None:
     """Also one that only encrypts: the broker could never be started again."""
     hsm.key("other", encrypt=encrypt, decrypt=decrypt)
-    directory = configured(tmp_path / "broker", key="other")
+    directory = configured(hsm, tmp_path / "broker", key="other")
     assert main(["init", str(directory.root)]) == 1
     assert "not allowed to wrap the master key" in capsys.readouterr().err
     assert not directory.master_key.exists()

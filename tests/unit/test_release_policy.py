@@ -7,7 +7,7 @@ import pytest
 from csi.broker import appraise
 from csi.broker import policy as broker_policy
 from csi.broker.claims import SampleClaims
-from csi.broker.directory import POLICY_TEXT
+from csi.broker.first_policy import POLICY_TEXT
 from csi.broker.release import Allocate, ReleasePolicy
 from csi.core.errors import InvalidInput, NotReleased
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from argparse import Namespace
 
+from csi.broker import rotation
 from csi.broker.directory import BrokerDirectory, initialise, missing_hosts
 from csi.broker.verbs.common import collateral_folder, read
 from csi.broker.verifiers.known import known_verifiers
@@ -49,6 +50,16 @@ def _conninfo(given: str | None) -> Secret | None:
     if given is None:
         return None
     return Secret((sys.stdin.readline() if given == "-" else given).strip().encode())
+
+
+def rotate(arguments: Namespace) -> int:
+    """Put another master key in the place of the present one."""
+    directory = BrokerDirectory(arguments.dir)
+    done = rotation.rotate(directory, os.environ)
+    print(f"a new master key is in force; {done.secrets} secrets were wrapped anew")
+    print(f"the old one is in {done.kept}: backups of before need it; destroy it with the last of them")
+    print(f"make a backup now, and keep a copy of {directory.master_key} elsewhere")
+    return 0
 
 
 def serve(arguments: Namespace) -> int:
