@@ -279,11 +279,13 @@ def look_at_raw(device: str, marker: str) -> dict[str, Any]:
     seen, written, least = False, 0, 8.0
     for number, block in enumerate(_blocks(device, 0, None)):
         seen = seen or marker.encode() in block
-        parts = [part for at in range(0, len(block), 4096) if (part := block[at : at + 4096]).strip(b"\0")]
-        written += len(parts)
-        # Only the payload is ciphertext; below lie header and records.
-        if number >= 34 and len(parts) >= 64:
-            least = min(least, _bits(b"".join(parts)))
+        blocks = [part for at in range(0, len(block), 4096) if (part := block[at : at + 4096]).strip(b"\0")]
+        written += len(blocks)
+        # Only the payload is ciphertext; below lie header and records. mke2fs writes a backup of its superblock as 1 KiB:
+        # what was never written of that block is decrypted, and encrypted again to the zeroes that it was.
+        if number >= 34 and len(blocks) >= 64:
+            sectors = (part[at : at + 512] for part in blocks for at in range(0, 4096, 512))
+            least = min(least, _bits(b"".join(sector for sector in sectors if sector.strip(b"\0"))))
     return {"marker": seen, "written_blocks": written, "least_bits": least}
 
 
