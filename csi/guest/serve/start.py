@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from csi.guest.serve import behind, front, nursery
 
 if TYPE_CHECKING:
+    from csi.guest.machine import Machine
     from csi.guest.verbs import Guest
 
 
@@ -70,6 +71,17 @@ def _ready(policy: str, guest: "Guest | None") -> nursery.Ready:
             prepared = replace(serving, start_keeper=KeeperAhead(serving.leases()).start)
         except OSError:  # No process is free at this moment. An unlock may find one, and says so if it doesn't.
             prepared = serving
+        _look_once(serving.machine)
         return Worker(guest=prepared, policy=policy)
 
     return ready
+
+
+def _look_once(machine: "Machine") -> None:
+    """Looking at the machine takes tens of times as long the first time. No answer of now matters, nor does a failure."""
+    from csi.core.device_number import DeviceNumber
+    from csi.core.errors import SealedLocalError
+
+    for look in (lambda: machine.node_of(DeviceNumber(0, 0)), lambda: machine.mapping("none"), machine.mounts):
+        with suppress(SealedLocalError, OSError):
+            look()
