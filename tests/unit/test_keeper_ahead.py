@@ -1,6 +1,7 @@
 """A keeper that waits ahead: it keeps the lease that it is told of, ends with who made it, and is not the only way."""
 
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,8 @@ class Played:
 
     def keep_or_say(self, kept: LeaseNote) -> None:
         part = self.folder / "part"
-        part.write_text(f"{kept.volume_id} {os.getpid()} {os.getpriority(os.PRIO_PROCESS, 0)}")
+        core = resource.getrlimit(resource.RLIMIT_CORE)[0]
+        part.write_text(f"{kept.volume_id} {os.getpid()} {os.getpriority(os.PRIO_PROCESS, 0)} {core}")
         part.rename(self.folder / "kept")
 
     def start_keeper(self, kept: LeaseNote) -> None:
@@ -56,10 +58,11 @@ def read(path: Path) -> str:
 def test_it_keeps_the_lease_that_it_is_told_of_in_a_process_of_its_own(leases: Played, tmp_path: Path) -> None:
     ahead = KeeperAhead(cast("Leases", leases))
     ahead.start(leases.notes.known)
-    volume_id, pid, nice = read(tmp_path / "kept").split()
+    volume_id, pid, nice, core = read(tmp_path / "kept").split()
     assert volume_id == leases.notes.known.volume_id
     assert int(pid) != os.getpid()
     assert int(nice) == os.getpriority(os.PRIO_PROCESS, 0)
+    assert core == "1", "it holds the lease's secret, so it is hardened"
     assert leases.started == []
 
 
