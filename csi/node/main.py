@@ -81,14 +81,20 @@ def _serve(settings: Settings) -> int:
     _bind(server, settings.endpoint)
     server.start()
     _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
-    threading.Thread(target=_keep_up, args=(here, standing, rules), name="start-up", daemon=True).start()
+    ends = threading.Event()
+    keeps_up = threading.Thread(target=_keep_up, args=(here, standing, rules, ends), name="start-up", daemon=True)
+    keeps_up.start()
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
+    give_up = time.monotonic() + _STOP_SECONDS
     standing.stopping()
+    ends.set()
     stopped = server.stop(_STOP_SECONDS)
     # Calls that wait for a job end with it.
     here.jobs.stop(_STOP_SECONDS)
     stopped.wait()
+    # An attempt may be making a pool's group just now. One that waits for a disk or a lock is left: nothing tells when.
+    keeps_up.join(max(0.0, give_up - time.monotonic()))
     if stop_pages is not None:
         stop_pages()
     _log.info("stopped")
@@ -137,8 +143,8 @@ def build_server(here: Desk, standing: Standing, metrics: Metrics) -> grpc.Serve
     return server
 
 
-def _keep_up(here: Desk, standing: Standing, rules: UdevRules) -> None:
-    """Start up, and try again what could not be done, as long as the process lives."""
+def _keep_up(here: Desk, standing: Standing, rules: UdevRules, ends: threading.Event) -> None:
+    """Start up, and try again what could not be done, until the program ends."""
     devices = BlockDevices()
     loops = here.settings.config.loop_devices
     attempt = Startup(here, standing, rules.note).attempt
@@ -147,11 +153,7 @@ def _keep_up(here: Desk, standing: Standing, rules: UdevRules) -> None:
         # kubelet puts a loop device on every raw block volume: no news of disks.
         return tuple(device for device in devices.now() if loops or not device.name.startswith("loop"))
 
-    def wait(seconds: float) -> bool:
-        time.sleep(seconds)
-        return False
-
-    watch.repeat(attempt, seen, wait)
+    watch.repeat(attempt, seen, ends.wait)
 
 
 def _bind(server: grpc.Server, endpoint: str) -> None:

@@ -1234,6 +1234,20 @@ def test_a_stop_signal_lets_the_running_call_end_and_ends_the_program_well(
     assert events[-1]["event"] == "stopped", "it said too early that it had stopped"
 
 
+def test_a_stop_lets_a_step_of_the_start_up_end_too(program: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    _wait(lambda: '"event":"pool is not complete"' in (tmp_path / "log").read_text().replace('": "', '":"'))
+    (tmp_path / "lvm.hold").touch()
+    _wait((tmp_path / "lvm.reached").exists)
+    program.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.wait(2)
+    (tmp_path / "lvm.hold").unlink()
+    assert program.wait(PATIENCE) == 0
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines() if line[0] == "{"]
+    assert "command" in events[events.index("stopping") :]
+    assert events[-1] == "stopped"
+
+
 def test_a_stop_signal_that_the_kernel_gives_to_another_thread_is_noticed(
     program: "subprocess.Popen[str]", tmp_path: Path
 ) -> None:
