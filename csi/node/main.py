@@ -81,20 +81,16 @@ def _serve(settings: Settings) -> int:
     _bind(server, settings.endpoint)
     server.start()
     _log.info("serving", extra={"endpoint": settings.endpoint, "node_id": settings.node_id})
-    ends = threading.Event()
-    keeps_up = threading.Thread(target=_keep_up, args=(here, standing, rules, ends), name="start-up", daemon=True)
-    keeps_up.start()
+    keeping_up = _KeepingUp(here, standing, rules)
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     give_up = time.monotonic() + _STOP_SECONDS
     standing.stopping()
-    ends.set()
     stopped = server.stop(_STOP_SECONDS)
     # Calls that wait for a job end with it.
     here.jobs.stop(_STOP_SECONDS)
     stopped.wait()
-    # An attempt may be making a pool's group just now. One that waits for a disk or a lock is left: nothing tells when.
-    keeps_up.join(max(0.0, give_up - time.monotonic()))
+    keeping_up.stop(give_up - time.monotonic())
     if stop_pages is not None:
         stop_pages()
     _log.info("stopped")
@@ -143,17 +139,30 @@ def build_server(here: Desk, standing: Standing, metrics: Metrics) -> grpc.Serve
     return server
 
 
-def _keep_up(here: Desk, standing: Standing, rules: UdevRules, ends: threading.Event) -> None:
-    """Start up, and try again what could not be done, until the program ends."""
-    devices = BlockDevices()
-    loops = here.settings.config.loop_devices
-    attempt = Startup(here, standing, rules.note).attempt
+class _KeepingUp:
+    """Starts up, and tries again what could not be done, until the program ends."""
 
-    def seen() -> object:
+    def __init__(self, here: Desk, standing: Standing, rules: UdevRules) -> None:
+        self._devices = BlockDevices()
+        self._loops = here.settings.config.loop_devices
+        self._attempt = Startup(here, standing, rules.note).attempt
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="start-up", daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Begin no further attempt, and let one end that may be making a pool's group. One that waits for a disk or for
+        LVM's lock is left: nothing tells when that ends.
+        """
+        self._ends.set()
+        self._thread.join(max(0.0, seconds))
+
+    def _work(self) -> None:
+        watch.repeat(self._attempt, self._seen, self._ends.wait)
+
+    def _seen(self) -> object:
         # kubelet puts a loop device on every raw block volume: no news of disks.
-        return tuple(device for device in devices.now() if loops or not device.name.startswith("loop"))
-
-    watch.repeat(attempt, seen, ends.wait)
+        return tuple(device for device in self._devices.now() if self._loops or not device.name.startswith("loop"))
 
 
 def _bind(server: grpc.Server, endpoint: str) -> None:
