@@ -1,4 +1,4 @@
-# One target a program: docker build --target node|guest|broker|cluster .
+# One target a program: docker build --target node|guest|broker|cluster . (and what guest images are made of)
 # Every stage lies on one Debian release, so that a package built for its Python runs on it. Each program's image has only its
 # own packages and of our code what its own imports reach (scripts/reached.py): the node's has no cryptography and no
 # cryptsetup, because the node holds no keys.
@@ -78,6 +78,22 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=guest-build /opt/sealed-local /opt/sealed-local
 ENTRYPOINT ["sealed-local", "guest"]
+
+# What goes into the root filesystem of a Kata guest: `guest` with its own Python, tools and libraries, and what puts it there.
+# docker build --target guest-bundle --output bundle . (the folder /bundle); deploy/guest-image/README.md says what to do with it.
+FROM guest AS guest-bundle
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends patchelf \
+    && rm -rf /var/lib/apt/lists/*
+COPY deploy/guest-image /src/guest-image
+RUN /src/guest-image/make-bundle /bundle
+
+# A root filesystem with the bundle and a kernel that has configfs-tsm (6.12; Debian 12's own has none). kata-agent is not in it.
+FROM ${DEBIAN} AS guest-rootfs
+COPY deploy/guest-image/fetch-kernel /tmp/
+RUN /tmp/fetch-kernel && rm /tmp/fetch-kernel
+COPY --from=guest-bundle /bundle /tmp/bundle
+RUN /tmp/bundle/add-to-rootfs / && rm -rf /tmp/bundle
 
 # The tenant's broker. Its folder is a volume of the tenant's; `sealed-local broker init` fills it.
 FROM python AS broker

@@ -56,7 +56,8 @@ class GuestImage:
 
     kernel: Path
     initramfs: Path
-    root: Path
+    root: Path | None
+    """None where the initramfs is the root filesystem."""
 
 
 def build() -> GuestImage:

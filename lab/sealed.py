@@ -7,9 +7,11 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from lab import guest_image
+from lab import guest_image, recipe_image
+from lab.guest_image import GuestImage
 from lab.kata import Rules
 from lab.node import Node, Result
 
@@ -24,6 +26,8 @@ fi
 _numbers = itertools.count(1)
 BROKER_PORT = 8443
 POLICY_PATH = "/run/sealed-local/initdata.toml"
+KATA_INIT_DATA = "/run/confidential-containers/initdata/initdata.toml"
+"""Where kata-agent writes the whole text that it found on the disk of init-data."""
 
 _POLICY = """
 version = 1
@@ -145,23 +149,33 @@ class Guest:
 
     def boot(self) -> "Guest":
         """Start it; returns when its agent answers."""
-        image = {key: str(value) for key, value in asdict(guest_image.build()).items()}
-        extra = self.node.shared / f"{self.name}.cpio"
         files = guest_image.own_code() | {"extra/initdata.toml": self._measured.encode()}
         if self._chip is not None:
             files["extra/chip.json"] = json.dumps(self._chip).encode()
-        extra.write_bytes(guest_image.archive(files))
+        self._start(guest_image.build(), guest_image.archive(files))
+        if self._chip is not None:
+            self.run(["/bin/sh", "-c", _PLAY_TEE])
+        return self
+
+    def boot_recipe(self) -> "Guest":
+        """Start it from the image of deploy/guest-image instead; the init-data lies where kata-agent puts it."""
+        busybox = f"{recipe_image.PLAYED[1:]}/busybox"
+        self._start(recipe_image.build(), guest_image.archive(recipe_image.played(), frozenset({busybox})))
+        self.run(["/bin/mkdir", "-p", str(Path(KATA_INIT_DATA).parent)])
+        self.write(KATA_INIT_DATA, self._measured.encode())
+        return self
+
+    def _start(self, image: GuestImage, archive: bytes) -> None:
+        extra = self.node.shared / f"{self.name}.cpio"
+        extra.write_bytes(archive)
         self.boot_seconds = self.node.call(
             "lab.vm:start",
             name=self.name,
-            image=image,
+            image={key: str(value) if value is not None else None for key, value in asdict(image).items()},
             extra=str(extra),
             memory_mib=self._memory,
             log=self.log,
         )
-        if self._chip is not None:
-            self.run(["/bin/sh", "-c", _PLAY_TEE])
-        return self
 
     def hand_over(self, target_path: str, rules: Rules = Rules.RS, driver: str = "virtio-scsi") -> dict[str, Any]:
         """Kata's part: read the record, plug the device, build the Storage."""

@@ -44,13 +44,13 @@ class Qmp:
 class Guest:
     """One running guest."""
 
-    def __init__(self, name: str, image: dict[str, str], extra: str, memory_mib: int, log: str) -> None:
+    def __init__(self, name: str, image: dict[str, str | None], extra: str, memory_mib: int, log: str) -> None:
         self.folder = Path(f"/tmp/guest-{name}")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self._plugged: dict[str, str] = {}
         initramfs = self.folder / "initramfs"
-        initramfs.write_bytes(Path(image["initramfs"]).read_bytes() + Path(extra).read_bytes())
+        initramfs.write_bytes(Path(str(image["initramfs"])).read_bytes() + Path(extra).read_bytes())
         self.started = time.monotonic()
         with Path(log).open("ab") as output:
             self.process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Guest:
             )
         self._connect()
 
-    def _argv(self, image: dict[str, str], initramfs: Path, memory_mib: int) -> list[str]:
+    def _argv(self, image: dict[str, str | None], initramfs: Path, memory_mib: int) -> list[str]:
         # Emulated by QEMU 7.2, Linux 6.12 gets wrong registers from an interrupted CMPXCHG16B, so it is shown none.
         accel = (
             ["-accel", "kvm", "-cpu", "host"] if _kvm_works() else ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]
@@ -70,11 +70,10 @@ class Guest:
         return [
             "qemu-system-x86_64", *accel, "-machine", "pc,hpet=off", "-smp", "1", "-m", str(memory_mib),
             "-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio",
-            "-kernel", image["kernel"], "-initrd", str(initramfs),
+            "-kernel", str(image["kernel"]), "-initrd", str(initramfs),
             "-append", "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on tsc=reliable",
             "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off",
-            "-blockdev", f"driver=file,node-name=root,filename={image['root']},read-only=on,locking=off",
-            "-device", "virtio-blk-pci,drive=root,addr=4",
+            *_root_disk(image.get("root")),
             "-device", "virtio-scsi-pci,id=scsi0,addr=5",
             "-device", "virtio-serial-pci,addr=6",
             "-chardev", f"socket,id=agent,path={self.folder}/agent,server=on,wait=off",
@@ -146,7 +145,7 @@ class Guest:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def start(name: str, image: dict[str, str], extra: str, memory_mib: int, log: str) -> float:
+def start(name: str, image: dict[str, str | None], extra: str, memory_mib: int, log: str) -> float:
     """Boot a guest with the archive `extra` appended to its initramfs; returns the seconds until its agent was there."""
     _guests[name] = Guest(name, image, extra, memory_mib, log)
     return _guests[name].boot_seconds
@@ -177,6 +176,13 @@ def kill(name: str) -> None:
     guest = _guests.pop(name, None)
     if guest is not None:
         guest.kill()
+
+
+def _root_disk(file: str | None) -> list[str]:
+    if file is None:
+        return []
+    drive = f"driver=file,node-name=root,filename={file},read-only=on,locking=off"
+    return ["-blockdev", drive, "-device", "virtio-blk-pci,drive=root,addr=4"]
 
 
 def _kvm_works() -> bool:

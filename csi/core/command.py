@@ -19,7 +19,7 @@ from csi.core.secret import Secret
 
 _log = logging.getLogger(__name__)
 
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PATH = "/opt/sealed-local/tools:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BASE_ENVIRONMENT = {"PATH": _PATH, "LC_ALL": "C"}
 _GIVE_UP_ON_PIPES_SECONDS = 5.0
 _READS_EVERY_DISK = "lvm"

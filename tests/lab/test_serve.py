@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lab import recipe_image
 from lab.driver import MIB, Driver, mount_capability
 from lab.kata import Rules
 from lab.node import Node
@@ -40,6 +41,10 @@ class World:
     measured: str
     target: str
 
+    def recipe_guest(self) -> Guest:
+        """Boot the image of deploy/guest-image."""
+        return Guest(self.node, self.measured, memory_mib=1024).boot_recipe()
+
     def guest(self) -> Guest:
         """Boot a guest with a hub at hand."""
         guest = Guest(self.node, self.measured).boot()
@@ -48,9 +53,13 @@ class World:
         return guest
 
 
-def agent(guest: Guest, *steps: tuple[Any, ...]) -> list[Any]:
+_IN_THE_LABS_IMAGE = ("/usr/bin/python3", f"{_CODE}/kata_agent.pyc")
+_IN_THE_RECIPES = (recipe_image.PYTHON, f"{recipe_image.PLAYED}/kata_agent.py")
+
+
+def agent(guest: Guest, *steps: tuple[Any, ...], program: tuple[str, ...] = _IN_THE_LABS_IMAGE) -> list[Any]:
     """One agent, with one connection, does these steps; answers what came of each."""
-    done = guest.run(["/usr/bin/python3", f"{_CODE}/kata_agent.pyc", json.dumps(steps)], timeout=600, check=False)
+    done = guest.run([*program, json.dumps(steps)], timeout=600, check=False)
     assert done.rc == 0, done.stderr.decode() + guest.run(["/usr/bin/cat", "/run/serve.log"]).text
     return list(json.loads(done.stdout))
 
@@ -121,4 +130,26 @@ def test_an_agent_gets_a_sealed_volume_and_the_hub_its_own_requests(world: World
     assert came[17:] == ["by the first container", "connected", [0, "", "again"], done, 0, True]
     formats = [line for line in world.broker.audit() if line.get("action") == "begin-format"]
     assert len(formats) <= 1
+    guest.kill()
+
+
+@pytest.mark.timeout(1400)
+def test_the_guest_image_of_the_recipe_opens_a_sealed_volume_and_finds_the_data_again(world: World) -> None:
+    guest = world.recipe_guest()
+    given = guest.hand_over(world.target, Rules.GO)
+    device, place = given["device"], given["storage"]["mount_point"]
+    came = agent(
+        guest,
+        ("launch", _SOCKET, recipe_image.HUB),
+        (*_UNSEAL, "by the stock program behind"),
+        ("mount", device, place),
+        ("write", f"{place}/of-the-recipe", "kept"),
+        ("unmount", place),
+        ("closed",),
+        ("mount", device, place),
+        ("read", f"{place}/of-the-recipe"),
+        program=_IN_THE_RECIPES,
+    )
+    done = [0, "", ""]
+    assert came == ["connected", [0, "", "by the stock program behind"], done, len("kept"), 0, True, done, "kept"]
     guest.kill()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lab.driver import MIB, REGISTRY, Driver, block_capability, mount_capability, mounts_below
-from lab.node import Node, wait_until
+from lab.node import REPOSITORY, Node, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -16,6 +16,7 @@ _MOUNT, _BLOCK = mount_capability("ext4"), block_capability()
 _SIZE = 32 * MIB
 _SOON = 60.0
 _LABEL, _UUID = "host-data", "5d1f7a44-2f0c-4c1b-9d6e-000000000014"
+_GUEST_RULE = REPOSITORY / "deploy/guest-image/59-sealed-local-guest.rules"
 
 
 class Contained(Driver):
@@ -223,6 +224,19 @@ def test_a_pods_device_never_takes_the_hosts_links(node: Node, host_disk: str, n
     driver.unstage(name).ok()
     driver.delete(name).ok()
     assert driver.stop() == 0
+
+
+def test_by_the_rule_of_the_guest_image_udev_looks_for_nothing_on_a_disk(node: Node, host_disk: str) -> None:
+    rule = f"/run/udev/rules.d/{_GUEST_RULE.name}"
+    node.run(["mkdir", "-p", "/run/udev/rules.d"])
+    node.write(rule, _GUEST_RULE.read_bytes())
+    node.run(["udevadm", "control", "--reload"])
+    node.run(["udevadm", "trigger", "--settle", "--action=change", host_disk])
+    known = node.run(["udevadm", "info", "--query=property", host_disk]).text
+    node.run(["rm", rule])
+    node.run(["udevadm", "control", "--reload"])
+    assert "ID_FS_" not in known
+    assert host_disk not in _leads(node)
 
 
 def test_a_boot_activates_no_volume_of_ours_and_the_rest_as_ever(node: Node, host_disk: str) -> None:
