@@ -162,7 +162,11 @@ class CollateralFolder:
         write_atomic(path, content, mode=_MODE, temporary=path.with_name(f".{path.name}.new"))
 
     def _files(self, pattern: re.Pattern[str]) -> Iterator[Path]:
-        return (path for path in sorted(self.root.glob("*")) if pattern.fullmatch(path.name))
+        try:
+            found = [path for path in self.root.iterdir() if pattern.fullmatch(path.name)]
+        except FileNotFoundError:
+            return
+        yield from sorted(found)
 
 
 def in_words(expires: dt.datetime, now: dt.datetime) -> str:

@@ -86,6 +86,8 @@ def configure(directory: BrokerDirectory, application: ASGIApp) -> uvicorn.Confi
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+        # For coming back without a whole handshake. A guest attests anew in each of its connections, so it never does.
+        config.ssl.num_tickets = 0
     return config
 
 

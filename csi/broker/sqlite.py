@@ -1,5 +1,6 @@
 """The register in one SQLite file, for one broker and the commands beside it."""
 
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from csi.broker.database import BUSY_SECONDS, Rows
 from csi.core.errors import Refused, Unavailable
 
 _PROBE_SECONDS = 1.0
+_STEP_SECONDS = 0.25
 
 
 class Sqlite:
@@ -26,6 +28,8 @@ class Sqlite:
         self._path = path
         self._lock = threading.Lock()
         self._db = schema.connect(path)
+        self._milliseconds = -1
+        """How long this connection waits for another one's lock."""
 
     def close(self) -> None:
         """See `Database`."""
@@ -89,14 +93,22 @@ class Sqlite:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
+    def _wait_for_others(self) -> None:
+        """Wait for a lock as long as the request may, and at most a step longer: most have all of their time left, and say
+        nothing new.
+        """
+        wanted = math.ceil(deadline.remaining(BUSY_SECONDS) / _STEP_SECONDS) * int(1000 * _STEP_SECONDS)
+        if wanted != self._milliseconds:
+            self._db.execute(f"PRAGMA busy_timeout = {wanted}")
+            self._milliseconds = wanted
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One thread at a time, by the request's deadline; what SQLite raises becomes an error of ours."""
         if not self._lock.acquire(timeout=deadline.remaining(BUSY_SECONDS)):
             raise Unavailable("the register's database is busy; try again")
         try:
-            milliseconds = int(1000 * deadline.remaining(BUSY_SECONDS))
-            self._db.execute(f"PRAGMA busy_timeout = {milliseconds}")
+            self._wait_for_others()
             yield
         except schema.ERRORS as error:
             raise schema.translated(error, self._path) from error

@@ -92,31 +92,82 @@ class Roots:
     def check_authority(self, certificate: x509.Certificate, now: dt.datetime) -> None:
         """Raise `NotReleased` unless this is one of the roots, or directly below one."""
         if certificate not in self.roots.values():
-            _check_time(certificate, _signer(certificate, tuple(self.roots.values())), now)
+            root = _signer(certificate, tuple(self.roots.values()))
+            for one in (certificate, root):
+                _Validity.of(one).check(now)
 
     def endorsement_key(self, kind: SnpKey, leaf: x509.Certificate, now: dt.datetime) -> EndorsementKey:
         """Verify a key's certificate up to a root; raises `NotReleased`."""
-        intermediate = _signer(leaf, self.intermediates)
-        root = _signer(intermediate, tuple(self.roots.values()))
-        _check_time(intermediate, root, now)
-        _check_time(leaf, intermediate, now)
-        name = common_name(leaf.subject)
-        if name != f"SEV-{kind.upper()}":
-            raise NotReleased(f"the certificate of {name!r} is not one of a {kind.upper()}")
-        key = leaf.public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-            raise NotReleased(f"the {kind.upper()} certificate holds no P-384 key")
-        product = next(product for product, one in self.roots.items() if one == root)
-        if intermediate.serial_number in self.revoked.get(product, ()):
-            raise NotReleased(f"AMD has revoked {common_name(intermediate.subject)!r}, which certifies this chip's key")
-        return EndorsementKey(
-            kind=kind,
-            product=product,
-            tcb=_tcb(leaf, product),
-            chip_id=_extension(leaf, _CHIP_ID) if kind is SnpKey.VCEK else None,
-            test=self.test,
-            key=key,
+        whole = leaf.public_bytes(serialization.Encoding.DER)
+        found = _certified(kind, leaf, whole, self.intermediates, tuple(self.roots.items()))
+        for certificate in found.chain:
+            certificate.check(now)
+        if found.intermediate in self.revoked.get(found.key.product, ()):
+            raise NotReleased(f"AMD has revoked {found.chain[1].name!r}, which certifies this chip's key")
+        return found.key if not self.test else replace(found.key, test=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Validity:
+    """From when to when a certificate is good."""
+
+    name: str
+    begins: dt.datetime
+    ends: dt.datetime
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> Self:
+        return cls(
+            name=common_name(certificate.subject),
+            begins=certificate.not_valid_before_utc,
+            ends=certificate.not_valid_after_utc,
         )
+
+    def check(self, now: dt.datetime) -> None:
+        """Raise `NotReleased` at any other time."""
+        if not self.begins <= now <= self.ends:
+            raise NotReleased(
+                f"the certificate of {self.name!r} is valid from {self.begins:%Y-%m-%d} to {self.ends:%Y-%m-%d}, and it is "
+                f"{now:%Y-%m-%d}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Certified:
+    """What a key's certificate says, signed up to a root. Whether that is in time and not revoked is asked each time."""
+
+    key: EndorsementKey
+    chain: tuple[_Validity, _Validity, _Validity]
+    """Of the leaf, the intermediate and the root."""
+    intermediate: int
+    """Its serial number."""
+
+
+@lru_cache(maxsize=1024)
+def _certified(
+    kind: SnpKey,
+    leaf: x509.Certificate,
+    whole: bytes,
+    intermediates: tuple[x509.Certificate, ...],
+    roots: tuple[tuple[SnpProduct, x509.Certificate], ...],
+) -> _Certified:
+    """Raises `NotReleased`. Remembered by every byte, for what did verify: guests of a machine all come with its one
+    certificate.
+    """
+    intermediate = _found_signer(leaf, whole, intermediates)
+    root = _signer(intermediate, tuple(one for _, one in roots))
+    if (name := common_name(leaf.subject)) != f"SEV-{kind.upper()}":
+        raise NotReleased(f"the certificate of {name!r} is not one of a {kind.upper()}")
+    key = leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise NotReleased(f"the {kind.upper()} certificate holds no P-384 key")
+    product = next(product for product, one in roots if one == root)
+    chip_id = _extension(leaf, _CHIP_ID) if kind is SnpKey.VCEK else None
+    return _Certified(
+        key=EndorsementKey(kind=kind, product=product, tcb=_tcb(leaf, product), chip_id=chip_id, test=False, key=key),
+        chain=(_Validity.of(leaf), _Validity.of(intermediate), _Validity.of(root)),
+        intermediate=intermediate.serial_number,
+    )
 
 
 def load_der(der: bytes, name: str) -> x509.Certificate:
@@ -143,8 +194,8 @@ def _found_signer(
 ) -> x509.Certificate:
     """The one that signed it, with RSA-PSS over SHA-384 and nothing else. Raises `NotReleased`.
 
-    No member of the certificate is read before: nobody has vouched for it yet. Remembered for what did verify: guests of a
-    machine all come with its one certificate. Time and revocation are no part of it and are looked at each time.
+    No member of the certificate is read before: nobody has vouched for it yet. Remembered for what did verify; time and
+    revocation are no part of it and are looked at each time.
     """
     for candidate in candidates:
         key = candidate.public_key()
@@ -173,15 +224,6 @@ def check_frame(whole: bytes, signed: bytes, signature: bytes) -> None:
     algorithm = whole.partition(signed)[2].removesuffix(b"\x03\x82" + len(bits).to_bytes(2, "big") + bits)
     if not algorithm or algorithm not in signed:
         raise NotReleased("the algorithm of a certificate's signature is not the one that it is signed with")
-
-
-def _check_time(certificate: x509.Certificate, issuer: x509.Certificate, now: dt.datetime) -> None:
-    for one in (certificate, issuer):
-        if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
-            raise NotReleased(
-                f"the certificate of {common_name(one.subject)!r} is valid from {one.not_valid_before_utc:%Y-%m-%d} to "
-                f"{one.not_valid_after_utc:%Y-%m-%d}, and it is {now:%Y-%m-%d}"
-            )
 
 
 def _tcb(leaf: x509.Certificate, product: SnpProduct) -> SnpTcb:
