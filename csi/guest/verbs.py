@@ -67,6 +67,8 @@ class Wanted:
     """Where a runtime wants the volume, if the rule leaves that to it."""
     patience: Patience = NO_PATIENCE
     """With another guest that has the volume."""
+    measured: "GuestPolicy | None" = None
+    """The policy, where the caller has had it measured already: what chose the volume is what opens it."""
 
 
 def open_volume(guest: Guest, wanted: Wanted, progress: Progress, *, supervised: bool = False) -> Opened:
@@ -153,7 +155,7 @@ def _at_work(
     from csi.core import process
 
     process.harden()
-    policy = measured_policy(guest, wanted.policy)
+    policy = wanted.measured or measured_policy(guest, wanted.policy)
     rule, volume_id = policy.resolve(wanted.volume, wanted.volume_id)
     rule = rule.mounted_at(wanted.mount_point)
     with guest.notes.only_one(volume_id, _PATIENCE_SECONDS), closing(_broker(guest, policy)) as broker:

@@ -138,7 +138,7 @@ def test_the_mount_point_chooses_the_rule_and_the_rule_says_the_rest(
     world: World, asked: str, rule: str, mount_point: str
 ) -> None:
     told = world.ask(asked)
-    assert world.wanted == [
+    assert [replace(wanted, measured=None) for wanted in world.wanted] == [
         Wanted(
             policy=str(world.policy), volume=rule, volume_id=None, device="/dev/sdb", wait_seconds=0.0,
             mount_point=mount_point,
@@ -149,6 +149,12 @@ def test_the_mount_point_chooses_the_rule_and_the_rule_says_the_rest(
     assert Response.FromString(answer[1:]).status.code == 0
     assert done == words.DONE
     assert world.looked_after == [f"id of {rule}"]
+
+
+def test_the_policy_that_chose_the_volume_opens_it_whatever_the_file_says_by_then(world: World) -> None:
+    world.ask(f"{STORAGE}/MDEvMDI=")
+    (wanted,) = world.wanted
+    assert wanted.measured == guest_policy.parse(POLICY, str(world.policy))
 
 
 @pytest.mark.parametrize(

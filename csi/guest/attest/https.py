@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from csi.core.errors import InvalidInput, Unavailable
@@ -50,7 +51,7 @@ class HttpsTransport:
     ) -> None:
         self._host, self._port = _split(url)
         self._name = f"{self._host}:{self._port}"
-        self._tls = _pinned(ca_pem)
+        self._tls = pinned(ca_pem)
         self._timeout = timeout_seconds
         self._max_body = max_body_bytes
         self._try_delays = try_delays_seconds
@@ -135,7 +136,12 @@ def _split(url: str) -> tuple[str, int]:
     return host, port or 443
 
 
-def _pinned(ca_pem: str) -> ssl.SSLContext:
+@lru_cache(maxsize=4)
+def pinned(ca_pem: str) -> ssl.SSLContext:
+    """TLS that trusts these authorities alone; remembered, so that a process that waits for work can make it ahead.
+
+    Raises `InvalidInput`.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if not ca_pem.strip():

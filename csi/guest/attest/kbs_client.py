@@ -47,8 +47,10 @@ _Request = Callable[[str], msgspec.Struct]
 
 
 @cache
-def _process_key() -> ec.EllipticCurvePrivateKey:
-    """One key for the life of the process: evidence binds it, so a new one for each call would only cost time."""
+def process_key() -> ec.EllipticCurvePrivateKey:
+    """One key for the life of the process: evidence binds it, so a new one for each call would only cost time. Never made
+    before a fork: it would be the key of several processes.
+    """
     return ec.generate_private_key(ec.SECP256R1())
 
 
@@ -77,7 +79,7 @@ class BrokerRegister:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._attester = attester or Platform().attester(settings)
-        self._key = key or _process_key()
+        self._key = key or process_key()
         self._init_data = settings.init_data
         self._cookie: str | None = None
         self._held: dict[str, _Held] = {}

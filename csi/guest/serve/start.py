@@ -54,16 +54,20 @@ def _ready(policy: str, guest: "Guest | None") -> nursery.Ready:
     from csi.core.errors import SealedLocalError
     from csi.guest import close, devices, find, keeper, leases, released, session, unlock, verbs  # noqa: F401
     from csi.guest import policy as guest_policy
-    from csi.guest.attest import kbs_client, lease_client, platform  # noqa: F401
+    from csi.guest.attest import https, kbs_client, lease_client, platform  # noqa: F401
     from csi.guest.serve.keeper_ahead import KeeperAhead
     from csi.guest.serve.worker import Worker
     from csi.guest.status import Notes
     from csi.guest.this_machine import ThisMachine
     from csi.guest.verbs import Guest
 
+    def made_ahead() -> None:
+        """What is made of the policy. It may come later, and each worker reads it anew: this is kept beside it."""
+        with suppress(SealedLocalError):
+            https.pinned(guest_policy.parse(verbs.read_policy(policy), policy).broker.ca_pem)
+
     devices.context()
-    with suppress(SealedLocalError):  # It may come later, and each worker reads it anew: only its parsing is kept.
-        guest_policy.parse(verbs.read_policy(policy), policy)
+    made_ahead()
     serving = guest or Guest(machine=ThisMachine(LocalRunner()), notes=Notes())
 
     def ready() -> nursery.Work:
@@ -71,6 +75,8 @@ def _ready(policy: str, guest: "Guest | None") -> nursery.Ready:
             prepared = replace(serving, start_keeper=KeeperAhead(serving.leases()).start)
         except OSError:  # No process is free at this moment. An unlock may find one, and says so if it doesn't.
             prepared = serving
+        made_ahead()
+        kbs_client.process_key()
         _look_once(serving.machine)
         return Worker(guest=prepared, policy=policy)
 

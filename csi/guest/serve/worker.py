@@ -82,22 +82,23 @@ class Worker:
             raise InvalidInput("request", "is no SecureMountRequest") from error
         mount_point = request.mount_point.rstrip("/")
         device = _device(self.guest, request)
-        rule = self._rule(mount_point)
+        policy = verbs.measured_policy(self.guest, self.policy) if Path(self.policy).exists() else None
+        rule = policy.mounted_at(mount_point) if policy is not None else None
         if rule is None:
             self._require_unsealed(device, mount_point)
             return None
         if device is None:
             raise NotFound(f"the request for {mount_point} names no block device that is here")
         wanted = Wanted(
-            policy=self.policy, volume=rule, volume_id=None, device=device, wait_seconds=0.0, mount_point=mount_point
+            policy=self.policy,
+            volume=rule.name,
+            volume_id=None,
+            device=device,
+            wait_seconds=0.0,
+            mount_point=mount_point,
+            measured=policy,
         )
         return verbs.open_volume(self.guest, wanted, _progress()).volume_id
-
-    def _rule(self, mount_point: str) -> str | None:
-        if not Path(self.policy).exists():
-            return None
-        rule = verbs.measured_policy(self.guest, self.policy).mounted_at(mount_point)
-        return rule.name if rule is not None else None
 
     def _require_unsealed(self, device: str | None, mount_point: str) -> None:
         """What stands behind would format the device. Raises `Refused` for one that shows a sealed volume."""
