@@ -218,7 +218,7 @@ def test_a_guest_does_not_attest_for_ever(broker: RunningBroker) -> None:
         return refusal
 
     guest._handshake = wasted  # type: ignore[method-assign]
-    with pytest.raises(NotReleased, match=r"no session.*3 tries"):
+    with pytest.raises(Unavailable, match=r"no session.*3 tries"):
         guest.open("pvc-1", Profile.XTS)
     assert handshakes == 3
 

@@ -185,7 +185,7 @@ def test_a_volume_id_is_one_segment_of_the_path(server: Script, guest: BrokerReg
         ((404, {}, error(ERRORS + "InvalidRequestPath")), NotFound, "why"),
         ((403, {}, error(ERRORS + "PolicyDeny")), NotReleased, "why"),
         ((401, {}, error(ERRORS + "PolicyDeny")), NotReleased, "^volume pvc-1: why$"),
-        ((401, {}, error(ERRORS + "TokenNotFound")), NotReleased, r"why \(3 tries\)"),
+        ((401, {}, error(ERRORS + "TokenNotFound")), Unavailable, r"loses this guest.s sessions: .*why \(3 tries\)"),
         ((401, {}, b"<html>"), NotReleased, "HTTP status 401"),
         ((418, {}, b"<html>"), Refused, "HTTP status 418"),
         ((302, {"Location": "https://127.0.0.1:1/"}, b""), Refused, "HTTP status 302"),
@@ -256,7 +256,7 @@ def test_a_handshake_is_repeated_only_where_the_session_may_be_over(
     server: Script, guest: BrokerRegister, name: str
 ) -> None:
     server.answers["key"] = (401, {}, error(ERRORS + name))
-    with pytest.raises((NotFound, NotReleased)):
+    with pytest.raises((NotFound, NotReleased, Unavailable)):
         guest.get_resource("kbs:///default/test/key")
     asked = Counter(path.rpartition("/")[2] for _, path, _, _ in server.requests)
     tries = 3 if name in ("AttestationError", "TokenNotFound") else 1
@@ -271,7 +271,7 @@ def test_refused_evidence_is_shown_once_and_a_lost_session_is_begun_again(
         guest.get_resource("kbs:///default/test/key")
     assert [path for _, path, _, _ in server.requests] == [f"{kbs.PREFIX}/auth", f"{kbs.PREFIX}/attest"]
     server.answers["attest"] = (401, {}, error(ERRORS + "TokenNotFound", "no session"))
-    with pytest.raises(NotReleased, match=r"no session \(3 tries\)"):
+    with pytest.raises(Unavailable, match=r"no session \(3 tries\)"):
         guest.get_resource("kbs:///default/test/key")
 
 

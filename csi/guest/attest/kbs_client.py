@@ -286,8 +286,10 @@ class BrokerRegister:
         self, method: str, path: str, body: Callable[[], bytes | None], headers: Mapping[str, str] | None = None
     ) -> Response:
         """One exchange in an attested session. One that ended is renewed, three tries in all; a refusal is the answer."""
+        forgotten = False
         for _ in range(_ATTEMPTS):
             refusal = self._handshake() if self._cookie is None else None
+            forgotten = refusal is not None
             if refusal is None and self._cookie is not None:
                 content = body()
                 response = self._transport.exchange(
@@ -296,7 +298,12 @@ class BrokerRegister:
                 if not session_is_over(response):
                     return response
                 refusal = f"the broker refuses {path}: {detail(response)}"
+                forgotten = session_is_unknown(response)
             self._cookie = None
+        if forgotten:
+            # Nobody has said no: a broker that starts again and again, or several behind one address, each with its own
+            # sessions.
+            raise Unavailable(f"the broker loses this guest's sessions: {refusal} ({_ATTEMPTS} tries)")
         raise NotReleased(f"{refusal} ({_ATTEMPTS} tries)")
 
     def _handshake(self) -> str | None:
