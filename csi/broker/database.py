@@ -4,7 +4,7 @@ brokers share (`csi.broker.postgres`).
 The store's statements are the SQL that both understand, with `?` for each parameter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -74,8 +74,10 @@ class Database(Protocol):
     def forget(self) -> None:
         """Destroy what the database still keeps of rows that are gone, as far as it can."""
 
-    def probe(self) -> None:
-        """See whether a change could be made now; raises `Unavailable` or `Refused`, after a second at the latest."""
+    def probe(self, look: Callable[[Rows], None]) -> None:
+        """See whether a change could be made now; raises `Unavailable` or `Refused`, after a second at the latest, or
+        whatever `look` raises, which may read.
+        """
 
     def check_integrity(self) -> None:
         """Read everything; raises `Refused` when it is damaged anywhere."""

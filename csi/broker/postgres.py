@@ -104,13 +104,14 @@ class Postgres:
     def forget(self) -> None:
         """Nothing can be done from here: the server keeps old rows until it vacuums, and its log as long as it archives."""
 
-    def probe(self) -> None:
+    def probe(self, look: Callable[[Rows], None]) -> None:
         """A connection of its own, so that it waits for nothing that waits here. A standby can't change anything."""
         with deadline.within(_PROBE_SECONDS), self._server.translated(), closing(self._server.connect()) as link:
             link.execute(f"BEGIN; {_timeouts()}; SELECT pg_advisory_xact_lock({_LOG_LOCK})".encode())
             if link.execute("SHOW transaction_read_only").fetchone() != ("off",):
                 raise Unavailable(f"{self._server.name} takes no changes: it is a standby, or set to be read only")
             link.execute("SELECT id FROM epoch").fetchone()
+            look(_Statements(link))
 
     def check_integrity(self) -> None:
         """Read every row: where the server has checksums it compares them, and says so."""

@@ -58,12 +58,13 @@ class Sqlite:
         if busy:
             raise Unavailable("the secret is destroyed in the database but not yet in its write-ahead log; repeat it")
 
-    def probe(self) -> None:
+    def probe(self, look: Callable[[Rows], None]) -> None:
         """A connection of its own, so that it waits for nothing that waits here."""
         try:
             with closing(schema.plainly(self._path, _PROBE_SECONDS)) as db:
                 db.execute("BEGIN IMMEDIATE")
                 db.execute("SELECT id FROM epoch").fetchone()
+                look(db)
                 db.execute("ROLLBACK")
         except schema.ERRORS as error:
             raise schema.translated(error, self._path) from error

@@ -21,7 +21,7 @@ from csi.broker.owner import Owner
 from csi.broker.rows import StoredVolume, row_of, stored_of
 from csi.broker.seals import Row, Seals, tampered
 from csi.broker.vault import Vault
-from csi.core.errors import NotFound, Refused
+from csi.core.errors import NotFound, Unavailable
 from csi.kbs.register import VolumeRecord
 
 _SELECT = "SELECT volume_id, revision, record, wrapped_secret, owner, mac FROM volumes"
@@ -78,7 +78,7 @@ class Store:
 
     def stored(self, volume_id: str) -> StoredVolume:
         """The record of a volume with its wrapped secret."""
-        with self._database.reading() as rows:
+        with self._reading() as rows:
             return self._present(rows, volume_id)
 
     def volume(self, volume_id: str) -> VolumeRecord:
@@ -91,7 +91,7 @@ class Store:
 
     def all_stored(self) -> list[StoredVolume]:
         """All volumes, by id."""
-        with self._database.reading() as rows:
+        with self._reading() as rows:
             columns = rows.execute(f"{_SELECT} ORDER BY volume_id").fetchall()
             noted = audit.newest_revisions(rows)
         found = [self._checked(row, noted) for row in columns]
@@ -101,7 +101,7 @@ class Store:
 
     def epoch(self) -> str:
         """The random id of this life of the register, in hex; a restored register has another one."""
-        with self._database.reading() as rows:
+        with self._reading() as rows:
             row = rows.execute("SELECT id FROM epoch").fetchone()
         if row is None or not isinstance(row[0], str):
             raise self._database.damaged("it has no epoch")
@@ -113,7 +113,7 @@ class Store:
 
     def probe(self) -> None:
         """See whether a change could be made now, beside everything that waits here; raises `Unavailable` or `Refused`."""
-        self._database.probe()
+        self._database.probe(self._check_key)
 
     def key_check(self, wrapped: bytes) -> bytes:
         """The value that was wrapped when the database was first used; `wrapped` itself when that is now."""
@@ -198,7 +198,7 @@ class Store:
 
     def header(self, volume_id: str) -> bytes | None:
         """The wrapped header of a volume; None where none is kept."""
-        with self._database.reading() as rows:
+        with self._reading() as rows:
             row = rows.execute("SELECT wrapped FROM headers WHERE volume_id = ?", (volume_id,)).fetchone()
         return None if row is None else self._bytes(row[0])
 
@@ -216,7 +216,7 @@ class Store:
 
     def resource(self, path: str) -> bytes:
         """A wrapped resource."""
-        with self._database.reading() as rows:
+        with self._reading() as rows:
             row = rows.execute("SELECT wrapped FROM resources WHERE path = ?", (path,)).fetchone()
         if row is None:
             raise NotFound(f"resource {path} does not exist")
@@ -243,13 +243,19 @@ class Store:
 
     def audit_entries(self) -> list[Entry]:
         """The audit log, oldest entry first."""
-        with self._database.reading() as rows:
+        with self._reading() as rows:
             return list(audit.read(rows))
 
     def verify_audit(self, expected_head: str | None = None) -> tuple[int, str]:
         """See `audit.verify`."""
-        with self._database.reading() as rows:
+        with self._reading() as rows:
             return audit.verify(rows, self._seals, expected_head)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Rows]:
+        with self._database.reading() as rows:
+            self._check_key(rows)
+            yield rows
 
     @contextmanager
     def _changing(self, subject: str) -> Iterator[_Change]:
@@ -267,12 +273,18 @@ class Store:
                     self._newest = change.noted
 
     def _check_key(self, rows: Rows) -> None:
-        """Nothing is wrapped by a master key that another program has replaced: nobody could unwrap it any more."""
+        """Raise `Unavailable` in a register that another program has brought under another master key.
+
+        What was wrapped by the old one nobody could unwrap any more, and what the new one seals would look tampered with.
+        """
         if self._key_check is None:
             return
         row = rows.execute("SELECT wrapped FROM key_check").fetchone()
         if row is None or row[0] != self._key_check:
-            raise Refused("the register's master key was rotated; give this broker the new master.key and restart it")
+            raise Unavailable(
+                "the register's master key was rotated while this broker was not connected, so it reads and changes "
+                "nothing any more: give it the new master.key and start it anew"
+            )
 
     def _bytes(self, value: object) -> bytes:
         """A column of SQLite holds whatever was written into it."""

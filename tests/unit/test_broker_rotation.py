@@ -19,7 +19,7 @@ from csi.broker.main import main
 from csi.broker.store import Store
 from csi.broker.vault import MASTER_KEY_VARIABLE
 from csi.broker.volumes import header_purpose, secret_purpose
-from csi.core.errors import Busy, Refused, Tampered
+from csi.core.errors import Busy, Refused, Tampered, Unavailable
 from csi.core.sealed import Profile
 from csi.core.secret import Secret
 from csi.kbs.register import VolumeRecord
@@ -148,19 +148,45 @@ def test_a_running_broker_is_in_the_way_by_name(directory: BrokerDirectory) -> N
     everything_is_there(directory)
 
 
-def rotate_behind(store: Store, directory: BrokerDirectory) -> None:
-    """What a broker sees that had no connection in the meantime."""
+def rotate_behind(directory: BrokerDirectory) -> None:
+    """What a broker finds that had no connection in the meantime."""
+    old, new = directory.seals({}), directory.seals_of(Secret(os.urandom(32)))
     with closing(directory.open_database()) as database, database.changing("key") as rows:
-        rows.execute("UPDATE key_check SET wrapped = ?", (b"other",))
+        rotation._rewrap(rows, old, new)
 
 
-def test_a_broker_that_was_passed_over_wraps_nothing_by_the_old_key(directory: BrokerDirectory) -> None:
+CHANGES: dict[str, Callable[[Store], object]] = {
+    "allocate": lambda store: store.allocate(rules.allocate("pvc-4", Profile.XTS), b"under the old key", EVENT),
+    "change": lambda store: store.change("pvc-1", rules.retire, EVENT),
+    "release": lambda store: store.release("pvc-1", lambda _: EVENT),
+    "put_resource": lambda store: store.put_resource("default/a/c", b"under the old key", EVENT),
+    "note": lambda store: store.note(EVENT),
+}
+READS: dict[str, Callable[[Store], object]] = {
+    "volume": lambda store: store.volume("pvc-1"),
+    "a volume that is not there": lambda store: store.volume("pvc-9"),
+    "volumes": Store.volumes,
+    "header": lambda store: store.header("pvc-2"),
+    "resource": lambda store: store.resource("default/a/b"),
+    "epoch": Store.epoch,
+    "audit_entries": Store.audit_entries,
+    "verify_audit": Store.verify_audit,
+    "probe": Store.probe,
+}
+
+
+def test_a_broker_that_was_passed_over_says_so_whatever_it_is_asked(directory: BrokerDirectory) -> None:
+    """It wraps nothing by the old key, and calls nothing tampered with that the new one sealed."""
     with closing(directory.open_store({})) as store:
-        rotate_behind(store, directory)
-        with pytest.raises(Refused, match="master key was rotated"):
-            store.allocate(rules.allocate("pvc-4", Profile.XTS), b"under the old key", EVENT)
-        with pytest.raises(Refused, match="master key was rotated"):
-            store.put_resource("default/a/c", b"under the old key", EVENT)
+        for read in READS.values():
+            if read is not READS["a volume that is not there"]:
+                read(store)
+        rotate_behind(directory)
+        for name, asked in (CHANGES | READS).items():
+            with pytest.raises(Unavailable) as caught:
+                asked(store)
+            assert "master key was rotated" in str(caught.value), name
+            assert "start it anew" in str(caught.value), name
 
 
 def test_a_tampered_row_ends_it_and_the_broker_goes_on_with_the_old_key(directory: BrokerDirectory) -> None:
