@@ -52,6 +52,22 @@ BROKER: Object = {
         "from": [{"namespaceSelector": {"matchLabels": {"guests": "yes"}}}],
     },
 }
+BROKERS: Object = {
+    "node": {"enabled": False},
+    "driver": {"createObject": False},
+    **NO_CLASSES,
+    "broker": {
+        "enabled": True,
+        "replicas": 3,
+        "postgresql": {
+            "conninfoSecret": {"name": "register", "key": "uri"},
+            "keysSecret": "broker-keys",
+            "collateralConfigMap": "broker-collateral",
+            "to": [{"ipBlock": {"cidr": "10.0.0.5/32"}}],
+        },
+        "backup": {"schedule": "17 2 * * *", "existingClaim": "backups", "keep": 3},
+    },
+}
 CLUSTER: Object = {
     "cluster": {"enabled": True, "releaseAfterSeconds": 86400, "podLabels": {"team": "storage"}},
     "networkPolicy": {
@@ -63,6 +79,7 @@ VARIANTS: dict[str, Object] = {
     "defaults": {},
     "two pools": TWO_POOLS,
     "broker alone": BROKER,
+    "brokers on PostgreSQL": BROKERS,
     "broker beside the nodes": {"broker": {"enabled": True, "besideNodePlugin": True}},
     "cluster helper": CLUSTER,
     "everything off": {"node": {"enabled": False}, "driver": {"createObject": False}, **NO_CLASSES},
@@ -155,8 +172,9 @@ def the(objects: list[Object], kind: str, name: str | None = None) -> Object:
 
 
 def pod_of(workload: Object) -> Object:
-    """What a DaemonSet, StatefulSet or Deployment makes pods of."""
-    return workload["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+    """What a DaemonSet, StatefulSet, Deployment or CronJob makes pods of."""
+    spec = workload["spec"]
+    return spec.get("jobTemplate", workload)["spec"]["template"]["spec"]  # type: ignore[no-any-return]
 
 
 def container(pod: Object, name: str) -> Object:
@@ -167,7 +185,8 @@ def container(pod: Object, name: str) -> Object:
 
 def pods(objects: list[Object]) -> list[Object]:
     """The pods of everything that makes pods."""
-    return [pod_of(found) for kind in ("DaemonSet", "StatefulSet", "Deployment") for found in of_kind(objects, kind)]
+    kinds = ("DaemonSet", "StatefulSet", "Deployment", "CronJob")
+    return [pod_of(found) for kind in kinds for found in of_kind(objects, kind)]
 
 
 def host_paths(pod: Object) -> dict[str, str]:

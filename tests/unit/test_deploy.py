@@ -16,6 +16,7 @@ from csi.node import parameters as class_parameters
 from csi.node.lvm.layout import LayoutName
 from csi.node.volume import Wipe
 from tests.fakes.chart import (
+    BROKERS,
     CHART,
     ROOT,
     VALUES,
@@ -49,9 +50,8 @@ def test_helm_lint_finds_nothing(variant: str) -> None:
 def test_every_object_is_what_the_api_knows(tmp_path: Path, version: str) -> None:
     """Strictly: an unknown field is refused. All variants in one file: the checker takes seconds to start."""
     objects = [found for variant in VARIANTS.values() for found in render(variant)]
-    assert {"DaemonSet", "StatefulSet", "CSIDriver", "StorageClass", "NetworkPolicy"} <= {
-        found["kind"] for found in objects
-    }
+    kinds = {"DaemonSet", "StatefulSet", "Deployment", "CronJob", "PodDisruptionBudget", "CSIDriver", "StorageClass"}
+    assert kinds <= {found["kind"] for found in objects}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(objects))
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"] == ">=1.29.0-0", (
         "the oldest is checked, too"
@@ -99,6 +99,9 @@ def test_the_notes_name_what_was_installed(variant: str) -> None:
             f"exec {broker['metadata']['name']}-0 -c broker -- cat {container(pod_of(broker), 'broker')['args'][1]}/"
             in notes
         )
+    for broker in of_kind(objects, "Deployment") if VARIANTS[variant] is BROKERS else []:
+        assert f"exec deploy/{broker['metadata']['name']} -c broker -- cat " in notes
+        assert "the Secret broker-keys" in notes
     for group in ("fast-0 fast-1", "bulk-0", "sata") if variant == "two pools" else ():
         assert group in notes
 
@@ -139,6 +142,12 @@ def test_the_plain_manifests_bring_a_namespace_with_the_pod_security_level(name:
 # Values
 
 
+def on_server(postgresql: Object | None = None, **broker: object) -> Object:
+    """Brokers on PostgreSQL, with something else in one place."""
+    right = {"conninfoSecret": {"name": "register"}, "keysSecret": "keys", "to": [{"ipBlock": {"cidr": "10.0.0.5/32"}}]}
+    return {"node": {"enabled": False}, "broker": {"enabled": True, "postgresql": right | (postgresql or {})} | broker}
+
+
 WRONG_VALUES: list[tuple[Object, str]] = [
     ({"nodePool": []}, "nodePool"),
     ({"driver": {"nmae": "x.csi"}}, "nmae"),
@@ -160,7 +169,9 @@ WRONG_VALUES: list[tuple[Object, str]] = [
     ({"storageClasses": {"local-plain": {"volumeBindingMode": "Immediate"}}}, "volumeBindingMode"),
     ({"storageClasses": {"x": {"enabled": True, "parameters": {"pool": "local", "vgName": "v"}}}}, "parameters"),
     ({"networkPolicy": {"apiServer": {"cidrs": ["everywhere"]}}}, "cidrs"),
-    ({"broker": {"replicas": 3}}, "replicas"),
+    ({"broker": {"replicas": 0}}, "replicas"),
+    ({"broker": {"postgresql": {"conninfo": "host=db password=secret"}}}, "conninfo"),
+    ({"broker": {"backup": {"keep": 0}}}, "keep"),
     ({"cluster": {"settleSeconds": 0}}, "settleSeconds"),
     ({"cluster": {"releaseAfter": 5}}, "releaseAfter"),
     # What the schema can't see.
@@ -175,6 +186,13 @@ WRONG_VALUES: list[tuple[Object, str]] = [
         'no node pool\'s config has a pool "fsat"; there are: local',
     ),
     ({"broker": {"enabled": True}}, "the node plugin's machines must never get them"),
+    ({"broker": {"replicas": 3}}, "broker.replicas: several brokers share a register in PostgreSQL"),
+    ({"broker": {"postgresql": {"keysSecret": "keys"}}}, "broker.postgresql.conninfoSecret.name: missing"),
+    ({"broker": {"backup": {"schedule": "0 2 * * *"}}}, "broker.backup.schedule: only with broker.postgresql"),
+    (on_server(backup={"schedule": "0 2 * * *"}), "broker.backup.existingClaim"),
+    (on_server({"keysSecret": ""}), "broker.postgresql.keysSecret: name the Secret"),
+    (on_server({"to": []}), "broker.postgresql.to: say where the database is"),
+    (on_server(hosts=["broker.example.com"]), "broker.hosts: with broker.postgresql"),
 ]
 
 

@@ -68,4 +68,30 @@ capabilities: {drop: [ALL]}
 {{- if and .Values.broker.enabled .Values.node.enabled (not .Values.broker.besideNodePlugin) -}}
   {{- fail "broker.enabled: the broker holds the keys, and the node plugin's machines must never get them. Install it in a cluster that the tenant trusts, with node.enabled false; for development set broker.besideNodePlugin to true" -}}
 {{- end -}}
+{{- with .Values.broker -}}
+  {{- $onServer := .postgresql.conninfoSecret.name -}}
+  {{- if and (gt (int .replicas) 1) (not $onServer) -}}
+    {{- fail "broker.replicas: several brokers share a register in PostgreSQL; on a SQLite file there is one. Set broker.postgresql" -}}
+  {{- end -}}
+  {{- if and .postgresql.keysSecret (not $onServer) -}}
+    {{- fail "broker.postgresql.conninfoSecret.name: missing, so broker.postgresql.keysSecret would not be in use" -}}
+  {{- end -}}
+  {{- if and .backup.schedule (not $onServer) -}}
+    {{- fail "broker.backup.schedule: only with broker.postgresql. The volume of a broker on a file is in use by the broker alone; docs/broker.md tells how to back that up" -}}
+  {{- end -}}
+  {{- if and .backup.schedule (not .backup.existingClaim) -}}
+    {{- fail "broker.backup.existingClaim: name the claim that backups are written to" -}}
+  {{- end -}}
+  {{- if $onServer -}}
+    {{- if not .postgresql.keysSecret -}}
+      {{- fail "broker.postgresql.keysSecret: name the Secret with the files that `sealed-local broker init` made; every broker of a register has the same keys" -}}
+    {{- end -}}
+    {{- if .hosts -}}
+      {{- fail "broker.hosts: with broker.postgresql the certificate is the one in broker.postgresql.keysSecret; give the names to `sealed-local broker init --host`" -}}
+    {{- end -}}
+    {{- if and $.Values.networkPolicy.enabled (not .postgresql.to) -}}
+      {{- fail "broker.postgresql.to: say where the database is, e.g. [{ipBlock: {cidr: 10.0.0.5/32}}]; the broker may connect to nothing else" -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
 {{- end -}}
