@@ -139,6 +139,8 @@ def test_every_replica_has_the_same_keys_and_makes_none() -> None:
     pairs = {f"{name}.{end}" for name in ("server", "token") for end in ("key", "pem")}
     assert required(pod) == pairs | {"audit.key", "ca.pem", "master.key", "policy.toml", "uri"}
     assert "ca.key" not in given(pod)["broker-keys"]
+    [keys] = [volume["projected"] for volume in pod["volumes"] if volume["name"] == "keys"]
+    assert keys["defaultMode"] == 0o440
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["data"]["emptyDir"]["medium"] == "Memory", "keys are never on the node's disk"
     [collateral] = [mount for mount in container(pod, "broker")["volumeMounts"] if mount["name"] == "collateral"]

@@ -214,6 +214,7 @@ volumeMounts:
   emptyDir: {medium: Memory, sizeLimit: 4Mi}
 - name: keys
   projected:
+    defaultMode: 0440
     sources:
       - secret:
           name: {{ .keysSecret }}
