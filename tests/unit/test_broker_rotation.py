@@ -17,7 +17,7 @@ from csi.broker.audit import Event
 from csi.broker.directory import BrokerDirectory
 from csi.broker.main import main
 from csi.broker.store import Store
-from csi.broker.vault import MASTER_KEY_VARIABLE
+from csi.broker.vault import MASTER_KEY_VARIABLE, encode_master_key
 from csi.broker.volumes import header_purpose, secret_purpose
 from csi.core.errors import Busy, Refused, Tampered, Unavailable
 from csi.core.sealed import Profile
@@ -197,6 +197,38 @@ def test_a_tampered_row_ends_it_and_the_broker_goes_on_with_the_old_key(director
     assert not directory.next_master_key.exists()
     with closing(directory.open_store({})) as store:
         assert isinstance(store.volume("pvc-2"), VolumeRecord)
+
+
+def test_a_register_of_another_master_key_is_left_as_it_is(directory: BrokerDirectory) -> None:
+    right = directory.master_key.read_bytes()
+    directory.master_key.write_bytes(encode_master_key(Secret(bytes(32))))
+    with pytest.raises(Refused, match="written with another master key"):
+        rotation.rotate(directory, {})
+    directory.master_key.write_bytes(right)
+    everything_is_there(directory)
+
+
+def test_a_header_of_no_volume_ends_it(directory: BrokerDirectory) -> None:
+    with closing(directory.open_database()) as database, database.changing("pvc-9") as rows:
+        rows.execute("INSERT INTO headers VALUES (?, ?)", ("pvc-9", b"header"))
+    with pytest.raises(Refused, match="a header of pvc-9, and no such volume"):
+        rotation.rotate(directory, {})
+    everything_is_there(directory)
+
+
+def test_the_old_keys_second_name_is_on_the_disk_before_its_first_is_given_away(
+    directory: BrokerDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a power failure leaves, both keys have a name as long as the register may be under either."""
+    seen: list[tuple[int, bool]] = []
+
+    def flushed(folder: Path) -> None:
+        assert folder == directory.root
+        seen.append((directory.master_key.stat().st_nlink, directory.next_master_key.exists()))
+
+    monkeypatch.setattr(rotation, "flush_directory", flushed)
+    rotation.rotate(directory, {})
+    assert seen == [(2, True), (1, False)]
 
 
 def test_a_key_of_the_environment_is_not_rotated(directory: BrokerDirectory) -> None:
