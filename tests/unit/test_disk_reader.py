@@ -78,6 +78,51 @@ def test_an_error_is_told_with_its_path_and_is_no_silence(monkeypatch: pytest.Mo
     assert DiskReader().read([place()]) == [Trouble("/dev/a can't be read: Input/output error")]
 
 
+def test_a_place_that_no_disk_can_have_is_told_and_the_disk_is_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").write_bytes(b"x" * 4096)
+    monkeypatch.setattr(disk_reader.DeviceNumber, "of_block_device", lambda _: ONE)
+    opened = os.open
+    monkeypatch.setattr(disk_reader.os, "open", lambda path, how: opened(path, how & ~os.O_DIRECT))
+    reader, path = DiskReader(patience_seconds=1.0), str(tmp_path / "disk")
+    (far,) = reader.read([place(path=path, offset=(1 << 63) + 4096, length=512)])
+    assert isinstance(far, Trouble)
+    assert not far.frozen
+    assert reader.read([place(path=path)]) == [b"x" * 4096]
+
+
+def test_any_fault_of_a_read_is_told_and_the_disk_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = iter((OverflowError("too far"), MemoryError("no room"), None))
+
+    def read(where: Place, _: object) -> bytes:
+        fault = next(faults)
+        if fault is not None:
+            raise fault
+        return where.path.encode()
+
+    monkeypatch.setattr(disk_reader, "_read", read)
+    reader = DiskReader(patience_seconds=1.0)
+    assert [reader.read([place()])[0] for _ in range(3)] == [
+        Trouble("/dev/a can't be read at byte 0: too far"),
+        Trouble("/dev/a can't be read at byte 0: no room"),
+        b"/dev/a",
+    ]
+
+
+def test_a_disk_whose_thread_could_not_begin_is_read_when_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_reader, "_read", lambda where, _: where.path.encode())
+    reader = DiskReader(patience_seconds=1.0)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_thread)
+        assert reader.read([place()]) == [Trouble("/dev/a can't be read now: can't start new thread")]
+    assert reader.read([place()]) == [b"/dev/a"]
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_a_path_that_is_no_device_or_another_one_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 8192)
     (found,) = DiskReader().read([place(path=str(tmp_path / "file"))])

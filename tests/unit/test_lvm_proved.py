@@ -66,10 +66,16 @@ class Disk:
 
     def label_as(self, uuid: str) -> None:
         """Make it another disk of the group."""
-        sector = bytearray(self.content[512:1024])
-        sector[32:64] = uuid.replace("-", "").encode()
-        struct.pack_into("<I", sector, 16, metadata_area.crc(bytes(sector[20:])))
-        self.content[512:1024] = sector
+        self.content[512 + 32 : 512 + 64] = uuid.replace("-", "").encode()
+        self.reseal_label()
+
+    def reseal_label(self) -> None:
+        """Make the label's checksum right again."""
+        struct.pack_into("<I", self.content, 512 + 16, metadata_area.crc(bytes(self.content[512 + 20 : 1024])))
+
+    def reseal_header(self) -> None:
+        """Make the checksum of the area's header right again."""
+        struct.pack_into("<I", self.content, 4096, metadata_area.crc(bytes(self.content[4100:4608])))
 
 
 class Reader:
@@ -460,6 +466,59 @@ def test_what_was_asked_before_a_change_does_not_answer_who_came_after_it() -> N
 # Groups that the configuration can't mean
 
 
+def of_no_group(disk: Disk) -> None:
+    """Let the label say that no group has the disk."""
+    at = disk.content.index(struct.pack("<II", 2, 1), 512 + 72)
+    disk.content[at + 4 : at + 8] = bytes(4)
+    disk.reseal_label()
+
+
+def areas(disk: Disk, second: Area) -> None:
+    """Let the label name a second metadata area."""
+    found = struct.pack("<QQQQQQII", 4096, 1044480, second.offset, second.size, 0, 0, 2, 0)
+    at = disk.content.index(struct.pack("<QQ", 4096, 1044480), 512 + 72)
+    disk.content[at : at + len(found)] = found
+    disk.reseal_label()
+
+
+def beside_a_foreign_disk() -> tuple[Machine, Disk]:
+    """A group of ours, and a disk that has a label and that no group of ours knows."""
+    here = machine()
+    disk = Disk(1)
+    disk.label_as(TWO_DISKS_UUID)
+    reader = Reader([*here.disks, disk])
+    views = DiskViews(reader)  # type: ignore[arg-type]
+    here.proved = ProvedReport(lambda: [here.disks[0].device, disk.device], views, lambda name: name == "vg0", here.lvm)
+    return here, disk
+
+
+@pytest.mark.parametrize("header", [bytes(512), b"\xff" * 512])
+def test_a_foreign_disk_whose_header_is_damaged_is_not_unused_and_stops_no_other(header: bytes) -> None:
+    here, disk = beside_a_foreign_disk()
+    of_no_group(disk)
+    disk.content[4096:4608] = header
+    assert (here.names(), here.report().unused) == (["a"], ()), "nobody knows whose text lies there"
+
+
+@pytest.mark.parametrize("offset", [1 << 26, 10 << 30, (1 << 63) + 4096, (1 << 64) - 4096])
+def test_a_foreign_disk_whose_area_lies_behind_its_end_is_not_unused_and_stops_no_other(offset: int) -> None:
+    here, disk = beside_a_foreign_disk()
+    disk.content[4136:4608] = bytes(4608 - 4136)
+    disk.reseal_header()
+    areas(disk, Area(offset=offset, size=1044480))
+    assert (here.names(), here.report().unused) == (["a"], ())
+
+
+def test_a_group_all_of_whose_headers_are_damaged_is_unreadable_and_the_disk_is_named() -> None:
+    here = machine()
+    here.report()
+    here.disks[0].content[4096:4608] = bytes(512)
+    (found,) = here.report().unreadable
+    assert (found.name, found.why) == (
+        "vg0", "/dev/sd0: the header of a metadata area is damaged or of another version"
+    )  # fmt: skip
+
+
 def test_a_foreign_group_is_named_and_lvm_is_never_asked_about_it() -> None:
     here = machine(allows=lambda _: False)
     report = here.report()
@@ -473,14 +532,10 @@ def test_a_foreign_group_is_named_and_lvm_is_never_asked_about_it() -> None:
 def test_a_disk_with_a_label_and_no_group_is_unused() -> None:
     here = machine()
     disk = here.disks[0]
-    sector = bytearray(disk.content[512:1024])
-    at = bytes(sector).index(struct.pack("<II", 2, 1), 72)
-    sector[at + 4 : at + 8] = bytes(4)
-    struct.pack_into("<I", sector, 16, metadata_area.crc(bytes(sector[20:])))
-    disk.content[512:1024] = sector
+    of_no_group(disk)
     assert here.report().unused == (), "its text names a group"
-    header = bytes(disk.content[4100:4136]) + bytes(4608 - 4136)
-    disk.content[4096:4608] = struct.pack("<I", metadata_area.crc(header)) + header
+    disk.content[4136:4608] = bytes(4608 - 4136)
+    disk.reseal_header()
     assert [pv.name for pv in here.report().unused] == ["/dev/sd0"]
     disk.content[512:1024] = HEAD[512:1024]
     assert here.report().unused == (), "it says of itself that a group has it"

@@ -86,6 +86,12 @@ def test_a_header_with_one_changed_byte_is_not_understood(at: int) -> None:
         metadata_area.text_place(AREA, bytes(changed))
 
 
+@pytest.mark.parametrize("size", [0, 7, 100, 511])
+def test_a_header_that_the_disk_is_too_short_for_is_not_understood(size: int) -> None:
+    with pytest.raises(NotUnderstood, match="behind the end of its disk"):
+        metadata_area.text_place(AREA, HEADER[:size])
+
+
 def test_a_header_that_was_copied_to_another_place_is_not_understood() -> None:
     with pytest.raises(NotUnderstood, match="belongs to another area"):
         metadata_area.text_place(Area(offset=8192, size=AREA.size), HEADER)

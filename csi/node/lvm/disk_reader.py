@@ -69,14 +69,24 @@ class DiskReader:
             if late is not None and not late.done.is_set():
                 return late
             self._late.pop(place.number, None)
-            waiting = self._queues.get(place.number)
-            if waiting is None:
-                waiting = self._queues[place.number] = queue.SimpleQueue()
-                threading.Thread(
-                    target=self._work, args=(place.number, waiting), name="disk-reader", daemon=True
-                ).start()
-            waiting.put(job)
+            try:
+                self._queue(place.number).put(job)
+            except (OSError, MemoryError, RuntimeError) as error:
+                job.result = Trouble(f"{place.path} can't be read now: {error}")
+                job.done.set()
         return job
+
+    def _queue(self, number: DeviceNumber) -> "queue.SimpleQueue[_Job]":
+        """What the disk's thread takes its jobs from. Raises when the process can have no further thread or buffer; then
+        no queue is left that nobody empties.
+        """
+        waiting = self._queues.get(number)
+        if waiting is None:
+            waiting = queue.SimpleQueue()
+            buffer = mmap.mmap(-1, _BUFFER_BYTES)
+            threading.Thread(target=self._work, args=(number, waiting, buffer), name="disk-reader", daemon=True).start()
+            self._queues[number] = waiting
+        return waiting
 
     def _end(self, job: _Job, give_up: float) -> bytes | Trouble:
         with self._lock:
@@ -87,8 +97,7 @@ class DiskReader:
             return Trouble(f"{job.place.path} does not answer", frozen=True)
         return job.result
 
-    def _work(self, number: DeviceNumber, waiting: "queue.SimpleQueue[_Job]") -> None:
-        buffer = mmap.mmap(-1, _BUFFER_BYTES)
+    def _work(self, number: DeviceNumber, waiting: "queue.SimpleQueue[_Job]", buffer: mmap.mmap) -> None:
         while True:
             try:
                 job = waiting.get(timeout=_IDLE_SECONDS)
@@ -102,6 +111,9 @@ class DiskReader:
                 job.result = _read(job.place, buffer)
             except OSError as error:
                 job.result = Trouble(f"{job.place.path} can't be read: {error.strerror}")
+            except Exception as error:
+                # A damaged label may name any place. The disk is as alive as before, and so must be its thread.
+                job.result = Trouble(f"{job.place.path} can't be read at byte {job.place.offset}: {error}")
             job.done.set()
             # A text may be large, and the next job may come much later.
             del job

@@ -63,8 +63,23 @@ class DiskView:
 
     @property
     def is_unused(self) -> bool:
-        """Whether it has LVM's label, and belongs to no group as far as the disk itself knows."""
-        return self.label is not None and not (self.trouble or self.label.in_use or self.group) and not self.texts
+        """Whether it has LVM's label, and belongs to no group as far as the disk itself knows. A header that can't be read
+        may name a group's text.
+        """
+        if self.label is None or self.trouble or self.label.in_use or self.group:
+            return False
+        try:
+            return not self.texts
+        except NotUnderstood:
+            return False
+
+    @property
+    def why_silent(self) -> str:
+        """Why it doesn't tell its group, though it should; empty for a disk that tells one, and for one that has none."""
+        try:
+            return self.trouble if self.trouble or not self.texts else f"{self.device.path}: its text can't be read"
+        except NotUnderstood as error:
+            return f"{self.device.path}: {error}"
 
 
 @dataclass(slots=True)

@@ -121,8 +121,10 @@ def text_place(area: Area, header: bytes) -> TextPlace | None:
 
     Raises `NotUnderstood` for a header that is damaged, or names a place outside of its area.
     """
-    checksum, magic, version, start, size = _AREA_HEADER.unpack_from(header)
     whole = header[:HEADER_BYTES]
+    if len(whole) < HEADER_BYTES:
+        raise NotUnderstood("a metadata area lies behind the end of its disk")
+    checksum, magic, version, start, size = _AREA_HEADER.unpack_from(whole)
     if magic != _AREA_MAGIC or version != 1 or crc(whole[_AREA_SUM_FROM:]) != checksum:
         raise NotUnderstood("the header of a metadata area is damaged or of another version")
     if (start, size) != (area.offset, area.size):

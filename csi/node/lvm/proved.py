@@ -249,7 +249,7 @@ def _why_lost(group: _Group, views: Sequence[DiskView]) -> UnreadableGroup | Non
     if frozen:
         return _unreadable(group, views, "; ".join(frozen))
     if not any(view.group is not None for view in views):
-        return _unreadable(group, views, "; ".join(view.trouble for view in views if view.trouble))
+        return _unreadable(group, views, "; ".join(view.why_silent for view in views if view.why_silent))
     return None
 
 
