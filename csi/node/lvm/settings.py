@@ -88,7 +88,7 @@ def text(*, udev: bool, patterns: tuple[str, ...], hints: bool = False, listed: 
             *_DEVICES,
             f"obtain_device_list_from_udev={int(udev or listed)}",
             f'hints="{"all" if hints else "none"}"',
-            f"global_filter=[{','.join(json.dumps(pattern) for pattern in patterns)}]",
+            f"global_filter=[{','.join(json.dumps(pattern, ensure_ascii=False) for pattern in patterns)}]",
         ),
         "allocation": _ALLOCATION,
         "log": _LOG,

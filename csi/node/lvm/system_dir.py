@@ -5,7 +5,7 @@ the command line. A folder is named by what it holds: two versions of the driver
 """
 
 import hashlib
-import os
+import secrets
 from pathlib import Path
 
 from csi.core import files
@@ -19,16 +19,30 @@ class SystemDirs:
 
     def holding(self, text: str) -> Path:
         """The folder with this text. Looked at before every command: without its file LVM would take its own defaults."""
-        folder = self._root / f"lvm-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        # A name in /dev need not be UTF-8.
+        content = text.encode(errors="surrogateescape")
+        folder = self._root / f"lvm-{hashlib.sha256(content).hexdigest()[:12]}"
         file = folder / "lvm.conf"
-        if _read(file) != text:
+        if _read(file) != content:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            files.write_atomic(file, text.encode(), mode=0o600, temporary=folder / f"{os.getpid()}.new", durable=False)
+            _put(file, content)
         return folder
 
 
-def _read(file: Path) -> str | None:
+def _put(file: Path, content: bytes) -> None:
+    """Threads meet here, and drivers in other containers, whose processes may have the same number: each has a name of its
+    own, or one would empty the file that another has just put in place.
+    """
+    temporary = file.with_name(f"{secrets.token_hex(8)}.new")
     try:
-        return file.read_text()
-    except (FileNotFoundError, UnicodeDecodeError):
+        files.write_atomic(file, content, mode=0o600, temporary=temporary, durable=False)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
         return None
