@@ -1,24 +1,30 @@
-"""What makes a volume group this node's own: the configuration, and the UUIDs at first use, which a file keeps.
+"""What makes a volume group this node's own: the configuration, and the UUIDs at first sight, which a file keeps. Another
+one keeps those of the groups in which volumes of this driver were.
 
-The file lies in kubelet's directory of this driver, so it outlives the driver and a reboot.
+They lie in kubelet's directory of this driver, so they outlive the driver and a reboot.
 """
 
 import json
-import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from csi.core import disks, files
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused
 from csi.node.config import NodeConfig
-from csi.node.lvm.trust import Trust
+from csi.node.lvm.trust import Memory, Trust
 
-_log = logging.getLogger(__name__)
+USED: Final = "used-groups.json"
 
 
 def trust(config: NodeConfig, pins: Path) -> Trust:
     """By the disks of the pools that name any, by the confirmed UUIDs, else by the file. Raises as `read` does."""
+    used = pins.with_name(USED)
+    seen = read(pins) or {}
+    # A driver of before has told no use from a sight: what it saw may hold volumes.
+    known = read(used)
 
     def disks_of(vg: str) -> frozenset[DeviceNumber] | None:
         pool = config.pool_of(vg)
@@ -26,23 +32,21 @@ def trust(config: NodeConfig, pins: Path) -> Trust:
             return None
         return frozenset(number for device in pool.devices if (number := disks.leads_to(device)) is not None)
 
-    def keep(uuids: Mapping[str, str]) -> None:
-        try:
-            write(pins, uuids)
-        except OSError as error:
-            # Volumes of a group that is used must not wait for another disk that is full.
-            _log.error("can't remember the groups of this node", extra={"path": str(pins), "error": str(error)})
-
-    return Trust(uuids=config.vg_uuids, pool_disks=disks_of, pins=read(pins), keep=keep)
+    return Trust(
+        uuids=config.vg_uuids,
+        pool_disks=disks_of,
+        pins=Memory(uuids=seen, keep=partial(write, pins)),
+        used=Memory(uuids=dict(seen) if known is None else known, keep=partial(write, used), kept=known is not None),
+    )
 
 
-def read(path: Path) -> dict[str, str]:
-    """UUIDs by names; empty before the first use of any group. Raises `Refused` for a file that can't be read."""
+def read(path: Path) -> dict[str, str] | None:
+    """UUIDs by names; None before the first one. Raises `Refused` for a file that can't be read."""
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{path} can't be read ({error}); look at it, and remove it if it is worthless") from error
     if not isinstance(found, dict):
         raise Refused(f"{path} holds no names of groups with their UUIDs; look at it, and remove it if it is worthless")

@@ -146,9 +146,9 @@ class Node:
         self._late.clear()
 
     @property
-    def known_groups(self) -> frozenset[str]:
+    def known_groups(self) -> dict[str, str]:
         """Its groups are always here."""
-        return frozenset()
+        return {}
 
     def report(self) -> Report:
         """What LVM would show."""

@@ -266,7 +266,7 @@ def a_stranger_of_the_name(minors: list[int]) -> dict[str, Any]:
     _forget("/dev/sd-vg0")
     alone = lvm.report()
     return {
-        "pinned": trust.pins == own,
+        "pinned": trust.pins.uuids == own,
         "beside": [vg.uuid == own["vg0"] for vg in beside.vgs],
         "life": life,
         "alone": [vg.name for vg in alone.vgs],

@@ -1,7 +1,7 @@
 """A failed `lvcreate` is looked after: a volume that is there counts as made, and no final answer leaves one behind."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,22 @@ def there(*tags: str) -> Report:
     whole["vg"][0]["vg_name"] = "vg0"
     whole["lv"][0] |= {"lv_name": "pvc-1", "lv_tags": ",".join(tags)}
     return lvm_report.parse(json.dumps({"report": [whole]}).encode())
+
+
+def test_the_group_is_remembered_as_used_before_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Mapping[str, str]] = []
+
+    class Looking(Failing):
+        def run(self, argv: Any, **more: Any) -> Result:
+            seen.append(lvm.known_groups)
+            return super().run(argv, **more)
+
+    lvm = Lvm(Looking(failed("  odd\n")), udev=False, lock_file=tmp_path / "l")
+    report = there("sl:v1")
+    made(lvm, monkeypatch, lambda: there("sl:v1", "sl:name=abc"))
+    assert seen == [{"vg0": report.vgs[0].uuid}]
 
 
 @pytest.mark.parametrize("error", [CommandKilled(ARGV, 9), CommandTimeout(ARGV, 600.0), failed("  odd\n")])

@@ -13,7 +13,7 @@ from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.layout import Striped
-from csi.node.lvm.model import LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import ForeignGroup, LogicalVolume, PhysicalVolume, Report, VolumeGroup
 from csi.node.plan import provision, steps
 from csi.node.volume import State, Wanted
 
@@ -208,9 +208,22 @@ def test_a_volume_is_not_known_to_be_gone_while_a_group_of_the_configuration_is_
 
 def test_a_volume_is_not_known_to_be_gone_while_a_group_that_was_used_and_is_still_allowed_is_missing() -> None:
     config = dataclasses.replace(CONFIG, include=(re.compile("late-.*"),))
-    provision.require_gone(config, node(), "pvc-1", {"other"})
-    with pytest.raises(Unavailable, match=r"volume group late-0, which this node has used, is missing.*groups\.json"):
-        provision.require_gone(config, node(), "pvc-1", {"late-0", "other"})
+    provision.require_gone(config, node(), "pvc-1", {"other": "UUID-1"})
+    with pytest.raises(
+        Unavailable, match=r"volume group late-0, in which this node has had volumes, is missing.*used-groups\.json"
+    ):
+        provision.require_gone(config, node(), "pvc-1", {"late-0": "UUID-2", "other": "UUID-1"})
+
+
+def test_a_volume_is_not_known_to_be_gone_while_a_group_that_was_used_is_here_and_means_nothing_any_more() -> None:
+    def beside(name: str, uuid: str) -> Report:
+        return dataclasses.replace(node(), foreign=(ForeignGroup(name=name, uuid=uuid, disks=()),))
+
+    for name in ("bulk-0", "renamed"):
+        with pytest.raises(Refused, match=rf"{name} is here, .* names no more\. Name it again.*used-groups\.json"):
+            provision.require_gone(CONFIG, beside(name, "UUID-1"), "pvc-1", {"bulk-0": "UUID-1"})
+    provision.require_gone(CONFIG, beside("bulk-0", "UUID-2"), "pvc-1", {"bulk-0": "UUID-1"})
+    provision.require_gone(CONFIG, beside("bulk-0", "UUID-1"), "pvc-1", {})
 
 
 def test_an_lv_of_that_very_name_that_another_program_made_is_not_taken_for_a_deleted_volume() -> None:

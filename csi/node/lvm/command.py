@@ -7,7 +7,7 @@ A command that writes is never ended because a caller lost patience: half-made v
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,8 +90,8 @@ class Lvm:
         return report
 
     @property
-    def known_groups(self) -> frozenset[str]:
-        """Names of the groups that this node has used, whether they are here or not."""
+    def known_groups(self) -> Mapping[str, str]:
+        """UUIDs by names of the groups in which this node has had volumes, whether they are here or not."""
         return self._trust.known
 
     def _visible(self) -> list[BlockDevice]:
@@ -155,7 +155,7 @@ class Lvm:
             argv += ["--stripes", str(stripes)]
             argv += ["--stripesize", f"{stripe_kib}k"] if stripe_kib is not None else []
         try:
-            self._commit(vg, [*argv, vg, *pvs])
+            self._commit(vg, [*argv, vg, *pvs], makes_volume=True)
         except CommandEnded as error:
             if not self._was_made(vg, name, tags, error):
                 raise
@@ -275,16 +275,18 @@ class Lvm:
         except CommandError as error:
             raise failures.of_change(error) from error
 
-    def _commit(self, vg: str, argv: Sequence[str], *, hints: bool = False) -> None:
+    def _commit(self, vg: str, argv: Sequence[str], *, hints: bool = False, makes_volume: bool = False) -> None:
         """One command that changes a group's metadata.
 
         Raises as `Report.vg` does when nobody can look into the group: LVM would record disks as gone that it doesn't see.
         """
         with self.turns.group(vg, f"{argv[0]} {argv[-1]}"):
             try:
-                self.report().vg(vg)
+                group = self.report().vg(vg)
             except Unavailable as error:
                 raise Unavailable(f"{argv[0]} of {argv[-1]} was not begun: {error}") from error
+            if makes_volume and group is not None:
+                self._trust.use(group)
             self._proved.changes(vg)
             self._change(vg, argv, hints=hints)
 

@@ -1,6 +1,8 @@
 """CreateVolume: (what LVM shows, what is wanted) to steps, an empty plan being idempotent success; and finding volumes."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from csi.core.errors import AlreadyExists, ForeignContent, Refused, Unavailable
 from csi.node.config import NodeConfig
@@ -10,6 +12,10 @@ from csi.node.lvm.names import VolumeId
 from csi.node.plan import placement, steps
 from csi.node.plan.target import AS_RECORDED, Conditions
 from csi.node.volume import State, Volume, Wanted
+
+_FORGET: Final = (
+    "take its line out of used-groups.json in kubelet's directory of this driver and restart the driver here"
+)
 
 
 def create(config: NodeConfig, report: Report, wanted: Wanted, now: Conditions = AS_RECORDED) -> steps.Plan:
@@ -75,11 +81,14 @@ def _only(found: Sequence[Volume]) -> Volume | None:
     return found[0] if found else None
 
 
-def require_gone(config: NodeConfig, report: Report, volume_id: str, known: Collection[str] = ()) -> None:
+def require_gone(
+    config: NodeConfig, report: Report, volume_id: str, known: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Raises where a volume that wasn't found may be there all the same: to call it deleted would leak it.
 
-    `known` are the groups that this node has used.
+    `known` are the groups in which this node has had volumes, with their UUIDs.
     """
+    _require_none_dropped(report, volume_id, known)
     _require_all_groups(config, report, volume_id, known)
     for lv in report.lvs:
         if lv.name == volume_id and config.allows(lv.vg) and not volume_tags.was_ours(lv):
@@ -90,18 +99,33 @@ def require_gone(config: NodeConfig, report: Report, volume_id: str, known: Coll
             )
 
 
-def _require_all_groups(config: NodeConfig, report: Report, volume_id: str, known: Collection[str]) -> None:
+def _require_none_dropped(report: Report, volume_id: str, known: Mapping[str, str]) -> None:
+    """Raises `Refused` while a group is here in which this node has had volumes, and that the configuration means no more:
+    the volume may be in it, and nobody looks there.
+    """
+    dropped = sorted({group.name for group in report.foreign if group.uuid in known.values()})
+    if dropped:
+        raise Refused(
+            f"volume {volume_id} is not in any group that the configuration means, and volume group {', '.join(dropped)} "
+            "is here, in which this node has had volumes, and which the configuration names no more. Name it again, in a "
+            f"pool or in listConfig.vgs.include. If nobody needs a volume in it any more: {_FORGET}"
+        )
+
+
+def _require_all_groups(config: NodeConfig, report: Report, volume_id: str, known: Mapping[str, str]) -> None:
     """Raises `Unavailable` while a group is missing that the configuration names, or that it allows and that was used here:
     the volume may be in it, so it is not yet known to be gone. Disks may come late after a boot.
     """
     here = {vg.name for vg in report.vgs} | {group.name for group in report.unreadable}
+    seen = {vg.uuid for vg in report.vgs}
     missing = sorted({vg for pool in config.pools for vg in pool.vgs} - here)
-    late = sorted(vg for vg in known if vg not in here and vg not in missing and config.allows(vg))
+    absent = {name for name, uuid in known.items() if name not in here and uuid not in seen}
+    late = sorted(vg for vg in absent if vg not in missing and config.allows(vg))
     if late:
         raise Unavailable(
-            f"volume {volume_id} is not in any group that is here, and volume group {', '.join(late)}, which this node has "
-            "used, is missing. Bring its disks back. If it is gone for good, exclude it in the configuration's listConfig, "
-            "or take its line out of groups.json in kubelet's directory of this driver and restart the driver here"
+            f"volume {volume_id} is not in any group that is here, and volume group {', '.join(late)}, in which this node "
+            "has had volumes, is missing. Bring its disks back. If it is gone for good, exclude it in the configuration's "
+            f"listConfig, or {_FORGET}"
         )
     if missing:
         raise Unavailable(
