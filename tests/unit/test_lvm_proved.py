@@ -415,6 +415,132 @@ def test_lvm_that_does_not_answer_about_a_group_is_waited_for_once_and_not_asked
     assert here.lvm.asked <= 2
 
 
+class Clock:
+    """Time that goes on by itself only where somebody waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.waits = time.monotonic(), list[float]()
+        monkeypatch.setattr("csi.node.lvm.proved.time.monotonic", lambda: self.now)
+        real = proved.Future.result
+
+        def result(future: Any, timeout: float) -> Any:
+            if not future.done():
+                self.waits.append(timeout)
+                self.now += timeout
+                raise TimeoutError
+            return real(future, 0)
+
+        monkeypatch.setattr(proved.Future, "result", result)
+
+
+def several_that_hang(count: int) -> tuple[Machine, threading.Event]:
+    """A healthy group that LVM has told of, and others about which it says nothing."""
+    disks = [Disk(number) for number in range(count + 1)]
+    for disk in disks[1:]:
+        disk.label_as(f"{disk.number}{LABEL.pv_uuid[1:]}")
+        text = TEXT.replace(b"vg0 {", b"vg%d {" % disk.number, 1)
+        disk.commit(text.replace(VG_UUID.encode(), f"{disk.number}{VG_UUID[1:]}".encode()))
+    own, over = ByLvm(disks[:1]), threading.Event()
+
+    def ask(name: str, groups: int) -> tuple[VolumeGroup, ...]:
+        if name == "vg0":
+            return own(name, groups)
+        assert over.wait(20)
+        return ()
+
+    views, shown = DiskViews(Reader(disks)), [disks[0].device]  # type: ignore[arg-type]
+    here = Machine(disks, own, ProvedReport(lambda: shown, views, lambda _: True, ask))
+    here.report()
+    shown += [disk.device for disk in disks[1:]]
+    return here, over
+
+
+def test_groups_that_do_not_answer_cost_the_others_one_wait_and_that_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, over = several_that_hang(3)
+    clock = Clock(monkeypatch)
+    for _ in range(5):
+        report = here.report()
+        assert [vg.name for vg in report.vgs] == ["vg0"]
+        assert [group.name for group in report.unreadable] == ["vg1", "vg2", "vg3"]
+    assert sum(clock.waits) == proved._PATIENCE_SECONDS
+    over.set()
+
+
+def test_a_group_that_was_told_before_is_waited_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine()
+    here.lvm.differs = True
+    here.report()
+    here.lvm.hold = threading.Event()
+    here.commit(with_lv("b"))
+    clock = Clock(monkeypatch)
+    assert "within 1.5 s" in here.report().unreadable[0].why
+    assert sum(clock.waits) < 2
+    here.lvm.hold.set()
+
+
+def test_a_group_that_is_late_is_not_waited_for_at_its_next_question_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, over = several_that_hang(1)
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.01)
+    here.report()
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 20.0)
+    (late,) = (group for group in here.proved._groups.values() if group.name == "vg1")
+    over.set()
+    assert late.asking is not None
+    assert late.asking.answer.result(20), "LVM says that it doesn't know the group"
+    over.clear()
+    clock = Clock(monkeypatch)
+    assert [vg.name for vg in here.report().vgs] == ["vg0"]
+    assert sum(clock.waits) == 0
+    over.set()
+
+
+def test_a_group_that_was_late_and_was_told_since_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine()
+    here.lvm.differs, here.lvm.hold = True, threading.Event()
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.01)
+    assert here.report().unreadable
+    here.lvm.hold.set()
+    give_up = time.monotonic() + 20
+    while here.names() != ["a"]:
+        assert time.monotonic() < give_up
+    monkeypatch.setattr(proved, "_PATIENCE_AGAIN_SECONDS", 20.0)
+    here.lvm.changes = lambda: time.sleep(0.05)
+    here.commit(with_lv("b"))
+    assert here.names() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [OSError(24, "Too many open files"), OSError(28, "No space left"), ValueError("odd"), MemoryError("no room")],
+)
+def test_whatever_goes_wrong_with_one_group_the_others_are_told(fault: Exception) -> None:
+    here, over = several_that_hang(1)
+    asked = here.proved._ask
+
+    def ask(name: str, groups: int) -> tuple[VolumeGroup, ...]:
+        if name != "vg0":
+            raise fault
+        return asked(name, groups)
+
+    here.proved._ask = ask
+    report = here.report()
+    assert [vg.name for vg in report.vgs] == ["vg0"]
+    assert [(group.name, group.why) for group in report.unreadable] == [("vg1", str(fault))]
+    over.set()
+
+
+def test_a_group_that_no_thread_can_ask_about_is_asked_about_when_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = machine()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", no_thread)
+        assert here.report().unreadable[0].why == "can't start new thread"
+    assert here.names() == ["a"]
+
+
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_what_lvm_failed_at_is_asked_again_at_the_next_look() -> None:
     here = machine()
     here.lvm.fails = CommandTimeout(("lvm", "fullreport"), 60)

@@ -6,12 +6,13 @@ if this reader has understood the group's text exactly as LVM did before; in eve
 No group waits for another one.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from csi.core.errors import SealedLocalError
 from csi.node.lvm import metadata_model
@@ -21,8 +22,14 @@ from csi.node.lvm.metadata_area import NotUnderstood
 from csi.node.lvm.metadata_model import Remembered
 from csi.node.lvm.model import ForeignGroup, LogicalVolume, PhysicalVolume, Report, UnreadableGroup, VolumeGroup
 
+_log = logging.getLogger(__name__)
+
 _PATIENCE_SECONDS: Final = 5.0
-"""How long a report waits for what LVM says of one group; then that group is unreadable, and the others are served."""
+"""How old the first question about a group may get while reports wait for its answer; then the group is unreadable, and the
+others are served. A machine that boots is slow.
+"""
+_PATIENCE_AGAIN_SECONDS: Final = 1.5
+"""The same for a group that LVM has told of before: the others, which do answer, are not to wait for it."""
 
 Known = tuple[VolumeGroup, ...]
 """What is known of a name: one group, or several of the same name."""
@@ -62,9 +69,16 @@ class _Group:
     lock: threading.Lock = field(default_factory=threading.Lock)
     entry: _Entry | None = None
     asking: _Asking | None = None
+    late: bool = False
+    """LVM didn't answer in time, and hasn't told of it since: nobody waits for it."""
     volumes: Remembered = field(default_factory=dict)
     changed_at: float = 0.0
     """When the last change of ours began."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """How old a question about it may get."""
+        return _PATIENCE_SECONDS if self.entry is None else _PATIENCE_AGAIN_SECONDS
 
     @property
     def lvs(self) -> tuple[LogicalVolume, ...] | None:
@@ -72,6 +86,14 @@ class _Group:
         if self.entry is None or self.entry.began <= self.changed_at:
             return None
         return tuple(lv for vg in self.entry.known for lv in vg.lvs)
+
+
+class _Wait(NamedTuple):
+    """A question about a group whose disks look like this, that may not be answered yet."""
+
+    group: _Group
+    views: tuple[DiskView, ...]
+    asking: _Asking
 
 
 class ProvedReport:
@@ -99,8 +121,9 @@ class ProvedReport:
         views = self._views.settled(self._devices())
         self.frozen = tuple(view.device for view in views if view.frozen)
         by_name = self._attributed(views)
-        found = [self._current(group, disks, arrived) for group, disks in by_name]
-        found = [self._without_doubt(answer) for answer in found]
+        # All are asked before any is waited for, so that several that don't answer cost one wait.
+        begun = [self._current(group, disks, arrived) for group, disks in by_name]
+        found = [self._without_doubt(self._end(one, arrived)) for one in begun]
         known = [vg for answer in found if not isinstance(answer, UnreadableGroup) for vg in answer]
         return Report(
             vgs=tuple(sorted(known, key=lambda vg: (vg.name, vg.uuid))),
@@ -136,28 +159,47 @@ class ProvedReport:
             self._groups = {group.name: group for group, disks in found if disks}
         return [(group, disks) for group, disks in found if disks]
 
-    def _current(self, group: _Group, views: tuple[DiskView, ...], arrived: float) -> Known | UnreadableGroup:
+    def _current(self, group: _Group, views: tuple[DiskView, ...], arrived: float) -> "Known | UnreadableGroup | _Wait":
+        """What is known of the group without waiting, or whom to wait for. One group's fault is no other's."""
         lost = _why_lost(group, views)
         if lost is not None:
             return lost
-        with group.lock:
-            entry = group.entry
-            if entry is not None and (entry.views == views or entry.began >= arrived):
-                return entry.known
-            read = self._read(group, entry, views) if entry is not None else None
-            if read is not None:
-                group.entry = _Entry(views=views, began=arrived, known=(read,), plain=True)
-                return (read,)
-            asking = group.asking
-            if asking is None or (asking.answer.done() and asking.began < arrived):
-                asking = group.asking = self._start(group, views)
         try:
-            answer = asking.answer.result(_PATIENCE_SECONDS)
-        except TimeoutError:
-            waited = f"LVM did not answer within {_PATIENCE_SECONDS:g} s when asked about it"
-            return _unreadable(group, views, f"{waited}; does another LVM command hold its lock?")
-        # What was asked before the group changed says nothing of the change.
-        return answer if asking.tells(views, arrived) else self._current(group, views, arrived)
+            with group.lock:
+                return self._known(group, views, arrived) or _Wait(group, views, self._asking(group, views, arrived))
+        except Exception as error:
+            return _failed(group, views, error)
+
+    def _known(self, group: _Group, views: tuple[DiskView, ...], arrived: float) -> Known | None:
+        entry = group.entry
+        if entry is None or entry.views == views or entry.began >= arrived:
+            return entry.known if entry is not None else None
+        read = self._read(group, entry, views)
+        if read is None:
+            return None
+        group.entry = _Entry(views=views, began=arrived, known=(read,), plain=True)
+        return (read,)
+
+    def _asking(self, group: _Group, views: tuple[DiskView, ...], arrived: float) -> _Asking:
+        asking = group.asking
+        if asking is None or (asking.answer.done() and asking.began < arrived):
+            asking = group.asking = self._start(group, views)
+        return asking
+
+    def _end(self, begun: "Known | UnreadableGroup | _Wait", arrived: float) -> Known | UnreadableGroup:
+        while isinstance(begun, _Wait):
+            group, views, asking = begun
+            # Whoever comes later doesn't wait anew for what has not been answered in time.
+            left = 0.0 if group.late else asking.began + group.patience_seconds - time.monotonic()
+            try:
+                answer = asking.answer.result(max(0.0, left))
+            except TimeoutError:
+                group.late = not asking.answer.done()
+                waited = f"LVM did not answer within {group.patience_seconds:g} s when asked about it"
+                return _unreadable(group, views, f"{waited}; does another LVM command hold its lock?")
+            # What was asked before the group changed says nothing of the change.
+            begun = answer if asking.tells(views, arrived) else self._current(group, views, arrived)
+        return begun
 
     def _read(self, group: _Group, entry: _Entry, views: tuple[DiskView, ...]) -> VolumeGroup | None:
         """The group by its new text; None when LVM has to say more than the text does."""
@@ -187,20 +229,18 @@ class ProvedReport:
             try:
                 asking.answer.set_result(self._asked(group, views, asking.began))
             except Exception as error:
-                asking.answer.set_exception(error)
+                asking.answer.set_result(_failed(group, views, error))
 
         threading.Thread(target=work, name=f"look at {group.name}", daemon=True).start()
         return asking
 
     def _asked(self, group: _Group, views: tuple[DiskView, ...], began: float) -> Known | UnreadableGroup:
-        try:
-            known = self._ask(group.name, len({view.group.uuid for view in views if view.group is not None}))
-        except SealedLocalError as error:
-            return _unreadable(group, views, str(error))
+        known = self._ask(group.name, len({view.group.uuid for view in views if view.group is not None}))
         if not known:
             return _unreadable(
                 group, views, "LVM does not show it, though its disks are here; look with `vgs` and `pvs`"
             )
+        group.late = False
         after = tuple(self._views.look([view.device for view in views]))
         if after == views:
             entry = _Entry(views=views, began=began, known=known, plain=self._is_plain(group, known, views))
@@ -255,6 +295,17 @@ def _why_lost(group: _Group, views: Sequence[DiskView]) -> UnreadableGroup | Non
 
 def _unreadable(group: _Group, views: Sequence[DiskView], why: str) -> UnreadableGroup:
     return UnreadableGroup(name=group.name, disks=tuple(view.device.path for view in views), why=why, lvs=group.lvs)
+
+
+def _failed(group: _Group, views: Sequence[DiskView], error: Exception) -> UnreadableGroup:
+    """A group that something went wrong with: the process has no descriptor left, a disk of the driver's own is full."""
+    if isinstance(error, OSError):
+        _log.error("a volume group can't be looked into", extra={"vg": group.name, "error": str(error)})
+    elif not isinstance(error, SealedLocalError):
+        _log.error(
+            "a volume group can't be looked into", extra={"vg": group.name, "error": repr(error)}, exc_info=error
+        )
+    return _unreadable(group, views, str(error))
 
 
 def _unused(views: Sequence[DiskView]) -> tuple[PhysicalVolume, ...]:
