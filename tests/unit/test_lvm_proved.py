@@ -250,6 +250,15 @@ def test_room_follows_what_volumes_take_and_what_the_text_takes() -> None:
         with_lv("b").replace(b'"RESIZEABLE", ', b'"RESIZEABLE", "EXPORTED", '),
         with_lv("b").replace(b"version = 1", b"version = 2"),
         with_lv("b").replace(b"seqno = 2", b"seqno = x"),
+        with_lv("b").replace(b"segment_count = 1", b"segment_count = 0", 1),
+        with_lv("b").replace(b"segment_count = 1", b"segment_count = 4000000000", 1),
+        with_lv("b").replace(b"stripe_count = 1", b"stripe_count = 4000000000", 1),
+        with_lv("b").replace(b"stripe_count = 1", b"stripe_count = 0", 1),
+        with_lv("b", extents=9_999_999_999_999_999_999),
+        with_lv("b").replace(b'"pv0", 5', b'"pv0", -5', 1),
+        with_lv("b").replace(b'"pv0", 5', b'"pv0", 9999999999999999999', 1),
+        with_lv("b").replace(b"extent_size = 8192", b"extent_size = 0"),
+        with_lv("b").replace(b"pe_count = 15", b"pe_count = 9999999999999999999999"),
         with_lv("b")[:-700],
     ],
 )  # fmt: skip
@@ -257,6 +266,7 @@ def test_what_is_not_plain_is_for_lvm_to_explain(odd: bytes) -> None:
     here = machine()
     here.report()
     here.lvm.fails = Refused("LVM's own words")
+    assert odd != with_lv("b")
     here.commit(odd)
     (found,) = here.report().unreadable
     assert (found.name, found.why, here.lvm.asked) == ("vg0", "LVM's own words", 2)

@@ -223,6 +223,16 @@ def test_a_volume_without_a_tag_that_it_needs_is_not_guessed(key: str) -> None:
         ("mkfs", "A"),
         ("mkfs", base64.urlsafe_b64encode(b"[no json").decode()),
         ("mkfs", base64.urlsafe_b64encode(b'["\xff"]').decode()),
+        *(
+            ("mkfs", base64.urlsafe_b64encode(json).decode())
+            for json in (b"5", b"null", b'"-m"', b'{"-m": 1}', b"[1]", b"[[]]")
+        ),
+        pytest.param("mkfs", base64.urlsafe_b64encode(b"[" * 20_000).decode(), id="deep"),
+        ("size", "-1"),
+        ("size", " 1"),
+        ("size", "1_0"),
+        ("size", "\u0661"),
+        ("size", "9" * 5000),
     ],
 )
 def test_a_tag_of_ours_that_can_not_be_read_is_not_guessed(key: str, value: str) -> None:

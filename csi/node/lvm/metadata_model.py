@@ -89,6 +89,8 @@ def volume_group(text: bytes, known: VolumeGroup, remembered: Remembered = _NOTH
     frame, parts = metadata_text.cut(text, _VOLUMES)
     group = _frame(metadata_text.parse(frame), known)
     size = _number(group, "extent_size")
+    if not size:
+        raise NotUnderstood(f"group {known.name} has extents of no size")
     read: dict[tuple[int, bytes], ReadVolume] = {}
     count = 0
     for part in parts:
@@ -173,7 +175,10 @@ def _volume(part: str, known: VolumeGroup, extent_sectors: int) -> ReadVolume:
 
 
 def _lv(name: str, raw: Section, known: VolumeGroup, extent_sectors: int) -> ReadVolume:
-    segments = [f"segment{number}" for number in range(1, _number(raw, "segment_count") + 1)]
+    count = _number(raw, "segment_count")
+    if count > len(raw):
+        raise NotUnderstood(f"volume {name} lacks some of its {count} segments")
+    segments = [f"segment{number}" for number in range(1, count + 1)]
     _require_plain(raw, _LV_KEYS.union(segments), _LV_STATUS, flags=_LV_FLAGS)
     if "VISIBLE" not in _words(raw, "status"):
         raise NotUnderstood(f"volume {name} is a part of another one")

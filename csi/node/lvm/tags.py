@@ -4,7 +4,6 @@ LVM allows letters, digits and `_+.-/=!:&#` in a tag. Readers ignore tags that t
 """
 
 import base64
-import binascii
 import json
 import time
 from collections.abc import Callable
@@ -91,7 +90,7 @@ def decode(lv: LogicalVolume) -> Volume | Unreadable | None:
             lv=lv,
             name_digest=values["name"],
             state=State(values["state"]),
-            size_bytes=int(values["size"]),
+            size_bytes=_size(values["size"]),
             params_digest=values["params"],
             profile=profile,
             direct=values.get("direct") == "true",
@@ -126,6 +125,16 @@ def _unpack(text: str) -> tuple[str, ...]:
     if not text:
         return ()
     try:
-        return tuple(str(word) for word in json.loads(base64.urlsafe_b64decode(text)))
-    except (binascii.Error, json.JSONDecodeError) as error:
-        raise ValueError("unreadable mkfs tag") from error
+        words = json.loads(base64.urlsafe_b64decode(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the tag {_PREFIX}mkfs can't be read") from error
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"the tag {_PREFIX}mkfs holds no list of words")
+    return tuple(words)
+
+
+def _size(text: str) -> int:
+    """What `encode` wrote: `int` alone would take a sign, spaces and digits of other scripts."""
+    if not text.isascii() or not text.isdecimal():
+        raise ValueError(f"the tag {_PREFIX}size holds no number of bytes")
+    return int(text)
