@@ -59,7 +59,7 @@ def status(name: str, control: Path = CONTROL) -> Mapping | None:
     open_count, flags, number, uuid = fields[6], fields[7], fields[10], fields[12]
     return Mapping(
         number=_number(number),
-        uuid=uuid.split(b"\0", 1)[0].decode(errors="replace"),
+        uuid=uuid.split(b"\0", 1)[0].decode(errors="surrogateescape"),
         open_count=open_count,
         suspended=bool(flags & _SUSPENDED),
     )
@@ -132,7 +132,7 @@ def _listed(answer: bytearray) -> Iterator[str]:
         if number == 0:
             return
         start = offset + _NAME.size
-        yield answer[start : answer.index(0, start)].decode(errors="replace")
+        yield answer[start : answer.index(0, start)].decode(errors="surrogateescape")
         if following == 0:
             return
         offset += following
@@ -147,7 +147,8 @@ def _asked(command: int, name: str, control: Path, *, flags: int = 0, answer_byt
     with _opened(control) as descriptor:
         while descriptor is not None:
             size = _HEADER.size + answer_bytes
-            header = _HEADER.pack(*_VERSION, size, _HEADER.size, 0, 0, flags, 0, 0, 0, name.encode(), b"")
+            asked = name.encode(errors="surrogateescape")
+            header = _HEADER.pack(*_VERSION, size, _HEADER.size, 0, 0, flags, 0, 0, 0, asked, b"")
             request = bytearray(header) + bytearray(answer_bytes)
             try:
                 fcntl.ioctl(descriptor, command, request)

@@ -212,7 +212,12 @@ def mounted_anywhere(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:
 def holders(device: DeviceNumber, sysfs: Path = Path("/sys")) -> tuple[str, ...]:
     """Devices that are made on top of this one, by device-mapper's names where they have one."""
     found = sorted((sysfs / f"dev/block/{device}/holders").glob("*"))
-    return tuple(_text(entry / "dm/name") or entry.name for entry in found)
+    return tuple(_shown(_text(entry / "dm/name") or entry.name) for entry in found)
+
+
+def _shown(name: str) -> str:
+    """As a message can carry it."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def mapping_uuid(device: DeviceNumber, sysfs: Path = Path("/sys")) -> str | None:
@@ -226,9 +231,11 @@ def read_only(device: DeviceNumber, sysfs: Path = Path("/sys")) -> bool:
 
 
 def _text(path: Path) -> str | None:
-    """A kernel file's line; None when it is gone, as its device may be at any moment."""
+    """A kernel file's line; None when it is gone, as its device may be at any moment. Names of files, which people gave,
+    need not be UTF-8.
+    """
     try:
-        return path.read_text().rstrip("\n")
+        return path.read_bytes().decode(errors="surrogateescape").rstrip("\n")
     except OSError:
         return None
 

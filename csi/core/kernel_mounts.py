@@ -5,7 +5,7 @@ import re
 from csi.core.device_number import DeviceNumber
 from csi.core.mount import Mount
 
-_OCTAL = re.compile(r"\\([0-7]{3})")
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 def parse(text: str) -> tuple[Mount, ...]:
@@ -30,6 +30,8 @@ def _line(line: str) -> Mount:
 
 
 def _plain(field: str) -> str:
-    """Undo the kernel's octal escapes (space, tab, newline, backslash), byte by byte so that UTF-8 survives."""
-    unescaped = _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
-    return unescaped if unescaped == field else unescaped.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Undo the kernel's octal escapes (space, tab, newline, backslash), byte by byte: a name need not be UTF-8."""
+    if "\\" not in field:
+        return field
+    plain = _OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field.encode(errors="surrogateescape"))
+    return plain.decode(errors="surrogateescape")

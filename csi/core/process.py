@@ -88,10 +88,10 @@ def own_memory() -> None:
     writes there, and then waits for a page of its own. Linux before 5.14 can't, and nothing changes.
     """
     libc = ctypes.CDLL(None)
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_bytes().splitlines():
         where, allowed, *_ = line.split()
-        if allowed == "rw-p":
-            first, _, end = where.partition("-")
+        if allowed == b"rw-p":
+            first, _, end = where.partition(b"-")
             start = int(first, 16)
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(int(end, 16) - start), _MADV_POPULATE_WRITE)
 

@@ -82,13 +82,13 @@ def put(content: str, folder: Path) -> int | None:
     if not folder.parent.is_dir():
         return None
     folder.mkdir(exist_ok=True)
-    written = 0
+    written, wanted = 0, content.encode(errors="surrogateescape")
     for name in _NAMES:
         path = folder / name
-        if not path.exists() or path.read_text() != content:
+        if not path.exists() or path.read_bytes() != wanted:
             # A name that doesn't end in .rules is no rule.
             temporary = folder / f".{name}.new"
-            files.write_atomic(path, content.encode(), mode=0o644, temporary=temporary, durable=False)
+            files.write_atomic(path, wanted, mode=0o644, temporary=temporary, durable=False)
             _log.info("udev rules written", extra={"path": str(path)})
             written += 1
     return written

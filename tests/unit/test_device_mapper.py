@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,23 @@ def test_the_names_of_all_devices_are_read_from_one_answer(control: Path, monkey
 
     kernel(monkeypatch, {0xC138FD02: answer})
     assert device_mapper.names(control) == ("vg0-pvc", "vg1-x")
+
+
+def test_a_name_that_is_not_utf_8_asks_for_its_device(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def listed(request: bytearray) -> None:
+        struct.pack_into("=QI9s", request, 312, (254 << 8) | 1, 0, b"vg0-\xff\0")
+
+    def status(request: bytearray) -> None:
+        asked.append(bytes(request[48:176]).rstrip(b"\0"))
+        request[176:181] = b"odd-\xfe"
+
+    kernel(monkeypatch, {0xC138FD02: listed, DEV_STATUS: status})
+    (name,) = device_mapper.names(control)
+    found = device_mapper.status(name, control)
+    assert found is not None
+    assert (asked, os.fsencode(found.uuid)) == ([b"vg0-\xff"], b"odd-\xfe")
 
 
 def test_a_kernel_without_devices_has_no_names(control: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,21 @@ def test_a_loop_device_that_cannot_be_asked_is_known_by_its_path(
     assert disks.loops_on(DeviceNumber(254, 4), made, tmp_path / "dev") == 0
 
 
+def test_names_that_are_not_utf_8_stop_no_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = sysfs(tmp_path, {"vg0-pvc": "254:3", "on-top": "254:4"}, {"loop7": "", "loop8": ""})
+    (made / "block/loop7/loop/backing_file").write_bytes(b"/srv/m\xfcll.img\n")
+    (made / "block/loop8/loop/backing_file").write_bytes(b"/k/m\xfcll\rpvc-1\n")
+    monkeypatch.setattr(disks, "leads_to", {os.fsdecode(b"/k/m\xfcll\rpvc-1"): DeviceNumber(254, 3)}.get)
+    assert disks.loops_on(DeviceNumber(254, 3), made, tmp_path / "dev") == 1
+    (made / "block/dm-1/dm/name").write_bytes(b"odd-\xff\n")
+    assert disks.mapped("vg0-pvc", made) == DeviceNumber(254, 3)
+    assert disks.mapped(os.fsdecode(b"odd-\xff"), made) == DeviceNumber(254, 4)
+    (made / "block/dm-0/holders").mkdir()
+    (made / "block/dm-0/holders/dm-1").symlink_to(made / "block/dm-1")
+    (shown,) = disks.holders(DeviceNumber(254, 3), made)
+    assert shown.encode() == "odd-\ufffd".encode(), "a message can carry it"
+
+
 def test_what_is_mounted_on_or_made_on_a_device_is_seen_without_its_mount(tmp_path: Path) -> None:
     made = sysfs(tmp_path, {"vg0-pvc": "254:0", "on-top": "254:1"})
     device = DeviceNumber(254, 0)

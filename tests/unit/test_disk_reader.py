@@ -222,6 +222,13 @@ def test_lvms_own_volumes_and_what_is_no_disk_are_left_out(machine: Machine) -> 
     assert machine.names() == ["dm-1"]
 
 
+def test_a_device_whose_uuid_is_not_utf_8_stops_no_look(machine: Machine) -> None:
+    machine.add("dm-0", 1, **{"dm/uuid": ""})
+    (machine.sysfs / "class/block/dm-0/dm/uuid").write_bytes(b"odd-\xff\n")
+    machine.add("sda", 2)
+    assert machine.names() == ["dm-0", "sda"]
+
+
 @pytest.mark.parametrize(("holder", "uuid"), [("md0", ""), ("dm-1", "mpath-abc")])
 def test_a_part_of_a_raid_or_multipath_device_is_left_out(machine: Machine, holder: str, uuid: str) -> None:
     machine.add("sda", 1, **{f"holders/{holder}/dm/uuid": uuid})

@@ -1,5 +1,6 @@
 """The kernel's list of mounts is read whatever names people give to directories."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ def test_what_the_kernel_escapes_is_read_back(name: str) -> None:
     escaped = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in name)
     (mount,) = kernel_mounts.parse(f"37 35 0:50 / /{escaped} rw - tmpfs none rw\n")
     assert mount.target == f"/{name}"
+
+
+@pytest.mark.parametrize("name", [b"m\xfcll", b"m\xfcll \xc3\xbc", b"\xff\t\xfe"])
+def test_a_name_that_is_not_utf_8_leads_to_its_directory(tmp_path: Path, name: bytes) -> None:
+    escaped = name.replace(b" ", b"\\040").replace(b"\t", b"\\011")
+    (tmp_path / "mountinfo").write_bytes(b"37 35 0:50 / /mnt/" + escaped + b" rw - tmpfs none rw\n")
+    (mount,) = mounts.listed(tmp_path / "mountinfo")
+    assert os.fsencode(mount.target) == b"/mnt/" + name

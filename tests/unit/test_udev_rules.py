@@ -122,3 +122,11 @@ def test_a_host_without_udev_gets_no_rules(tmp_path: Path) -> None:
 def test_names_that_need_no_telling(name: str, usual: bool) -> None:
     assert udev_rules.is_usual(name) is usual
     assert covers(udev_rules.text(["vg"], [], "/k"), "ATTR{dm/name}", f"vg-{name.replace('-', '--')}") is usual
+
+
+def test_rules_that_were_damaged_are_put_right(tmp_path: Path) -> None:
+    folder = tmp_path / "rules.d"
+    assert udev_rules.put("rules", folder) == 2
+    (folder / "12-sealed-local.rules").write_bytes(b"\xff\xfe")
+    assert udev_rules.put("rules", folder) == 1
+    assert (folder / "12-sealed-local.rules").read_text() == "rules"

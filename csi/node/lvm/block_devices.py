@@ -189,7 +189,7 @@ def _text(file: str) -> str:
     except OSError:
         return ""
     try:
-        return os.read(descriptor, _ATTRIBUTE_BYTES).decode().strip()
+        return os.read(descriptor, _ATTRIBUTE_BYTES).decode(errors="surrogateescape").strip()
     except OSError:
         return ""
     finally:
