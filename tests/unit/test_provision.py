@@ -13,7 +13,7 @@ from csi.node.config import NodeConfig, Pool
 from csi.node.lvm import names as volume_names
 from csi.node.lvm import tags as volume_tags
 from csi.node.lvm.layout import Striped
-from csi.node.lvm.model import ForeignGroup, LogicalVolume, PhysicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import ForeignGroup, LogicalVolume, PhysicalVolume, Report, UnreadableGroup, VolumeGroup
 from csi.node.plan import provision, steps
 from csi.node.volume import State, Wanted
 
@@ -155,6 +155,49 @@ def test_an_lv_of_that_name_that_was_made_for_something_else_is_left_alone(vg: s
 def test_a_volume_that_fits_nowhere_is_no_space() -> None:
     with pytest.raises(NoSpace, match="vg0 has room for 80 MiB, vg1 has room for 80 MiB"):
         create(wanted(), free=10)
+
+
+POOLS = NodeConfig(
+    pools=(Pool(name="fast", vgs=("vg0",)), Pool(name="bulk", vgs=("bulk-0",))), include=(re.compile("data-.*"),)
+)
+
+
+def beside_unreadable(vg: str, *lvs: LogicalVolume) -> Report:
+    """Groups that can be read, and one of which only these volumes are known; with none of them nothing is."""
+    hidden = UnreadableGroup(name=vg, disks=("/dev/b",), why="/dev/b does not answer", lvs=lvs or None)
+    return dataclasses.replace(node(), unreadable=(hidden,))
+
+
+@pytest.mark.parametrize("where", [{"pool": "fast"}, {"vgName": "vg1"}, {"vgName": "vg0"}])
+@pytest.mark.parametrize("hidden", ["bulk-0", "data-1"])
+def test_a_group_that_the_class_does_not_mean_stops_no_volume(where: dict[str, str], hidden: str) -> None:
+    on = dataclasses.replace(POOLS, include=(re.compile("data-.*|vg1"),))
+    (step,) = provision.create(on, beside_unreadable(hidden), wanted(**where))
+    assert isinstance(step, steps.CreateLV)
+
+
+@pytest.mark.parametrize(
+    ("where", "hidden"),
+    [({"pool": "bulk"}, "bulk-0"), ({"vgName": "data-1"}, "data-1"), ({}, "bulk-0"), ({}, "data-1")],
+)
+def test_a_volume_that_may_be_in_a_group_that_nobody_can_read_is_not_made_again(
+    where: dict[str, str], hidden: str
+) -> None:
+    with pytest.raises(Unavailable, match=f"may be in a group that nobody can read now. volume group {hidden}"):
+        provision.create(POOLS, beside_unreadable(hidden), wanted(**where))
+
+
+def test_a_volume_that_was_seen_in_a_group_that_nobody_can_read_is_not_made_again_elsewhere() -> None:
+    seen = made(wanted(pool="bulk"), vg="bulk-0")
+    with pytest.raises(Unavailable, match="bulk-0"):
+        provision.create(POOLS, beside_unreadable("bulk-0", seen), wanted(pool="fast"))
+
+
+def test_where_the_class_names_no_pool_the_default_one_is_meant() -> None:
+    (step,) = provision.create(CONFIG, beside_unreadable("bulk-0"), wanted())
+    assert isinstance(step, steps.CreateLV)
+    with pytest.raises(Unavailable, match="vg1"):
+        provision.create(CONFIG, beside_unreadable("vg1"), wanted())
 
 
 # Finding

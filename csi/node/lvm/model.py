@@ -231,9 +231,17 @@ class Report:
         """Those of a name; none while a group of this node's own has it, as that one is meant."""
         return tuple(one for one in self.strangers if one.vg.name == name and name not in {vg.name for vg in self.vgs})
 
-    def require_readable(self, what: str, is_it: Callable[[LogicalVolume], bool]) -> None:
-        """Raises `Unavailable` while a group that may hold `what`, which wasn't found elsewhere, can't be looked into."""
-        doubts = [group for group in self.unreadable if group.may_hold(is_it)]
+    def require_readable(
+        self, what: str, is_it: Callable[[LogicalVolume], bool], doubted: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        """Raises `Unavailable` while a group that may hold `what`, which wasn't found elsewhere, can't be looked into: one
+        of a `doubted` name, or one in which it was seen.
+        """
+        doubts = [
+            group
+            for group in self.unreadable
+            if group.may_hold(is_it) and (doubted(group.name) or group.lvs is not None)
+        ]
         if doubts:
             said = "; ".join(f"volume group {group.name} can't be looked into: {group.why}" for group in doubts)
             raise Unavailable(

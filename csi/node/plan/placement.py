@@ -1,5 +1,6 @@
 """Which volume groups a new LV may go to, and in which order they are tried. Pure arithmetic over one LVM report."""
 
+from collections.abc import Callable
 from typing import assert_never
 
 from csi.core.errors import NoSpace
@@ -41,6 +42,17 @@ def targets(
     found = [_target(config, vg, now) for vg in _candidates(config, report, parameters)]
     spread = _strategy(config, parameters, found[0].vg) is Strategy.SPREAD
     return tuple(sorted(found, key=lambda target: (-target.room if spread else target.room, target.vg.name)))
+
+
+def may_lie_in(config: NodeConfig, parameters: Parameters) -> Callable[[str], bool]:
+    """Whether a volume with these parameters can have been put into a group of this name."""
+    if parameters.vg_name is not None:
+        return lambda vg: vg == parameters.vg_name
+    pool_name = parameters.pool or config.default_pool
+    if pool_name is None:
+        return config.allows
+    pool = config.pool(pool_name)
+    return lambda vg: pool is not None and vg in pool.vgs
 
 
 def all_targets(config: NodeConfig, report: Report, now: Conditions = AS_RECORDED) -> tuple[Target, ...]:

@@ -23,7 +23,7 @@ def create(config: NodeConfig, report: Report, wanted: Wanted, now: Conditions =
 
     Raises `AlreadyExists` when it exists otherwise, `Refused` while it is being deleted, `NoSpace` when nothing fits.
     """
-    existing = by_name(report, wanted.name_digest)
+    existing = by_name(report, wanted.name_digest, placement.may_lie_in(config, wanted.parameters))
     if existing is not None:
         _require_same(existing, wanted)
         return ()
@@ -41,12 +41,12 @@ def create(config: NodeConfig, report: Report, wanted: Wanted, now: Conditions =
     )
 
 
-def by_name(report: Report, name_digest: str) -> Volume | None:
+def by_name(report: Report, name_digest: str, doubted: Callable[[str], bool] = lambda _: True) -> Volume | None:
     """The volume that was made for a CSI name. Raises `Refused` when two groups claim it, or it is there with tags that
-    this version can't read, `Unavailable` when it may be in a group that can't be looked into.
+    this version can't read, `Unavailable` when it may be in a `doubted` group that can't be looked into.
     """
     tag = volume_tags.name_tag(name_digest)
-    return _found(report, "the volume of this name", lambda lv: tag in lv.tags)
+    return _found(report, "the volume of this name", lambda lv: tag in lv.tags, doubted)
 
 
 def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
@@ -59,7 +59,9 @@ def by_id(report: Report, volume_id: VolumeId) -> Volume | None:
     return _found(report, f"volume {volume_id}", lambda lv: lv.name == volume_id)
 
 
-def _found(report: Report, what: str, is_it: Callable[[LogicalVolume], bool]) -> Volume | None:
+def _found(
+    report: Report, what: str, is_it: Callable[[LogicalVolume], bool], doubted: Callable[[str], bool] = lambda _: True
+) -> Volume | None:
     """Reads the tags of those LVs alone that can be it: a node may have a thousand, and each call looks for one."""
     here = [(lv, volume_tags.decode(lv)) for lv in report.lvs if is_it(lv)]
     found = _only([volume for _, volume in here if isinstance(volume, Volume)])
@@ -67,7 +69,7 @@ def _found(report: Report, what: str, is_it: Callable[[LogicalVolume], bool]) ->
         for _, other in here:
             if isinstance(other, volume_tags.Unreadable):
                 raise _unreadable(other)
-        report.require_readable(what, is_it)
+        report.require_readable(what, is_it, doubted)
     return found
 
 

@@ -51,7 +51,7 @@ class Controller(ControllerRest):
         report = self._desk.allocate(
             wanted.volume_id, "CreateVolume", lambda report, now: provision.create(config, report, wanted, now)
         )
-        existing = provision.by_name(report, wanted.name_digest)
+        existing = provision.by_name(report, wanted.name_digest, placement.may_lie_in(config, wanted.parameters))
         return csi_pb2.CreateVolumeResponse(volume=self._encode(request, wanted, existing))
 
     def DeleteVolume(  # noqa: N802
