@@ -1,24 +1,30 @@
-"""Whatever lies where LVM's label and area header are on a disk that anybody may have written, a healthy group is told.
+"""Whatever lies where LVM's label, area header and text are on a disk that anybody may have written, the report comes.
 
 Numbers and bytes are changed, and the checksums made right again: what a program made, not what a bad sector left.
 """
 
+import re
 import struct
 from unittest import mock
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from csi.core.errors import Refused
+from csi.node.config import NodeConfig, Pool
 from csi.node.lvm.disk_view import DiskViews
 from csi.node.lvm.model import VolumeGroup
 from csi.node.lvm.proved import ProvedReport
-from tests.unit.test_lvm_proved import LABEL, TEXT, VG_UUID, ByLvm, Disk, Reader, another, of_no_group
+from csi.node.plan import placement
+from csi.node.volume import Parameters
+from tests.unit.test_lvm_proved import LABEL, TEXT, VG_UUID, ByLvm, Disk, Reader, another, machine, of_no_group, with_lv
 
 EDGES = (
     0, 1, 2, 511, 512, 4095, 4096, 1 << 20, (1 << 26) - 512, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
 )  # fmt: skip
 """Where lengths, disks and the kernel's own numbers end."""
 
+POOLS = NodeConfig(pools=(Pool(name="main", vgs=("vg0",)),), default_pool="main")
 LABEL_AT, HEADER_AT = 512, 4096
 PLACES = st.one_of(
     st.integers(LABEL_AT + 40, LABEL_AT + 144), st.sampled_from([HEADER_AT + at for at in (20, 24, 32, 40, 48, 56)])
@@ -73,3 +79,31 @@ def test_no_other_disk_hides_a_group_or_stops_the_report(disk: Disk) -> None:
 @given(disks(name=st.just(b"vg0")))
 def test_a_disk_that_takes_the_groups_name_does_not_stop_the_report(disk: Disk) -> None:
     report(disk)
+
+
+NUMBER = re.compile(rb"(?<== )\d+|(?<=\", )\d+")
+WORDS = st.one_of(
+    st.sampled_from([*EDGES, -1, 10**30, 4_000_000_000]).map(lambda number: str(number).encode()),
+    st.sampled_from([b'"x"', b"[]", b"[[]]", b"{}", b"", b'"', b"\xff"]),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), WORDS), min_size=1, max_size=3))
+@example([(1, b"0")])  # extent_size
+def test_whatever_a_groups_text_says_it_is_told_or_unreadable_and_can_be_planned_with(
+    changes: list[tuple[int, bytes]],
+) -> None:
+    here = machine()
+    here.report()
+    text = with_lv("b")
+    for which, word in changes:
+        found = list(NUMBER.finditer(text))
+        at = found[which % len(found)]
+        text = text[: at.start()] + word + text[at.end() :]
+    here.lvm.fails = Refused("LVM's own words")
+    here.commit(text)
+    report = here.report()
+    assert [vg.name for vg in report.vgs] + [group.name for group in report.unreadable] == ["vg0"]
+    for target in placement.all_targets(POOLS, report):
+        assert target.largest(Parameters()) <= target.vg.size_bytes
+        assert target.fit(Parameters(), 1 << 80) is None
