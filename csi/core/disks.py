@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from csi.core import files
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import DiskFailed, ForeignContent, InUse, Refused
 from csi.core.size import GIB, MIB, SECTOR_BYTES
@@ -182,8 +183,8 @@ def mapping_name(device: DeviceNumber, sysfs: Path = Path("/sys")) -> str | None
 
 def loops_on(device: DeviceNumber, sysfs: Path = Path("/sys"), dev: Path = Path("/dev")) -> int:
     """How many loop devices lie on this device, whatever path they were given and in whatever namespace."""
-    files = sysfs.glob("block/loop*/loop/backing_file")
-    return sum(_loop_lies_on(dev / entry.parents[1].name, _text(entry)) == device for entry in files)
+    found = sysfs.glob("block/loop*/loop/backing_file")
+    return sum(_loop_lies_on(dev / entry.parents[1].name, _text(entry)) == device for entry in found)
 
 
 def _loop_lies_on(loop: Path, named: str | None) -> DeviceNumber | None:
@@ -192,7 +193,10 @@ def _loop_lies_on(loop: Path, named: str | None) -> DeviceNumber | None:
     try:
         with _opened(str(loop), os.O_RDONLY) as descriptor:
             fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, answer)
-    except (OSError, Refused):
+    except OSError as error:
+        files.raise_if_blind(error)
+        return leads_to(named) if named else None
+    except Refused:
         return leads_to(named) if named else None
     own = _LOOP_FILE.unpack_from(answer)[2]
     return DeviceNumber(os.major(own), os.minor(own)) if own else None
@@ -236,7 +240,8 @@ def _text(path: Path) -> str | None:
     """
     try:
         return path.read_bytes().decode(errors="surrogateescape").rstrip("\n")
-    except OSError:
+    except OSError as error:
+        files.raise_if_blind(error)
         return None
 
 

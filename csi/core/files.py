@@ -1,5 +1,6 @@
 """Files that must be whole at every moment: atomic replacement, flushing of files and directories, locks by name."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -9,6 +10,16 @@ from typing import Final
 
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 """struct flock of Linux on 64-bit machines: type, whence, start, length, process."""
+
+_OUT_OF: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+def raise_if_blind(error: OSError) -> None:
+    """Raises the error again when it tells of this process, which can open nothing now, and not of what it looked at: that
+    is not known to be absent then.
+    """
+    if error.errno in _OUT_OF:
+        raise error
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int, temporary: Path, durable: bool = True) -> None:

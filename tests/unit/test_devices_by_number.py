@@ -1,10 +1,12 @@
 """What the kernel says of devices counts, never a path: on a made-up sysfs."""
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,25 @@ def test_names_that_are_not_utf_8_stop_no_look(tmp_path: Path, monkeypatch: pyte
     (made / "block/dm-0/holders/dm-1").symlink_to(made / "block/dm-1")
     (shown,) = disks.holders(DeviceNumber(254, 3), made)
     assert shown.encode() == "odd-\ufffd".encode(), "a message can carry it"
+
+
+def test_a_process_that_can_open_nothing_says_so_and_calls_nothing_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no descriptor left a loop device would count as none, and so as no opener of a guest's volume."""
+    made = sysfs(tmp_path, {"vg0-pvc": "254:3"}, {"loop7": "/k/pvc-1"})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as some:
+        some.setattr(disks.os, "open", full)
+        with pytest.raises(OSError, match="Too many open files"):
+            disks.loops_on(DeviceNumber(254, 3), made, tmp_path / "dev")
+    monkeypatch.setattr(Path, "read_bytes", full)
+    for look in (lambda: disks.mapping_uuid(DeviceNumber(254, 3), made), lambda: disks.mapped("vg0-pvc", made)):
+        with pytest.raises(OSError, match="Too many open files"):
+            look()
 
 
 def test_what_is_mounted_on_or_made_on_a_device_is_seen_without_its_mount(tmp_path: Path) -> None:

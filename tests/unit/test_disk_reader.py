@@ -1,5 +1,6 @@
 """Reads of disks are direct, of the very device that was meant, and none that hangs stops another one or the caller."""
 
+import errno
 import os
 import threading
 import time
@@ -227,6 +228,23 @@ def test_a_device_whose_uuid_is_not_utf_8_stops_no_look(machine: Machine) -> Non
     (machine.sysfs / "class/block/dm-0/dm/uuid").write_bytes(b"odd-\xff\n")
     machine.add("sda", 2)
     assert machine.names() == ["dm-0", "sda"]
+
+
+@pytest.mark.parametrize(("call", "what"), [("open", "size"), ("listdir", "holders")])
+def test_a_process_that_can_open_nothing_sees_no_machine_without_disks(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, call: str, what: str
+) -> None:
+    machine.add("sda", 1)
+    real = getattr(os, call)
+
+    def full(path: str, *more: int) -> object:
+        if path.endswith(what):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *more)
+
+    monkeypatch.setattr(f"csi.node.lvm.block_devices.os.{call}", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        machine.names()
 
 
 @pytest.mark.parametrize(("holder", "uuid"), [("md0", ""), ("dm-1", "mpath-abc")])

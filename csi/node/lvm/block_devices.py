@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from csi.core import files
 from csi.core.device_number import DeviceNumber
 
 _NO_DISKS: Final = ("ram", "sr", "fd")
@@ -178,7 +179,8 @@ def _is_whole(holder: str) -> bool:
 def _entries(folder: str) -> list[str]:
     try:
         return [f"{folder}/{name}" for name in os.listdir(folder)]
-    except OSError:
+    except OSError as error:
+        files.raise_if_blind(error)
         return []
 
 
@@ -186,7 +188,8 @@ def _text(file: str) -> str:
     """A file of sysfs; empty when it isn't there, or goes away meanwhile."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        files.raise_if_blind(error)
         return ""
     try:
         return os.read(descriptor, _ATTRIBUTE_BYTES).decode(errors="surrogateescape").strip()

@@ -77,7 +77,8 @@ class Lvm:
         )
         self._devices = devices or BlockDevices().now
         self._gates: dict[str, threading.Lock] = {}
-        self._proved = ProvedReport(self._visible, DiskViews(DiskReader()), allows, self._ask)
+        self._reader = DiskReader()
+        self._proved = ProvedReport(self._visible, DiskViews(self._reader), allows, self._ask)
 
     def report(self) -> Report:
         """Every group that the configuration can mean, as it is now. Takes no turn, and no process while nothing changed.
@@ -117,7 +118,7 @@ class Lvm:
             return
         visible = {device.number for device in self._visible()}
         hidden = [device for device in self._devices() if device.number not in visible]
-        labels = [(view.device.path, view.label) for view in DiskViews(DiskReader()).look(hidden)]
+        labels = [(view.device.path, view.label) for view in DiskViews(self._reader).look(hidden)]
         found = [path for path, label in labels if label is not None and label.pv_uuid in missing]
         if found:
             raise Refused(
