@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final, assert_never
 
 from csi.core import log
-from csi.core.errors import DiskFailed
+from csi.core.errors import Busy, DiskFailed
 from csi.node import apply, progress
 from csi.node.desk import Desk, View
-from csi.node.jobs import Job, Kind
+from csi.node.jobs import Job, Kind, Stopped
 from csi.node.lvm import tags as volume_tags
-from csi.node.lvm.model import Report
+from csi.node.lvm.model import LogicalVolume, Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import deletion, erase, provision, steps
 from csi.node.progress import Note
@@ -47,11 +47,11 @@ def carry_out(desk: Desk, task: Task) -> None:
             _settle(desk, task, view)
     if rest:
         # The job takes the volume's lock itself, so it begins when this call has given it back.
-        desk.jobs.wait(_begin(desk, task, view.existing.lv.vg, erase.erased_bytes(rest)))
+        desk.jobs.wait(_begin(desk, task, view.existing.lv, erase.erased_bytes(rest)))
 
 
-def _begin(desk: Desk, task: Task, vg: str, of_bytes: int = 0) -> Job:
-    return desk.jobs.start(task.kind, task.volume_id, vg, lambda job: _work(desk, task, job), of_bytes)
+def _begin(desk: Desk, task: Task, lv: LogicalVolume, of_bytes: int = 0) -> Job:
+    return desk.jobs.start(task.kind, lv, lambda job: _work(desk, task, job), of_bytes)
 
 
 def delete(desk: Desk, volume_id: VolumeId) -> Task:
@@ -79,12 +79,17 @@ def resume(desk: Desk, report: Report) -> None:
     for volume in volume_tags.volumes(report):
         if volume.state is State.DELETING:
             with log.context(volume_id=volume.volume_id):
-                _log.info("deletion goes on", extra={"vg": volume.lv.vg})
-                _begin(desk, delete(desk, volume.volume_id), volume.lv.vg)
+                try:
+                    _begin(desk, delete(desk, volume.volume_id), volume.lv)
+                    _log.info("deletion goes on", extra={"vg": volume.lv.vg})
+                except Busy as reason:
+                    # The provisioner repeats its call; other deletions must not wait for that.
+                    _log.warning("deletion doesn't go on by itself", extra={"vg": volume.lv.vg, "error": str(reason)})
 
 
 def _work(desk: Desk, task: Task, job: Job) -> None:
     with desk.volume(task.volume_id, task.kind.call) as view:
+        _require_own(job, view)
         plan = _plan(desk, task, view)
         erasing = tuple(step for step in plan if isinstance(step, erase.ErasingStep))
         note = _note(desk, view, erasing) if erasing else None
@@ -98,6 +103,21 @@ def _work(desk: Desk, task: Task, job: Job) -> None:
         if note is not None:
             note.drop()
         _settle(desk, task, view)
+
+
+def _require_own(job: Job, view: View) -> None:
+    """Raises `Stopped` unless the LV is the job's, and still to be deleted where that is the work.
+
+    A job may wait for hours, and be tried again for ever: meanwhile somebody may have removed its LV by hand, and the next
+    claim of the name have got another one. One that is gone is left to the plan, which knows whether that is sure.
+    """
+    volume = view.volume
+    if volume is None:
+        return
+    given_up = job.kind is not Kind.DELETE or volume.state is State.DELETING
+    if not given_up or not job.is_for(volume.lv):
+        _log.warning("job ends: its volume is not there any more", extra={"vg": volume.lv.vg, "uuid": volume.lv.uuid})
+        raise Stopped
 
 
 def _plan(desk: Desk, task: Task, view: View) -> steps.Plan:

@@ -1,7 +1,8 @@
 """Long work in the background: a few at a time in each volume group, at low I/O priority, whoever still waits for it.
 
-A job is known by its volume. What it has to do is written in the volume's tags and nowhere else, so that a driver that was
-killed finds its jobs again; this module holds only those of this process.
+A job is known by its volume's name and bound to the LV that had the name when it began. What it has to do is written in the
+volume's tags and nowhere else, so that a driver that was killed finds its jobs again; this module holds only those of this
+process.
 """
 
 import logging
@@ -14,8 +15,9 @@ from enum import StrEnum
 from typing import Final
 
 from csi.core import log, process
-from csi.core.errors import Busy, SealedLocalError
+from csi.core.errors import Busy, SealedLocalError, Unavailable
 from csi.node import caller
+from csi.node.lvm.model import LogicalVolume
 from csi.node.lvm.names import VolumeId
 
 _log = logging.getLogger(__name__)
@@ -67,7 +69,11 @@ class State(StrEnum):
 
 
 class Stopped(Exception):
-    """The job was called off, or the driver ends: the work stops here and loses nothing."""
+    """The job was called off, has lost its object, or the driver ends: the work stops here and loses nothing."""
+
+
+class SteppedBack(Exception):
+    """More urgent work waits for this worker: the job goes on later, where it was."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -75,10 +81,13 @@ class Job:
     """One volume's long work. Changed by `Jobs` and, its progress, by the worker alone."""
 
     kind: Kind
-    volume_id: VolumeId
-    vg: str
+    lv: LogicalVolume
+    """As it was when the job began: its names and its UUID count."""
     work: Callable[["Job"], None]
+    must_step_back: Callable[["Job"], bool] = lambda _: False
+    """Asked between two parts of the work."""
     state: State = State.QUEUED
+    steps_back: bool = False
     done_bytes: int = 0
     of_bytes: int = 0
     failure: Exception | None = None
@@ -89,6 +98,20 @@ class Job:
     log_fields: dict[str, str] = field(default_factory=log.fields)
     """Those of the call that began it."""
 
+    @property
+    def volume_id(self) -> VolumeId:
+        """The volume's id, which another LV may have one day."""
+        return VolumeId(self.lv.name)
+
+    @property
+    def vg(self) -> str:
+        """The group whose workers do it."""
+        return self.lv.vg
+
+    def is_for(self, lv: LogicalVolume) -> bool:
+        """Whether this is the job's own LV, and not one that got its name later."""
+        return (lv.vg, lv.name, lv.uuid) == (self.lv.vg, self.lv.name, self.lv.uuid)
+
     def describe(self) -> str:
         """How far it is, for a person."""
         share = f", {self.done_bytes * 100 // self.of_bytes} %" if self.of_bytes else ""
@@ -96,10 +119,12 @@ class Job:
         return f"{shown}; the last try failed: {self.failure}" if self.failure is not None else shown
 
     def advance(self, done_bytes: int, of_bytes: int) -> None:
-        """Tell the progress. Raises `Stopped` when the work must end here."""
+        """Tell the progress. Raises `Stopped` when the work must end here, `SteppedBack` when it must wait."""
         self.done_bytes, self.of_bytes = done_bytes, of_bytes
         if self.called_off.is_set():
             raise Stopped
+        if self.must_step_back(self):
+            raise SteppedBack
 
 
 class Jobs:
@@ -116,21 +141,40 @@ class Jobs:
         self._waiters = threading.Semaphore(_WAITERS)
         self._stopping = False
 
-    def start(self, kind: Kind, volume_id: VolumeId, vg: str, work: Callable[[Job], None], of_bytes: int = 0) -> Job:
-        """Queue a volume's job; one that is there already goes on, and one that failed is tried again at once."""
+    def start(self, kind: Kind, lv: LogicalVolume, work: Callable[[Job], None], of_bytes: int = 0) -> Job:
+        """Queue work on an LV. The same that is there already goes on, and one that failed is tried again at once.
+
+        What else is queued under the volume's name ends: it was for an LV that is gone, or is not wanted any more. Raises
+        `Busy` while such a job runs, and `Unavailable` when there is no thread for the work.
+        """
         with self._changed:
-            job = self._jobs.get(volume_id)
+            job = self._jobs.get(VolumeId(lv.name))
+            if job is not None and (job.kind is not kind or not job.is_for(lv)):
+                if job.state is State.RUNNING:
+                    raise Busy(f"{job.kind.call} of an earlier volume {job.volume_id} has not ended yet; repeat")
+                self._end(job, Stopped())
+                job = None
+            self._hire(lv.vg)
             if job is None:
-                job = Job(kind=kind, volume_id=volume_id, vg=vg, work=work, of_bytes=of_bytes)
-                self._jobs[volume_id] = job
+                job = Job(kind=kind, lv=lv, work=work, of_bytes=of_bytes, must_step_back=self._must_step_back)
+                self._jobs[job.volume_id] = job
             elif job.state is State.FAILED:
                 job.state = State.QUEUED
             job.not_before = 0.0
-            if self._workers[vg] < self._workers_per_group and not self._stopping:
-                self._workers[vg] += 1
-                threading.Thread(target=self._serve, args=(vg,), name=f"jobs-{vg}", daemon=True).start()
             self._changed.notify_all()
             return job
+
+    def _hire(self, vg: str) -> None:
+        """One worker more, as long as there may be one. Where no thread can be had, those that are there do the work."""
+        if self._workers[vg] >= self._workers_per_group or self._stopping:
+            return
+        try:
+            threading.Thread(target=self._serve, args=(vg,), name=f"jobs-{vg}", daemon=True).start()
+        except RuntimeError as error:
+            if not self._workers[vg]:
+                raise Unavailable(f"no thread can be had for the work at volume group {vg}: {error}; repeat") from error
+            return
+        self._workers[vg] += 1
 
     def find(self, volume_id: VolumeId) -> Job | None:
         """The volume's job of this moment."""
@@ -204,18 +248,34 @@ class Jobs:
                 open_jobs = [job for job in self._jobs.values() if job.vg == vg and job.state is not State.RUNNING]
                 if not open_jobs:
                     break
-                job = min(open_jobs, key=lambda job: job.not_before)
-                if job.not_before <= self._clock():
+                due = [job for job in open_jobs if job.not_before <= self._clock()]
+                if due:
+                    job = min(due, key=lambda job: (job.kind.rank, job.not_before))
                     job.state = State.RUNNING
                     return job
-                self._changed.wait(job.not_before - self._clock())
+                self._changed.wait(min(job.not_before for job in open_jobs) - self._clock())
             self._workers[vg] -= 1
             self._changed.notify_all()
             return None
 
+    def _must_step_back(self, job: Job) -> bool:
+        """Whether more urgent work of the group waits for more workers than are free, or will be in a moment."""
+        with self._changed:
+            of_group = [other for other in self._jobs.values() if other.vg == job.vg]
+            running = [other for other in of_group if other.state is State.RUNNING]
+            due = [other for other in of_group if other.state is State.QUEUED and other.not_before <= self._clock()]
+            waiting = sum(other.kind.rank < job.kind.rank for other in due)
+            free = self._workers[job.vg] - len(running) + sum(other.steps_back for other in running)
+            job.steps_back = waiting > free
+            return job.steps_back
+
     def _settle(self, job: Job, failure: Exception | None) -> None:
         with self._changed:
-            if isinstance(failure, Busy):
+            job.steps_back = False
+            if isinstance(failure, SteppedBack):
+                job.state = State.QUEUED
+                self._changed.notify_all()
+            elif isinstance(failure, Busy):
                 # A call has the volume for a moment; that is no failure.
                 job.state, job.not_before = State.QUEUED, self._clock() + _BUSY_SECONDS
                 self._changed.notify_all()
@@ -239,7 +299,7 @@ def _failure_of(job: Job) -> Exception | None:
     started = time.monotonic()
     try:
         job.work(job)
-    except (Busy, Stopped) as reason:
+    except (Busy, Stopped, SteppedBack) as reason:
         return reason
     except Exception as error:
         expected = isinstance(error, SealedLocalError)

@@ -34,8 +34,8 @@ class AtOnce(Jobs):
     """A job runs in the thread that begins it, so that a kill ends both as it ends a process."""
 
     def start(self, *given: Any) -> Job:
-        kind, volume_id, vg, work, *_ = given
-        job = Job(kind=kind, volume_id=volume_id, vg=vg, work=work)
+        kind, lv, work, *_ = given
+        job = Job(kind=kind, lv=lv, work=work)
         work(job)
         return job
 

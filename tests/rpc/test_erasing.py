@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi.core.errors import DiskFailed
+from csi.core.errors import Busy, DiskFailed
 from csi.node import jobs
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
@@ -173,6 +173,119 @@ def test_a_bad_sector_in_a_first_clearing_is_named(csi: CsiServer) -> None:
     assert "/dev/vg0/pvc-1 takes no write" in message
     csi.call("DeleteVolume", requests.of("DeleteVolume"))
     assert csi.node.lvs == {}
+
+
+def given_up_and_made_anew(csi: CsiServer, kind: str, patch: pytest.MonkeyPatch) -> Requests:
+    """A deletion can't wipe a bad disk, a person removes the LV by hand, and the next claim gets the name."""
+    patch.setattr(jobs, "_FIRST_RETRY_SECONDS", 300.0)
+    requests = used(csi)
+    csi.failures[steps.ZeroRange] = DiskFailed("/dev/vg0/pvc-1", "takes no write", "Input/output error")
+    csi.refused("DeleteVolume", requests.of("DeleteVolume"))
+    for remembered in (csi.node.lvs, csi.node.devices, csi.node.content):
+        remembered.pop("pvc-1")
+    csi.failures.clear()
+    anew = Requests(csi, kind)
+    csi.call("CreateVolume", anew.of("CreateVolume"))
+    return anew
+
+
+def retried_now(csi: CsiServer) -> None:
+    """The time of every job that waits has come."""
+    with csi.desk.jobs._changed:
+        for job in csi.desk.jobs._jobs.values():
+            job.not_before = 0.0
+        csi.desk.jobs._changed.notify_all()
+    until(lambda: not csi.desk.jobs.shown())
+
+
+def test_a_deletion_that_is_tried_again_leaves_the_next_volume_of_its_name_alone(
+    csi: CsiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = given_up_and_made_anew(csi, "ext4", monkeypatch)
+    for call in ("NodeStageVolume", "NodePublishVolume"):
+        csi.call(call, requests.of(call))
+    csi.node.pod_write("pvc-1", requests.target, "the second owner's")
+    for call in ("NodeUnpublishVolume", "NodeUnstageVolume"):
+        csi.call(call, requests.of(call))
+    retried_now(csi)
+    assert csi.node.content["pvc-1"] == "the second owner's"
+    assert "sl:state=ready" in csi.node.lvs["pvc-1"].tags
+
+
+def test_a_first_stage_is_not_answered_by_a_deletion_of_an_earlier_volume(
+    csi: CsiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = given_up_and_made_anew(csi, "block", monkeypatch)
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    assert "sl:state=ready" in csi.node.lvs["pvc-1"].tags
+    assert csi.node.content["pvc-1"] == ZEROED
+
+
+def test_a_deletion_of_the_next_volume_does_not_wait_for_one_of_the_volume_before(
+    csi: CsiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = given_up_and_made_anew(csi, "block", monkeypatch)
+    csi.call("NodeStageVolume", requests.of("NodeStageVolume"))
+    csi.call("NodeUnstageVolume", requests.of("NodeUnstageVolume"))
+    csi.call("DeleteVolume", requests.of("DeleteVolume"))
+    assert csi.node.lvs == {}
+
+
+def test_a_deletion_ends_when_its_volume_is_brought_back_by_a_backup_of_the_metadata(
+    csi: CsiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_FIRST_RETRY_SECONDS", 300.0)
+    requests = used(csi)
+    backup = csi.node.lvs["pvc-1"]
+    csi.failures[steps.ZeroRange] = DiskFailed("/dev/vg0/pvc-1", "takes no write", "Input/output error")
+    csi.refused("DeleteVolume", requests.of("DeleteVolume"))
+    csi.failures.clear()
+    csi.node.lvs["pvc-1"] = backup
+    retried_now(csi)
+    assert csi.node.lvs == {"pvc-1": backup}
+    assert csi.node.content["pvc-1"] == "a tenant's"
+
+
+def test_a_first_clearing_that_waits_ends_when_another_volume_has_its_name(
+    csi: CsiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_BUSY_SECONDS", 300.0)
+    requests = live(csi, "NodeStageVolume", "block")
+    csi.failures[steps.ClearRange] = Busy("a call has the volume")
+    csi.refused("NodeStageVolume", requests.of("NodeStageVolume"), timeout=1.0)
+    until(lambda: csi.desk.jobs.shown()[0].not_before > 0)
+    csi.failures.clear()
+    csi.node.lvs["pvc-1"] = replace(csi.node.lvs["pvc-1"], uuid="another")
+    retried_now(csi)
+    assert "sl:state=creating" in csi.node.lvs["pvc-1"].tags
+
+
+def test_a_first_stage_does_not_wait_behind_deletions(csi: CsiServer) -> None:
+    pod = Requests(csi, "block", name="pvc-pod")
+    csi.call("CreateVolume", pod.of("CreateVolume"))
+    kept = csi.node.lvs["pvc-pod"]
+    deletions = crowd(csi)[: 2 * jobs.WORKERS_PER_GROUP]
+    csi.node.lvs = {one.name: csi.node.lvs[one.name] for one in deletions} | {"pvc-pod": kept}
+    with csi.hold(steps.ZeroRange) as gate:
+        futures = [csi.method("DeleteVolume").future(one.of("DeleteVolume"), timeout=PATIENCE) for one in deletions]
+        assert gate.reached.wait(PATIENCE)
+        until(lambda: len(csi.desk.jobs.shown()) == len(deletions))
+        stage = csi.method("NodeStageVolume").future(pod.of("NodeStageVolume"), timeout=PATIENCE)
+        until(lambda: csi.desk.jobs.find("pvc-pod") is not None)
+        done: list[str] = []
+        settle = csi.desk.jobs._settle
+
+        def settled(job: jobs.Job, failure: Exception | None) -> None:
+            if not isinstance(failure, jobs.SteppedBack):
+                done.append(job.volume_id)
+            settle(job, failure)
+
+        csi.desk.jobs._settle = settled  # type: ignore[method-assign]
+    assert stage.code() is Code.OK
+    assert {future.code() for future in futures} <= {Code.OK, Code.ABORTED}
+    until(lambda: not csi.desk.jobs.shown())
+    assert "pvc-pod" in done[: jobs.WORKERS_PER_GROUP], "whole deletions were done before a pod's first stage"
+    assert set(csi.node.lvs) == {"pvc-pod"}
 
 
 @pytest.mark.parametrize("kind", ["ext4", "block", "direct", "sealed", "sealed-block"])

@@ -9,7 +9,8 @@ import pytest
 from csi.core import log
 from csi.core.errors import Busy, Refused
 from csi.node import caller, jobs
-from csi.node.jobs import Job, Jobs, Kind, State, Stopped
+from csi.node.jobs import Job, Jobs, Kind, State, SteppedBack, Stopped
+from csi.node.lvm.model import LogicalVolume
 
 PATIENCE = 20.0
 
@@ -54,7 +55,11 @@ def all_jobs() -> Iterator[Jobs]:
 
 
 def delete(to: Jobs, work: Callable[[Job], None], volume_id: str = "pvc-1", vg: str = "vg0") -> Job:
-    return to.start(Kind.DELETE, volume_id, vg, work)
+    return to.start(Kind.DELETE, lv(volume_id, vg), work)
+
+
+def lv(name: str = "pvc-1", vg: str = "vg0", uuid: str = "uuid-1") -> LogicalVolume:
+    return LogicalVolume(name=name, vg=vg, size_bytes=100, tags=frozenset(), partial=False, uuid=uuid)
 
 
 def test_a_job_that_ends_in_time_is_success_and_is_forgotten(all_jobs: Jobs) -> None:
@@ -147,7 +152,7 @@ def test_a_deletion_that_failed_is_tried_again_by_itself(all_jobs: Jobs, monkeyp
 
 def test_a_preparation_that_failed_is_left_to_whoever_asks_again(all_jobs: Jobs) -> None:
     work = Work(failure=Refused("no"))
-    job = all_jobs.start(Kind.PREPARE, "pvc-1", "vg0", work)
+    job = all_jobs.start(Kind.PREPARE, lv(), work)
     work.end.release()
     with pytest.raises(Refused, match="no"):
         all_jobs.wait(job)
@@ -168,7 +173,7 @@ def test_a_volume_that_a_call_holds_for_a_moment_is_no_failure(all_jobs: Jobs, m
 
 def test_a_job_that_is_called_off_stops_at_its_next_slice_and_one_that_waits_never_runs(all_jobs: Jobs) -> None:
     work = Work()
-    made = [all_jobs.start(Kind.PREPARE, f"pvc-{number}", "vg0", work) for number in range(3)]
+    made = [all_jobs.start(Kind.PREPARE, lv(f"pvc-{number}"), work) for number in range(3)]
     work.has_begun(2)
     all_jobs.call_off("pvc-2", Kind.PREPARE)
     made[0].called_off.set()
@@ -186,6 +191,79 @@ def test_only_a_job_of_that_kind_is_called_off(all_jobs: Jobs) -> None:
     work.end.release()
     all_jobs.wait(job)
     assert work.done == ["pvc-1"]
+
+
+@pytest.mark.parametrize("other", [(Kind.PREPARE, "uuid-1"), (Kind.DELETE, "uuid-2")], ids=["kind", "LV"])
+def test_work_of_another_kind_or_on_another_lv_of_that_name_is_another_job(
+    all_jobs: Jobs, monkeypatch: pytest.MonkeyPatch, other: tuple[Kind, str]
+) -> None:
+    monkeypatch.setattr(jobs, "_FIRST_RETRY_SECONDS", 300.0)
+    kind, uuid = other
+    work = Work(failure=Refused("the disk is bad"))
+    old = delete(all_jobs, work)
+    work.has_begun()
+    with pytest.raises(Busy, match="DeleteVolume of an earlier volume pvc-1 has not ended yet"):
+        all_jobs.start(kind, lv(uuid=uuid), work)
+    work.end.release()
+    with pytest.raises(Refused):
+        all_jobs.wait(old)
+    work.failure = None
+    new = all_jobs.start(kind, lv(uuid=uuid), work)
+    assert new is not old
+    work.end.release()
+    all_jobs.wait(new)
+    assert work.done == ["pvc-1"]
+    with pytest.raises(Busy, match="DeleteVolume of volume pvc-1 was called off"):
+        all_jobs.wait(old)
+
+
+def test_one_running_deletion_steps_back_for_a_pod_and_goes_on_afterwards(all_jobs: Jobs) -> None:
+    pod = Work()
+    begun, advanced, stepped_back = (threading.Semaphore(0) for _ in range(3))
+    leave, go_on = threading.Event(), threading.Event()
+
+    def wipe(job: Job) -> None:
+        begun.release()
+        while not go_on.is_set():
+            try:
+                job.advance(1, 2)
+            except SteppedBack:
+                stepped_back.release()
+                leave.wait(PATIENCE)
+                raise
+            advanced.release()
+            go_on.wait(0.01)
+
+    deletions = [delete(all_jobs, wipe, f"pvc-{number}") for number in range(jobs.WORKERS_PER_GROUP)]
+    _taken(begun, jobs.WORKERS_PER_GROUP)
+    stage = all_jobs.start(Kind.PREPARE, lv("pvc-pod"), pod)
+    _taken(stepped_back)
+    while advanced.acquire(blocking=False):
+        pass
+    _taken(advanced, 3)
+    assert not stepped_back.acquire(blocking=False), "one is enough"
+    leave.set()
+    pod.has_begun()
+    pod.end.release()
+    all_jobs.wait(stage)
+    _taken(begun)
+    go_on.set()
+    for job in deletions:
+        all_jobs.wait(job)
+        assert job.failures == 0
+
+
+def test_of_the_jobs_that_are_due_a_pods_is_the_first(all_jobs: Jobs) -> None:
+    work = Work()
+    for number in range(4):
+        delete(all_jobs, work, f"pvc-{number}")
+    all_jobs.start(Kind.PREPARE, lv("pvc-pod"), work)
+    work.has_begun(jobs.WORKERS_PER_GROUP)
+    work.end.release(1)
+    work.has_begun()
+    assert all_jobs.find("pvc-pod").state is State.RUNNING  # type: ignore[union-attr]
+    work.end.release(10)
+    _until(lambda: not all_jobs.shown())
 
 
 def test_a_stop_ends_what_runs_between_two_slices_and_begins_nothing() -> None:
@@ -209,11 +287,16 @@ def test_lines_of_a_job_carry_the_ids_of_the_call_that_began_it(all_jobs: Jobs) 
 
 
 def test_a_job_that_is_called_off_raises_where_it_tells_its_progress() -> None:
-    job = Job(kind=Kind.DELETE, volume_id="pvc-1", vg="vg0", work=lambda _: None)
+    job = Job(kind=Kind.DELETE, lv=lv(), work=lambda _: None)
     job.advance(1, 2)
     job.called_off.set()
     with pytest.raises(Stopped):
         job.advance(2, 2)
+
+
+def _taken(semaphore: threading.Semaphore, times: int = 1) -> None:
+    for _ in range(times):
+        assert semaphore.acquire(timeout=PATIENCE)
 
 
 def _until(happened: Callable[[], bool]) -> None:
