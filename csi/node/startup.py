@@ -12,12 +12,14 @@ from csi.core.errors import NotFound, Refused, SealedLocalError
 from csi.node import erasing, observe, stale_records
 from csi.node.config import Pool
 from csi.node.desk import Desk, Surroundings
+from csi.node.disk_probes import DiskProbes
 from csi.node.lvm.model import Report
 from csi.node.lvm.names import VolumeId
 from csi.node.plan import pools, provision
 from csi.node.standing import Standing
 
 _log = logging.getLogger(__name__)
+_MEMBER: Final = "LVM2_member"
 _TURN_SECONDS: Final = 30.0
 """How long a pool waits for its group, before the next pool is looked at."""
 
@@ -32,6 +34,7 @@ class Startup:
         self._desk = desk
         self._note = note
         self._standing = standing
+        self._probes = DiskProbes(lambda device: _holds(desk, device))
         self._version = ""
         self._groups: frozenset[str] | None = None
 
@@ -44,7 +47,7 @@ class Startup:
         try:
             self._find_lvm()
             for pool in self._desk.settings.config.pools:
-                self._standing.pool(pool.name, bring_in(self._desk, pool))
+                self._standing.pool(pool.name, bring_in(self._desk, self._probes, pool))
             self._take_over(self._desk.lvm.report())
         except Exception as error:
             self._standing.lvm(str(error) or type(error).__name__)
@@ -70,13 +73,13 @@ class Startup:
             self._groups = groups | (self._groups or frozenset())
 
 
-def bring_in(desk: Desk, pool: Pool) -> str | None:
+def bring_in(desk: Desk, probes: DiskProbes, pool: Pool) -> str | None:
     """Bring a pool's disks in, as far as they are not. Returns what the pool lacks; None when it is whole."""
     try:
         with desk.lvm.turns.group(pool.vgs[0], f"pool {pool.name}", _TURN_SECONDS) if pool.devices else nullcontext():
             _require_one_pool(desk.settings.config.pools, pool)
             report = desk.lvm.report()
-            views = tuple(_look(desk, report, pool, device) for device in pool.devices)
+            views = _looked_at(probes, report, pool)
             desk.carry_out(pools.onboard(pool, report, views))
         _require_groups(desk.lvm.report(), pool)
     except (SealedLocalError, OSError) as error:
@@ -105,19 +108,27 @@ def _require_groups(report: Report, pool: Pool) -> None:
         )
 
 
-def _look(desk: Desk, report: Report, pool: Pool, configured: str) -> pools.DeviceView:
-    real = disks.resolved(configured)
-    if real is None:
-        return pools.DeviceView(configured=configured, real=None, holds=None)
-    number = disks.number(real)
+def _looked_at(probes: DiskProbes, report: Report, pool: Pool) -> tuple[pools.DeviceView, ...]:
+    """The pool's disks. Raises as `DiskProbes.ask` does."""
     vg = report.vg(pool.vgs[0])
-    if vg is not None and any(pv.device == number for pv in vg.pvs):
-        # Looked at again and again, a member needn't be read: LVM has done so.
-        return pools.DeviceView(configured=configured, real=real, holds="LVM2_member", number=number)
-    holds = filesystems.signature(desk.runner, real)
-    if holds is None and not disks.edges_blank(real):
-        holds = "unknown data"
-    return pools.DeviceView(configured=configured, real=real, holds=holds, number=number)
+    members = {pv.device for pv in vg.pvs} if vg is not None else set()
+    found = [(configured, disks.resolved(configured)) for configured in pool.devices]
+    numbers = {real: disks.number(real) for _, real in found if real is not None}
+    # Looked at again and again, a member needn't be read: LVM has done so.
+    holds: dict[str, str | None] = {real: _MEMBER for real, number in numbers.items() if number in members}
+    holds |= probes.ask([real for real in numbers if real not in holds])
+    return tuple(
+        pools.DeviceView(configured=configured, real=None, holds=None)
+        if real is None
+        else pools.DeviceView(configured=configured, real=real, holds=holds[real], number=numbers[real])
+        for configured, real in found
+    )
+
+
+def _holds(desk: Desk, device: str) -> str | None:
+    """A signature, or words for other content; None for a blank disk."""
+    found = filesystems.signature(desk.runner, device)
+    return "unknown data" if found is None and not disks.edges_blank(device) else found
 
 
 def sweep(desk: Desk, report: Report) -> None:

@@ -1,5 +1,7 @@
 """A start that failed in part or as a whole is tried again without a restart; states are shown, changes logged once."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 
 from csi.core import disks, errors, filesystems
 from csi.core.device_number import DeviceNumber
+from csi.node import disk_probes
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
-from tests.fakes.csi_server import CsiServer, serving
+from tests.fakes.csi_server import PATIENCE, CsiServer, serving
 from tests.rpc.test_csi_server import Requests, live
 
 Code = grpc.StatusCode
@@ -66,6 +69,38 @@ def test_a_pool_whose_disk_comes_late_is_completed(csi: CsiServer, monkeypatch: 
     assert made == [steps.CreateVG(vg="vg1", devices=("/dev/late",))]
     said = [event["error"] for event in csi.events if event["event"] == "pool is not complete"]
     assert len(said) == len(set(said)) == 2, "no device; then, as the toy makes none, no group"
+
+
+def test_a_disk_that_does_not_answer_stops_neither_the_start_nor_another_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_probes, "_PATIENCE_SECONDS", 0.2)
+    config = "pools: [{name: bad, vgs: [bad], devices: [/dev/frozen, /dev/good]}, {name: main, vgs: [vg0]}]"
+    with serving(tmp_path, monkeypatch, config) as csi:
+        thawed, asked = threading.Event(), []
+
+        def signature(runner: object, path: str) -> None:
+            asked.append(path)
+            if path == "/dev/frozen":
+                assert thawed.wait(PATIENCE)
+
+        monkeypatch.setattr(filesystems, "signature", signature)
+        monkeypatch.setattr(disks, "resolved", lambda path: path)
+        monkeypatch.setattr(disks, "edges_blank", lambda path: True)
+        monkeypatch.setattr(disks, "number", lambda path: DeviceNumber(8, len(path)))
+        for _ in range(3):
+            csi.attempt()
+        assert ready(csi)
+        assert csi.standing.pools["main"] is None
+        assert csi.standing.pools["bad"].startswith("/dev/frozen does not answer")  # type: ignore[union-attr]
+        assert asked.count("/dev/frozen") == 1, "one thread and one wait a disk"
+        made: list[steps.Step] = []
+        monkeypatch.setattr(csi.node, "apply", made.extend)
+        thawed.set()
+        give_up = time.monotonic() + PATIENCE
+        while not made and time.monotonic() < give_up:
+            csi.attempt()
+        assert made[0] == steps.CreateVG(vg="bad", devices=("/dev/frozen", "/dev/good"))
 
 
 def test_a_group_that_is_not_there_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
