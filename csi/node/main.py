@@ -85,12 +85,13 @@ def _serve(settings: Settings) -> int:
     _wait_for(asked)
     _log.info("stopping", extra={"waits_at_most_s": _STOP_SECONDS})
     give_up = time.monotonic() + _STOP_SECONDS
+    keeping_up.end()
     standing.stopping()
     stopped = server.stop(_STOP_SECONDS)
     # Calls that wait for a job end with it.
     here.jobs.stop(_STOP_SECONDS)
     stopped.wait()
-    keeping_up.stop(give_up - time.monotonic())
+    keeping_up.join(give_up - time.monotonic())
     if stop_pages is not None:
         stop_pages()
     _log.info("stopped")
@@ -150,11 +151,14 @@ class _KeepingUp:
         self._thread = threading.Thread(target=self._work, name="start-up", daemon=True)
         self._thread.start()
 
-    def stop(self, seconds: float) -> None:
-        """Begin no further attempt, and let one end that may be making a pool's group. One that waits for a disk or for
-        LVM's lock is left: nothing tells when that ends.
-        """
+    def end(self) -> None:
+        """Begin no further attempt."""
         self._ends.set()
+
+    def join(self, seconds: float) -> None:
+        """Let an attempt end that may be making a pool's group. One that waits for a disk or for LVM's lock is left:
+        nothing tells when that ends.
+        """
         self._thread.join(max(0.0, seconds))
 
     def _work(self) -> None:

@@ -26,11 +26,15 @@ def repeat(attempt: Callable[[], bool], disks: Callable[[], object], wait: Calla
         done = _carefully(attempt)
         pause = _LONGEST_SECONDS if done else pause
         waited = 0.0
-        while waited < pause and _carefully(disks) == seen:
+        while True:
+            # Disks that differ at each look must neither keep the program from its end nor make it busy.
             if wait(_TICK_SECONDS):
                 return
             waited += _TICK_SECONDS
-        pause = _TICK_SECONDS if _carefully(disks) != seen else min(2 * pause, _LONGEST_SECONDS)
+            news = _carefully(disks) != seen
+            if news or waited >= pause:
+                break
+        pause = _TICK_SECONDS if news else min(2 * pause, _LONGEST_SECONDS)
 
 
 def _carefully(look: Callable[[], object]) -> object:

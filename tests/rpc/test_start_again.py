@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -10,7 +11,7 @@ import pytest
 
 from csi.core import disks, errors, filesystems
 from csi.core.device_number import DeviceNumber
-from csi.node import disk_probes
+from csi.node import disk_probes, main
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
@@ -139,3 +140,37 @@ def test_places_that_nobody_else_sees_forbid_what_mounts_and_not_teardown(csi: C
     csi.faults = ()
     csi.attempt()
     assert ready(csi)
+
+
+def test_no_attempt_begins_while_the_last_calls_end(csi: CsiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    ended = threading.Event()
+    ended.set()
+
+    class Server:
+        def start(self) -> None:
+            pass
+
+        def stop(self, grace: float) -> threading.Event:
+            order.append("the calls end")
+            return ended
+
+    class KeepingUp:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def end(self) -> None:
+            order.append("no further attempt")
+
+        def join(self, seconds: float) -> None:
+            order.append("the last attempt ends")
+
+    monkeypatch.setattr(main.desk, "real", lambda settings: csi.desk)
+    monkeypatch.setattr(main, "build_server", lambda *_: Server())
+    monkeypatch.setattr(main, "_KeepingUp", KeepingUp)
+    for machine in ("_bind", "_wait_for"):
+        monkeypatch.setattr(main, machine, lambda *_: None)
+    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(main.process, "share_one_heap", lambda: None)
+    assert main._serve(replace(csi.settings, metrics_address="")) == 0
+    assert order == ["no further attempt", "the calls end", "the last attempt ends"]

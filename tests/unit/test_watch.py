@@ -68,3 +68,10 @@ def test_disks_that_can_not_be_listed_do_not_end_the_repetition() -> None:
     made: list[int] = []
     watch.repeat(lambda: made.append(time.now) is not None, unlisted, time.wait)
     assert made == [0, 1, 3, 7, 15, 31, 63]
+
+
+def test_disks_that_differ_at_each_look_neither_make_it_busy_nor_keep_it_from_its_end() -> None:
+    time, looks = Time(5), iter(range(10_000))
+    made: list[int] = []
+    watch.repeat(lambda: bool(made.append(time.now)), lambda: next(looks), time.wait)
+    assert made == [0, 1, 2, 3, 4]
