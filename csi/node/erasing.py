@@ -75,7 +75,7 @@ def delete(desk: Desk, volume_id: VolumeId) -> Task:
 
 def resume(desk: Desk, report: Report) -> None:
     """Go on with every deletion that an earlier process of the driver began."""
-    progress.sweep(_notes(desk), report.lvs)
+    progress.sweep(_notes(desk), (*report.lvs, *(job.lv for job in desk.jobs.shown())))
     for volume in volume_tags.volumes(report):
         if volume.state is State.DELETING:
             with log.context(volume_id=volume.volume_id):

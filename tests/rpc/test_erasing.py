@@ -1,5 +1,6 @@
 """Deletions and first stages that erase much: callers may leave, other pods go on, a kill in the middle loses nothing."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +10,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from csi.core import files
 from csi.core.errors import Busy, DiskFailed
-from csi.node import jobs
+from csi.node import erasing, jobs
+from csi.node.lvm.model import Report
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
@@ -258,6 +261,30 @@ def test_a_first_clearing_that_waits_ends_when_another_volume_has_its_name(
     csi.node.lvs["pvc-1"] = replace(csi.node.lvs["pvc-1"], uuid="another")
     retried_now(csi)
     assert "sl:state=creating" in csi.node.lvs["pvc-1"].tags
+
+
+def test_a_full_state_directory_stops_neither_a_wipe_nor_a_first_clearing(
+    csi: CsiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted, staged = used(csi), Requests(csi, "block", name="pvc-2")
+    csi.call("CreateVolume", staged.of("CreateVolume"))
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write_atomic", full)
+    csi.call("DeleteVolume", deleted.of("DeleteVolume"))
+    csi.call("NodeStageVolume", staged.of("NodeStageVolume"))
+    assert list(csi.node.lvs) == ["pvc-2"]
+    assert csi.node.content == {"pvc-1": ZEROED, "pvc-2": ZEROED}
+
+
+def test_a_group_that_comes_late_drops_no_note_of_work_that_goes_on(csi: CsiServer) -> None:
+    requests = used(csi)
+    with csi.running("DeleteVolume", requests.of("DeleteVolume"), steps.RemoveLV):
+        (note,) = erasing._notes(csi.desk).iterdir()
+        erasing.resume(csi.desk, Report(vgs=()))
+        assert note.exists()
 
 
 def test_a_first_stage_does_not_wait_behind_deletions(csi: CsiServer) -> None:

@@ -1,10 +1,12 @@
 """A note of how far an erasing is counts for that erasing in that boot alone; in doubt all begins again."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from csi.core import files
 from csi.node import progress
 from csi.node.lvm.model import LogicalVolume
 from csi.node.plan import steps
@@ -34,6 +36,34 @@ def test_another_volume_of_that_name_other_ranges_and_another_boot_begin_again(t
     cleared = steps.ClearRange(device="/dev/vg0/pvc-1", offset=0, length=1 << 30)
     assert Note(tmp_path, LV, (cleared,), BOOT).read() == 0
     assert Note(tmp_path, LV, ERASING, "boot-2").read() == 0
+
+
+def test_a_note_that_can_not_be_written_is_logged_once_and_the_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = Note(tmp_path, LV, ERASING, BOOT)
+    note.write(4096)
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomic", full)
+        for done in (8192, 12288):
+            note.write(done)
+    assert [record.message for record in caplog.records] == ["progress can't be noted"]
+    assert note.read() == 4096, "what was erased and flushed before"
+    note.write(16384)
+    assert note.read() == 16384
+    monkeypatch.setattr(Path, "unlink", full)
+    note.drop()
+
+
+def test_the_sweep_passes_over_what_is_no_note(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "vg0-pvc-1.new").touch()
+    progress.sweep(tmp_path, [])
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.json", "vg0-pvc-1.new"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"done_bytes": 4096}', '{"erasing": null, "done_bytes": 4096}'])
