@@ -127,6 +127,56 @@ def test_calls_at_once_get_a_thread_each_and_few_of_them_wait(monkeypatch: pytes
         pass
 
 
+def test_a_call_for_which_no_thread_can_be_had_is_taken_by_the_next_one_that_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, go_on = ThreadPerCall(), threading.Event()
+    running = threads.submit(go_on.wait, 60)
+    without_threads(monkeypatch)
+    late = [threads.submit(lambda number=number: number) for number in range(3)]
+    assert not any(call.done() for call in late)
+    go_on.set()
+    assert running.result(60)
+    assert [call.result(60) for call in late] == [0, 1, 2]
+
+
+def test_what_no_thread_could_be_had_for_is_done_when_there_are_threads_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = ThreadPerCall()
+    with monkeypatch.context() as patch:
+        without_threads(patch)
+        late = threads.submit(lambda: "late")
+    assert threads.submit(lambda: "new").result(60) == "new"
+    assert late.result(60) == "late"
+
+
+def test_a_crowd_for_whose_end_no_thread_can_be_had_is_still_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    start = admission.threading.Thread
+
+    def none(**_: object) -> SimpleNamespace:
+        def fail() -> None:
+            raise RuntimeError("can't start new thread")
+
+        return SimpleNamespace(start=fail)
+
+    monkeypatch.setattr(admission.threading, "Thread", none)
+    world.calls(20)
+    assert not any(calls.total() for calls in world.counted._running.values())
+    monkeypatch.setattr(admission.threading, "Thread", start)
+    world.calls(20)
+    world.wait()
+    assert len(world.given_back) == 1, "the next crowd's memory is never given back"
+
+
+def without_threads(patch: pytest.MonkeyPatch) -> None:
+    """The machine has none left."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patch.setattr(threading.Thread, "start", fail)
+
+
 def test_the_heap_is_shared_and_given_back_where_the_c_library_can() -> None:
     process.share_one_heap()
     process.give_back_memory()

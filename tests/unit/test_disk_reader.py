@@ -57,6 +57,21 @@ def test_it_costs_one_wait_and_one_thread_however_often_it_is_asked(frozen: thre
     frozen.set()
 
 
+def test_a_thread_that_can_not_be_had_is_told_and_the_disk_is_read_when_there_is_one(
+    frozen: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen.set()
+    reader = DiskReader(patience_seconds=5)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert reader.read([place()]) == [Trouble("/dev/a can't be read: can't start new thread")]
+    assert reader.read([place()]) == [b"/dev/a"]
+
+
 def test_when_it_answers_again_it_is_read_again(frozen: threading.Event) -> None:
     reader = DiskReader(patience_seconds=0.1)
     reader.read([place()])

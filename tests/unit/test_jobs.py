@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from csi.core import log
-from csi.core.errors import Busy, Refused
+from csi.core.errors import Busy, Refused, Unavailable
 from csi.node import caller, jobs
 from csi.node.jobs import Job, Jobs, Kind, State, SteppedBack, Stopped
 from csi.node.lvm.model import LogicalVolume
@@ -257,13 +257,51 @@ def test_of_the_jobs_that_are_due_a_pods_is_the_first(all_jobs: Jobs) -> None:
     work = Work()
     for number in range(4):
         delete(all_jobs, work, f"pvc-{number}")
-    all_jobs.start(Kind.PREPARE, lv("pvc-pod"), work)
     work.has_begun(jobs.WORKERS_PER_GROUP)
+    all_jobs.start(Kind.PREPARE, lv("pvc-pod"), work)
     work.end.release(1)
     work.has_begun()
     assert all_jobs.find("pvc-pod").state is State.RUNNING  # type: ignore[union-attr]
     work.end.release(10)
     _until(lambda: not all_jobs.shown())
+
+
+def test_a_thread_that_can_not_be_had_takes_no_workers_place(all_jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work()
+    with monkeypatch.context() as patch:
+        without_threads(patch)
+        for _ in range(jobs.WORKERS_PER_GROUP):
+            with pytest.raises(Unavailable, match="no thread can be had for the work at volume group vg0"):
+                delete(all_jobs, work)
+    assert all_jobs.shown() == ()
+    made = [delete(all_jobs, work, f"pvc-{number}") for number in range(jobs.WORKERS_PER_GROUP)]
+    work.has_begun(jobs.WORKERS_PER_GROUP)
+    work.end.release(jobs.WORKERS_PER_GROUP)
+    for job in made:
+        all_jobs.wait(job)
+
+
+def test_where_no_further_thread_can_be_had_the_one_that_is_there_does_the_work(
+    all_jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work()
+    first = delete(all_jobs, work)
+    work.has_begun()
+    without_threads(monkeypatch)
+    second = delete(all_jobs, work, "pvc-2")
+    work.end.release(2)
+    for job in (first, second):
+        all_jobs.wait(job)
+    assert work.done == ["pvc-1", "pvc-2"]
+
+
+def without_threads(patch: pytest.MonkeyPatch) -> None:
+    """The machine has none left."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patch.setattr(threading.Thread, "start", fail)
 
 
 def test_a_stop_ends_what_runs_between_two_slices_and_begins_nothing() -> None:

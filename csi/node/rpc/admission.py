@@ -6,6 +6,7 @@ their number are answered at once: a thread is never what a call waits for.
 """
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,8 @@ import grpc
 
 from csi.core import process
 from csi.core.errors import Unavailable
+
+_log = logging.getLogger(__name__)
 
 _IDENTITY: Final = "/csi.v1.Identity/"
 _TEARDOWN: Final = frozenset({"NodeUnpublishVolume", "NodeUnstageVolume"})
@@ -65,10 +68,10 @@ class ThreadPerCall(futures.ThreadPoolExecutor):
         self._lock = threading.Lock()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._free = 0
-        """Threads that wait, less the tasks that are there for them."""
+        """Threads that wait, less the tasks that are there for them; below zero, tasks that wait for any thread's end."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "futures.Future[Any]":
-        """See `Executor.submit`."""
+        """See `Executor.submit`. What it raised would end gRPC's own thread, and with it the server."""
         future: futures.Future[Any] = futures.Future()
 
         def run() -> None:
@@ -78,12 +81,20 @@ class ThreadPerCall(futures.ThreadPoolExecutor):
                 future.set_exception(error)
 
         with self._lock:
-            if self._free:
-                self._free -= 1
-                self._tasks.put(run)
+            if self._free <= 0 and self._begun(run):
                 return future
-        threading.Thread(target=self._work, args=(run,), name="rpc").start()
+            self._free -= 1
+            self._tasks.put(run)
         return future
+
+    def _begun(self, task: Callable[[], None]) -> bool:
+        """Whether a thread could be had for the task. Where none can, the next one that is free takes it."""
+        try:
+            threading.Thread(target=self._work, args=(task,), name="rpc").start()
+        except RuntimeError as error:
+            _log.warning("no thread can be had for a call; it waits for another one's end", extra={"error": str(error)})
+            return False
+        return True
 
     def _work(self, task: Callable[[], None] | None) -> None:
         while task is not None:
@@ -154,9 +165,9 @@ class Admission(grpc.ServerInterceptor):
             calls[name] += 1
             self._since += 1
             crowded = self._since == _CROWD
-        if crowded:
-            threading.Thread(target=self._settle, name="settle", daemon=True).start()
         try:
+            if crowded:
+                self._begin_to_settle()
             yield
         finally:
             with self._lock:
@@ -164,6 +175,15 @@ class Admission(grpc.ServerInterceptor):
                 if not calls[name]:
                     del calls[name]
                 self._ended = self._clock()
+
+    def _begin_to_settle(self) -> None:
+        try:
+            threading.Thread(target=self._settle, name="settle", daemon=True).start()
+        except RuntimeError as error:
+            _log.warning("no thread can be had to give memory back", extra={"error": str(error)})
+            with self._lock:
+                # The next crowd tries again.
+                self._since = 0
 
     def _settle(self) -> None:
         """After a crowd: give memory back when it has been quiet for a moment, so that gRPC has sent the answers and freed
