@@ -46,16 +46,29 @@ class Startup:
         self._standing.look()
         try:
             self._find_lvm()
+            doubt = self._doubt()
             for pool in self._desk.settings.config.pools:
-                self._standing.pool(pool.name, bring_in(self._desk, self._probes, pool))
+                self._standing.pool(pool.name, doubt or bring_in(self._desk, self._probes, pool))
             self._take_over(self._desk.lvm.report())
         except Exception as error:
             self._standing.lvm(str(error) or type(error).__name__)
             _log.debug("start-up failed", exc_info=error)
             return False
-        self._standing.lvm(None)
+        if doubt is None:
+            self._standing.lvm(None)
         self._standing.started()
+        if doubt is not None:
+            # Told of a driver that has started, so that Probe doesn't have it killed: volumes are taken down all the same.
+            self._standing.lvm(doubt)
         return self._standing.whole
+
+    def _doubt(self) -> str | None:
+        """Why nobody can tell which groups are this node's own; None when that is known."""
+        try:
+            _ = self._desk.lvm.known_groups
+        except Refused as error:
+            return str(error)
+        return None
 
     def _find_lvm(self) -> None:
         if not self._version:
@@ -100,7 +113,12 @@ def _require_one_pool(all_pools: tuple[Pool, ...], pool: Pool) -> None:
 
 
 def _require_groups(report: Report, pool: Pool) -> None:
-    """Raises `NotFound` when a group of the pool isn't there, and what `Report.vg` raises."""
+    """Raises `NotFound` when a group of the pool isn't there, `Refused` when one of its name is not this node's, and what
+    `Report.vg` raises.
+    """
+    strange = [stranger.said for vg in pool.vgs for stranger in report.strangers_of(vg)]
+    if strange:
+        raise Refused(f"pool {pool.name}: {'; '.join(strange)}")
     missing = [vg for vg in pool.vgs if report.vg(vg) is None]
     if missing:
         raise NotFound(

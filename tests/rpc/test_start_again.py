@@ -11,7 +11,7 @@ import pytest
 
 from csi.core import disks, errors, filesystems
 from csi.core.device_number import DeviceNumber
-from csi.node import disk_probes, main
+from csi.node import desk, disk_probes, main, own_groups
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
@@ -122,6 +122,35 @@ def test_one_disk_in_two_pools_by_two_names_is_given_to_neither(
             assert "is the same disk as" in (csi.standing.pools[name] or "")
             assert f"of pool {other}" in (csi.standing.pools[name] or "")
         assert csi.lvm.report().vg("a") is None
+
+
+def test_a_damaged_memory_of_the_groups_stops_what_needs_one_and_not_teardown(
+    csi: CsiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = live(csi, "NodeUnpublishVolume")
+    memory = csi.settings.plugin_dir / "groups.json"
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    memory.write_text("{")
+    desk.real(csi.settings)
+    monkeypatch.setattr(csi.lvm, "_trust", own_groups.trust(csi.settings.config, memory))
+    monkeypatch.setattr(csi.lvm, "report", lambda: csi.lvm._trust.separate(csi.node.report()))
+    for _ in range(2):
+        assert not csi.attempt()
+    assert ready(csi), "killed by its probe it could take nothing down"
+    for said in (*csi.standing.pools.values(), csi.standing.words()):
+        assert "groups.json can't be read" in (said or "")
+    assert sum("groups.json" in event.get("error", "") for event in csi.events if event["event"][:3] == "LVM") == 1
+    for call in ("NodeUnpublishVolume", "NodeUnstageVolume"):
+        csi.call(call, requests.of(call))
+    for volume, call in ((requests, "DeleteVolume"), (requests, "NodeStageVolume"), (requests, "CreateVolume")):
+        assert csi.refused(call, volume.of(call))[0] is Code.UNAVAILABLE
+    other = Requests(csi, name="pvc-other")
+    assert csi.refused("CreateVolume", other.of("CreateVolume"))[0] is Code.RESOURCE_EXHAUSTED
+    assert csi.refused("DeleteVolume", other.of("DeleteVolume"))[0] is Code.FAILED_PRECONDITION
+    memory.unlink()
+    csi.attempt()
+    assert csi.standing.pools["main"] is None
+    csi.call("DeleteVolume", requests.of("DeleteVolume"))
 
 
 def test_places_that_nobody_else_sees_forbid_what_mounts_and_not_teardown(csi: CsiServer) -> None:
