@@ -15,6 +15,7 @@ from csi.core.errors import InvalidInput
 
 T = TypeVar("T")
 
+_MOST_DIGITS: Final = 18
 _OTHER: Final = re.compile(r"\{([a-z-]+)\}")
 
 
@@ -110,9 +111,11 @@ def any_text(text: str, _: str) -> str:
 
 
 def whole_number(text: str, field: str) -> int:
-    """Decimal digits only. Raises `InvalidInput`."""
+    """Decimal digits only, and no more of them than fit into 64 bits. Raises `InvalidInput`."""
     if not text.isascii() or not text.isdigit():
         raise InvalidInput(field, f"{text!r} is not a whole number")
+    if len(text) > _MOST_DIGITS:
+        raise InvalidInput(field, f"is a number of {len(text)} digits; give at most {_MOST_DIGITS}")
     return int(text)
 
 

@@ -20,8 +20,7 @@ _WHOLE: Final = 100
 _MOST_JOBS: Final = 16
 """More would only make a disk seek."""
 _ANY_NAME: Final = "a-name_that.nobody+gives"
-
-
+_NO_REGEX: Final = (re.error, OverflowError, RecursionError)
 _UUID = re.compile(r"[A-Za-z0-9]{6}(-[A-Za-z0-9]{4}){5}-[A-Za-z0-9]{6}")
 
 
@@ -201,7 +200,7 @@ def _rejections(patterns: list[str], place: str) -> tuple[str, ...]:
     for number, pattern in enumerate(patterns):
         try:
             rejects = filters.is_rejecting(pattern)
-        except re.error as error:
+        except _NO_REGEX as error:
             raise InvalidInput(f"{place}[{number}]", f"{pattern!r} is not a regular expression: {error}") from error
         if not rejects:
             raise InvalidInput(
@@ -217,7 +216,7 @@ def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:
     for number, text in enumerate(texts):
         try:
             pattern = re.compile(text)
-        except re.error as error:
+        except _NO_REGEX as error:
             raise InvalidInput(f"{place}[{number}]", f"{text!r} is not a regular expression: {error}") from error
         if pattern.fullmatch("") and not pattern.fullmatch(_ANY_NAME):
             raise InvalidInput(

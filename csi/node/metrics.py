@@ -1,6 +1,7 @@
 """The metrics page and the health page of the node plugin. `docs/metrics.md` lists every name."""
 
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,8 @@ from csi.node.volume import Volume
 
 _log = logging.getLogger(__name__)
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 25, 50, 120, 300, 600)
+_PORT = re.compile("[0-9]{1,5}")
+_LAST_PORT = 65535
 _REPORT_AGE_SECONDS = 30.0
 _SILENCE_SECONDS = 10.0
 Conditioned = Callable[[Report], Conditions]
@@ -72,14 +75,15 @@ class Metrics:
         Answers the function that stops it. Raises `InvalidInput` for an address that can't be used.
         """
         host, _, port = address.rpartition(":")
-        if not port.isdigit():
+        if _PORT.fullmatch(port) is None or int(port) > _LAST_PORT:
             raise InvalidInput("--metrics-address", f"{address!r} is no HOST:PORT")
         try:
             server = make_server(
                 host or "0.0.0.0", int(port), _pages(self.registry, standing, local_storage), _Server, _Quiet
             )
-        except OSError as error:
-            raise InvalidInput("--metrics-address", f"{address} can't be used: {error.strerror}") from error
+        except (OSError, UnicodeError, TypeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "its host is no name"
+            raise InvalidInput("--metrics-address", f"{address} can't be used: {why}") from error
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
         def stop() -> None:

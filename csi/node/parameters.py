@@ -26,7 +26,9 @@ _LATER: Final = ("mediaType", "iops", "bps", "mirrors")
 
 _KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _FSTYPE_KEY = "csi.storage.k8s.io/fstype"
-_STRIPE_SIZE = re.compile(r"(\d+)(Ki|KiB|k|Mi|MiB|m)?")
+# No more digits than fit into 64 bits: many more stop Python.
+_COUNT = re.compile(r"[0-9]{1,18}")
+_STRIPE_SIZE = re.compile(r"(\d{1,18})(Ki|KiB|k|Mi|MiB|m)?")
 _SECURE_MOUNT: Final = "a-guest-without-serve-destroys-the-volume"
 """The only value of `secureMount`: whoever writes it has read what it does."""
 _TRUE = ("true", "1", "t")
@@ -92,8 +94,8 @@ def _spelled(key: str, value: str) -> str:
     match key:
         case "direct" if value.lower() in _TRUE + _FALSE:
             return "true" if value.lower() in _TRUE else "false"
-        case "stripes" if value.isascii() and value.isdigit():
-            return str(int(value))
+        case "stripes" if (count := _count(value)) is not None:
+            return str(count)
         case "stripeSize" if (kib := _kib(value)) is not None:
             return str(kib)
         case "mkfsOptions":
@@ -191,9 +193,14 @@ def _layout(own: Mapping[str, str]) -> Layout:
 def _stripes(own: Mapping[str, str]) -> int | None:
     if "stripes" not in own:
         return None
-    if not own["stripes"].isascii() or not own["stripes"].isdigit() or not 2 <= int(own["stripes"]) <= MOST_STRIPES:
+    count = _count(own["stripes"])
+    if count is None or not 2 <= count <= MOST_STRIPES:
         raise _bad("stripes", f"{own['stripes']!r} is not a number from 2 to {MOST_STRIPES}")
-    return int(own["stripes"])
+    return count
+
+
+def _count(text: str) -> int | None:
+    return int(text) if _COUNT.fullmatch(text) is not None else None
 
 
 def _stripe_kib(own: Mapping[str, str]) -> int | None:

@@ -12,7 +12,8 @@ _UNITS = {
     "Ki": KIB, "Mi": MIB, "Gi": GIB, "Ti": TIB,
 }  # fmt: skip
 # Digits of ASCII, and no zero before others: that is eight in one place and ten in another.
-_SIZE = re.compile(r"(0|[1-9][0-9]*)\s*([KMGT]i?)?B?")
+# No more digits than fit into 64 bits.
+_SIZE = re.compile(r"(0|[1-9][0-9]{0,17})\s*([KMGT]i?)?B?")
 _PERCENT = re.compile(r"([0-9]|[1-9][0-9]|100)\s*%")
 
 

@@ -13,6 +13,8 @@ import yaml
 from csi.core.errors import InvalidInput
 
 _PREFIX: Final = "tag:yaml.org,2002:"
+_MOST_DIGITS: Final = 18
+"""More don't fit into 64 bits, and many more stop Python."""
 _DECIMAL: Final = re.compile(r"0|-?[1-9][0-9]*")
 _BOOLEAN: Final = re.compile(r"true|True|TRUE|false|False|FALSE")
 _NUMBER_ELSEWHERE: Final = re.compile(r"0o[0-7]+|[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -32,6 +34,8 @@ def load(text: str, source: str) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         raise InvalidInput(source, f"is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InvalidInput(source, "is nested too deeply") from error
 
 
 def _problems(root: yaml.Node | None) -> Iterator[tuple[str, str]]:
@@ -48,6 +52,8 @@ def _problems(root: yaml.Node | None) -> Iterator[tuple[str, str]]:
             waiting += [(_member(place, key.value), value) for key, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             waiting += [(f"{place}[{number}]", value) for number, value in enumerate(node.value)]
+        elif isinstance(node, yaml.ScalarNode) and node.tag == f"{_PREFIX}int" and len(node.value) > _MOST_DIGITS:
+            yield place, f"the number in line {node.start_mark.line + 1} has more than {_MOST_DIGITS} digits"
         elif isinstance(node, yaml.ScalarNode) and (advice := _advice(node)) is not None:
             line = node.start_mark.line + 1
             yield place, f"{node.value} in line {line} is read differently by versions of YAML; {advice}"

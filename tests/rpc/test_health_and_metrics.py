@@ -341,7 +341,10 @@ def test_a_stopped_page_answers_nobody() -> None:
         page.get("/healthz")
 
 
-@pytest.mark.parametrize("address", ["", "localhost", "localhost:", "localhost:http", "127.0.0.1:-1"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "localhost", "localhost:", "localhost:http", "127.0.0.1:-1", ":99999", ":65536", ":²", f"{'ä' * 64}:1"],
+)
 def test_an_address_that_is_no_host_and_port_is_named(page: Page, address: str) -> None:
     with pytest.raises(InvalidInput, match="--metrics-address"):
         _stopped(page.metrics.serve(address, page.standing))

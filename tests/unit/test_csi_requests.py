@@ -499,3 +499,15 @@ def test_other_parameters_are_not_confirmed() -> None:
     csi_requests.require_confirmed(made, [], {"wipe": "zero", "csi.storage.k8s.io/pvc/name": "data"}, {"other": "key"})
     with pytest.raises(AlreadyExists, match="other parameters"):
         csi_requests.require_confirmed(made, [], {"wipe": "none"}, {})
+
+
+def test_an_access_mode_of_a_newer_kubernetes_is_refused_by_its_number() -> None:
+    with pytest.raises(InvalidInput, match="mode 99 is not offered on one node; use SINGLE_NODE") as caught:
+        csi_requests.capability(capability(mode=99), "volume_capability")
+    assert caught.value.field == "volume_capability.access_mode"
+
+
+@pytest.mark.parametrize("value", [".", ".."])
+def test_an_id_that_would_be_a_folder_is_no_volume(value: str) -> None:
+    with pytest.raises(NotFound):
+        csi_requests.volume_id(value)

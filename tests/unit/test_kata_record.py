@@ -56,7 +56,10 @@ def test_every_path_becomes_one_component_and_is_read_back(path: str) -> None:
     assert kata_record.target_path(name) == path
 
 
-@pytest.mark.parametrize("name", ["a", "abcde", "_w=="])
+COPY = kata_record.directory_name(TARGET)
+
+
+@pytest.mark.parametrize("name", ["a", "abcde", "_w==", f"{COPY}~", f"{COPY}.bak", f".{COPY}", COPY + "=="])
 def test_a_directory_that_stands_for_no_path_is_not_guessed(name: str) -> None:
     assert kata_record.target_path(name) is None
 
@@ -174,3 +177,7 @@ def test_a_flag_that_only_a_host_understands_is_not_handed_to_the_guest(flag: st
 )
 def test_read_only_is_said_once_to_the_guest(flags: list[str], read_only: bool, expected: tuple[str, ...]) -> None:
     assert kata_record.guest_options(flags, read_only=read_only) == expected
+
+
+def test_a_record_that_is_nested_without_end_is_no_record() -> None:
+    assert kata_record.decode(b'{"x": ' + b"[" * 200_000) is None

@@ -311,3 +311,20 @@ DISKS = "{name: a, vgs: [a], devices: [/dev/sda]}"
 )
 def test_where_all_groups_are_made_of_named_disks_nothing_else_is_looked_at(text: str, only: bool) -> None:
     assert node_config.parse(text, "node.yaml").device_filter.only_disks is only
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("pools: " + "[" * 5000, id="lists"),
+        pytest.param("x: " + "{a: " * 5000, id="mappings"),
+        pytest.param("pools: [{name: a, vgs: [v], reserve: " + "9" * 5000 + "}]", id="number"),
+        pytest.param("pools: [{name: a, vgs: [v], reserve: '" + "9" * 5000 + "'}]", id="number in quotes"),
+        pytest.param("jobsPerGroup: -" + "9" * 5000, id="negative"),
+        pytest.param("listConfig: {vgs: {include: ['a{99999999999999999999}']}}", id="pattern"),
+        pytest.param("lvmFilter: ['r|a{99999999999999999999}|']", id="filter"),
+    ],
+)
+def test_what_is_too_much_for_python_is_refused_as_any_mistake(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^node\.yaml"):
+        node_config.parse(text, "node.yaml")

@@ -113,3 +113,10 @@ def test_the_tables_of_the_documentation_are_as_the_script_writes_them() -> None
 def test_every_node_option_is_in_its_page() -> None:
     page = (ROOT / "docs/node.md").read_text()
     assert options.table(settings.OPTIONS) in page
+
+
+@pytest.mark.parametrize("digits", [19, 5000])
+def test_a_number_that_fits_nowhere_is_refused_by_its_length(digits: int) -> None:
+    with pytest.raises(InvalidInput, match=f"--x: is a number of {digits} digits; give at most 18"):
+        options.whole_number("9" * digits, "--x")
+    assert options.whole_number("9" * 18, "--x") < 2**63

@@ -318,3 +318,10 @@ def test_a_secure_mount_of_a_volume_that_is_not_sealed_is_refused(given: dict[st
 
 def test_a_secure_mount_is_another_class() -> None:
     assert parameters.digest({"sealed": "xts", "secureMount": DESTROYS}) != parameters.digest({"sealed": "xts"})
+
+
+@pytest.mark.parametrize("key", ["stripes", "stripeSize"])
+def test_a_number_that_is_too_long_for_python_is_refused_as_any_mistake(key: str) -> None:
+    given = {"lvmType": "striping", key: "9" * 5000}
+    assert refused(given).field == f"parameters[{key}]"
+    parameters.digest(given)

@@ -86,7 +86,9 @@ def directory_name(target_path: str) -> str:
 def target_path(name: str) -> str | None:
     """The target path that a registry directory stands for; None for a name that Kata would not have made."""
     try:
-        return base64.urlsafe_b64decode(name.encode()).decode()
+        raw = base64.urlsafe_b64decode(name.encode())
+        # The decoder passes over what is no base64: such a name, a copy that somebody made, is looked up by nobody.
+        return raw.decode() if base64.urlsafe_b64encode(raw) == name.encode() else None
     except (binascii.Error, UnicodeError):
         return None
 
@@ -113,6 +115,6 @@ def decode(content: bytes) -> Record | None:
     """A record that somebody wrote; None when it is not one that both runtimes would take."""
     try:
         raw = msgspec.json.decode(content, type=_Raw)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
     return Record(device=raw.device, fstype=raw.fstype, options=tuple(raw.options), metadata=raw.metadata)

@@ -59,7 +59,7 @@ def checked_csi_name(value: str) -> str:
 
 def checked_id(value: str) -> VolumeId:
     """A volume id that comes from outside. Raises `NotFound` for one that this driver can't have given out."""
-    if len(value) > _LV_LIMIT or _LEGAL.fullmatch(value) is None:
+    if len(value) > _LV_LIMIT or _LEGAL.fullmatch(value) is None or value in (".", ".."):
         raise NotFound(f"there is no volume {value[:80]!r} on this node")
     return VolumeId(value)
 

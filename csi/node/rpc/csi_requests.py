@@ -86,7 +86,9 @@ def capability(item: csi_pb2.VolumeCapability, field: str) -> Capability:
     kind = item.WhichOneof("access_type")
     if kind is None:
         raise InvalidInput(f"{field}.access_type", "is required: mount or block")
-    mode = _Mode.Name(item.access_mode.mode)
+    number = item.access_mode.mode
+    # A newer Kubernetes may know modes that this version has no name for.
+    mode = _Mode.Name(number) if number in _Mode.values() else f"mode {number}"
     try:
         access = Access(mode)
     except ValueError:
