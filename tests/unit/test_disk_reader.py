@@ -68,7 +68,7 @@ def test_a_thread_that_can_not_be_had_is_told_and_the_disk_is_read_when_there_is
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
-        assert reader.read([place()]) == [Trouble("/dev/a can't be read: can't start new thread")]
+        assert reader.read([place()]) == [Trouble("/dev/a can't be read now: can't start new thread")]
     assert reader.read([place()]) == [b"/dev/a"]
 
 

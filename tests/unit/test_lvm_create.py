@@ -1,9 +1,11 @@
 """A failed `lvcreate` is looked after: a volume that is there counts as made, and no final answer leaves one behind."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,8 @@ from csi.core.errors import (
     ToolFailed,
     Unavailable,
 )
+from csi.node import own_groups
+from csi.node.config import NodeConfig
 from csi.node.lvm import failures
 from csi.node.lvm import report as lvm_report
 from csi.node.lvm.command import Lvm
@@ -192,3 +196,35 @@ def test_what_stops_another_change_is_told_by_its_kind(said: str, kind: type[Sea
 
 def test_a_command_that_was_ended_is_no_command_that_failed() -> None:
     assert not issubclass(CommandEnded, CommandError)
+
+
+def seen_with_a_silent_disk(folder: Path, trust: object) -> Report:
+    """What a start-up sees that finds one disk frozen: no group, and a group of somebody else."""
+    lvm = Lvm(
+        Failing(ToolFailed("no tool is run")),
+        udev=False,
+        lock_file=folder / "lock",
+        allows=lambda name: name != "dropped",
+        trust=trust,  # type: ignore[arg-type]
+    )
+    silent = (SimpleNamespace(path="/dev/silent", names=("/dev/silent",)),)
+    here = dataclasses.replace(there("sl:v1").vgs[0], name="here")
+    lvm._proved = SimpleNamespace(report=lambda: Report(vgs=(here,)), silent=silent, frozen=silent)  # type: ignore[assignment]
+    return lvm.report()
+
+
+def test_a_group_that_was_used_is_unreadable_and_not_absent_while_a_disk_has_never_answered(tmp_path: Path) -> None:
+    used = {"vg0": "uuid-0", "here": "uuid-1", "dropped": "uuid-2"}
+    report = seen_with_a_silent_disk(tmp_path, SimpleNamespace(separate=lambda report: report, known=used))
+    assert [group.name for group in report.unreadable] == ["vg0"]
+    assert report.vg("here") is not None
+    with pytest.raises(
+        Unavailable, match="vg0 can't be looked into: it is not here, and /dev/silent, which may be a disk"
+    ):
+        report.vg("vg0")
+
+
+def test_where_nobody_knows_which_groups_were_used_a_silent_disk_stops_no_report(tmp_path: Path) -> None:
+    (tmp_path / "groups.json").write_text("{")
+    report = seen_with_a_silent_disk(tmp_path, own_groups.trust(NodeConfig(), tmp_path / "groups.json"))
+    assert (len(report.strangers), report.unreadable) == (1, ())

@@ -368,6 +368,19 @@ def test_a_frozen_disk_makes_its_group_unreadable_without_lvm_and_hides_nothing_
     assert here.proved.frozen == ()
 
 
+def test_a_disk_that_has_never_answered_may_be_anybodys() -> None:
+    here = machine(2, allows=lambda name: True)
+    here.disks[1].trouble = Trouble("/dev/sd1 does not answer", frozen=True)
+    here.report()
+    assert here.proved.silent == (here.disks[1].device,)
+    here.disks[1].trouble = None
+    here.report()
+    here.disks[1].trouble = Trouble("/dev/sd1 does not answer", frozen=True)
+    here.report()
+    assert here.proved.frozen == (here.disks[1].device,)
+    assert here.proved.silent == (), "now it is known whose it is"
+
+
 def test_after_a_change_of_ours_began_nothing_is_sure_in_a_group_that_froze_then() -> None:
     here = machine()
     here.report()

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ from csi.node.lvm.block_devices import BlockDevice, BlockDevices
 from csi.node.lvm.disk_reader import DiskReader
 from csi.node.lvm.disk_view import DiskViews
 from csi.node.lvm.filters import DeviceFilter
-from csi.node.lvm.model import LogicalVolume, Report, VolumeGroup
+from csi.node.lvm.model import LogicalVolume, Report, UnreadableGroup, VolumeGroup
 from csi.node.lvm.process import LvmProcess
 from csi.node.lvm.proved import ProvedReport
 from csi.node.lvm.trust import Trust
@@ -69,6 +70,7 @@ class Lvm:
         elsewhere: bool = False,
     ) -> None:
         self.turns = Turns(lock_file)
+        self._allows = allows
         self._trust = trust or Trust()
         self._strange: tuple[str, ...] = ()
         self._inactive_at_boot: tuple[str, str] = _SKIP_ACTIVATION
@@ -86,9 +88,25 @@ class Lvm:
         A group that can't be looked into is `unreadable` in it, and the others are there all the same. One that isn't this
         node's own is among its `strangers`.
         """
-        report = self._trust.separate(self._proved.report())
+        report = self._with_lost(self._trust.separate(self._proved.report()))
         self._strange = tuple(pv.name for one in report.strangers for pv in one.vg.pvs if not pv.missing)
         return report
+
+    def _with_lost(self, report: Report) -> Report:
+        """The report, in which a group that was used and isn't here is unreadable while there is a disk that has not
+        answered since the start: it may be that group's.
+        """
+        silent = tuple(device.path for device in self._proved.silent)
+        if not silent:
+            return report
+        try:
+            used = sorted(name for name in self.known_groups if self._allows(name))
+        except Refused:
+            return report  # nobody knows which were used, so every group is a stranger
+        here = {vg.name for vg in report.vgs} | {group.name for group in report.unreadable}
+        why = f"it is not here, and {', '.join(silent)}, which may be a disk of it, does not answer"
+        lost = tuple(UnreadableGroup(name=name, disks=silent, why=why) for name in used if name not in here)
+        return replace(report, unreadable=(*report.unreadable, *lost))
 
     @property
     def known_groups(self) -> Mapping[str, str]:

@@ -114,6 +114,8 @@ class ProvedReport:
         self._groups: dict[str, _Group] = {}
         self.frozen: tuple[BlockDevice, ...] = ()
         """Disks that did not answer at the last look: no LVM command may look at them."""
+        self.silent: tuple[BlockDevice, ...] = ()
+        """Those among them of which nobody knows whose they are: they have never answered this process."""
 
     def report(self) -> Report:
         """All groups that the configuration can mean, as they are now. Never waits long for one of them."""
@@ -121,6 +123,8 @@ class ProvedReport:
         views = self._views.settled(self._devices())
         self.frozen = tuple(view.device for view in views if view.frozen)
         by_name = self._attributed(views)
+        known_disks = {view.device.number for _, disks in by_name for view in disks}
+        self.silent = tuple(device for device in self.frozen if device.number not in known_disks)
         # All are asked before any is waited for, so that several that don't answer cost one wait.
         begun = [self._current(group, disks, arrived) for group, disks in by_name]
         found = [self._without_doubt(self._end(one, arrived)) for one in begun]
