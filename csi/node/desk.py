@@ -17,7 +17,7 @@ from csi.core.command import LocalRunner, Runner
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import NoSpace, NotFound
 from csi.core.mount import Mount
-from csi.node import observe, own_groups, stale_records
+from csi.node import observe, own_groups, stale_records, until_readable
 from csi.node.apply import Handlers, apply
 from csi.node.effects import Effects
 from csi.node.given import Given
@@ -299,7 +299,7 @@ def real(settings: Settings) -> Desk:
         lock_file=settings.state_dir / "lvm.lock",
         device_filter=config.device_filter,
         allows=config.allows,
-        trust=own_groups.trust(config, settings.plugin_dir / "groups.json"),
+        trust=until_readable.trust(lambda: own_groups.trust(config, settings.plugin_dir / "groups.json")),
     )
     registry = KataRegistry(settings.registry_root)
     return Desk(

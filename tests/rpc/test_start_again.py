@@ -11,7 +11,7 @@ import pytest
 
 from csi.core import disks, errors, filesystems
 from csi.core.device_number import DeviceNumber
-from csi.node import desk, disk_probes, main, own_groups
+from csi.node import desk, disk_probes, main, own_groups, until_readable
 from csi.node.plan import steps
 from csi.node.rpc.proto import csi_pb2
 from tests.fakes.csi_server import PATIENCE, CsiServer, serving
@@ -132,7 +132,7 @@ def test_a_damaged_memory_of_the_groups_stops_what_needs_one_and_not_teardown(
     memory.parent.mkdir(parents=True, exist_ok=True)
     memory.write_text("{")
     desk.real(csi.settings)
-    monkeypatch.setattr(csi.lvm, "_trust", own_groups.trust(csi.settings.config, memory))
+    monkeypatch.setattr(csi.lvm, "_trust", until_readable.trust(lambda: own_groups.trust(csi.settings.config, memory)))
     monkeypatch.setattr(csi.lvm, "report", lambda: csi.lvm._trust.separate(csi.node.report()))
     for _ in range(2):
         assert not csi.attempt()

@@ -22,7 +22,7 @@ from csi.core.errors import (
     ToolFailed,
     Unavailable,
 )
-from csi.node import own_groups
+from csi.node import own_groups, until_readable
 from csi.node.config import NodeConfig
 from csi.node.lvm import failures
 from csi.node.lvm import report as lvm_report
@@ -226,5 +226,7 @@ def test_a_group_that_was_used_is_unreadable_and_not_absent_while_a_disk_has_nev
 
 def test_where_nobody_knows_which_groups_were_used_a_silent_disk_stops_no_report(tmp_path: Path) -> None:
     (tmp_path / "groups.json").write_text("{")
-    report = seen_with_a_silent_disk(tmp_path, own_groups.trust(NodeConfig(), tmp_path / "groups.json"))
+    report = seen_with_a_silent_disk(
+        tmp_path, until_readable.trust(lambda: own_groups.trust(NodeConfig(), tmp_path / "groups.json"))
+    )
     assert (len(report.strangers), report.unreadable) == (1, ())

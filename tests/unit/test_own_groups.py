@@ -240,30 +240,3 @@ def test_confirmed_uuids_are_read_from_the_configuration() -> None:
         InvalidInput, match=r"node\.yaml: vgUuids\.vg0: 'abc' is not the UUID of a volume group; see vgs"
     ):
         config.parse("vgUuids: {vg0: abc}", "node.yaml")
-
-
-def test_while_the_file_is_damaged_every_group_is_a_stranger_and_no_volume_is_known_to_be_gone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "groups.json"
-    path.write_text('{"vg0": ')
-    by_disk = NodeConfig(pools=(Pool(name="a", vgs=("vg0",), devices=("/dev/a",)),))
-    for on in (NodeConfig(), by_disk, NodeConfig(vg_uuids={"vg0": OWN})):
-        trust = own_groups.trust(on, path)
-        caplog.clear()
-        for _ in range(2):
-            assert seen(trust, group(OWN, OURS)) == ([], [OWN])
-        assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1, "told once"
-        with pytest.raises(Refused, match=r"groups\.json can't be read .* it is read again by itself"):
-            _ = trust.known
-    assert path.read_text() == '{"vg0": ', "it is left as it is"
-
-
-def test_when_the_file_is_mended_groups_are_used_again_without_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "groups.json"
-    path.write_text("[" * 100_000)
-    trust = own_groups.trust(NodeConfig(), path)
-    assert seen(trust, group(OWN, OURS), group(OTHER, THEIRS)) == ([], [OWN, OTHER])
-    own_groups.write(path, {"vg0": OWN})
-    assert seen(trust, group(OWN, OURS), group(OTHER, THEIRS)) == ([OWN], [OTHER])
-    assert trust.known == {"vg0"}

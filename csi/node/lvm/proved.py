@@ -123,8 +123,6 @@ class ProvedReport:
         views = self._views.settled(self._devices())
         self.frozen = tuple(view.device for view in views if view.frozen)
         by_name = self._attributed(views)
-        known_disks = {view.device.number for _, disks in by_name for view in disks}
-        self.silent = tuple(device for device in self.frozen if device.number not in known_disks)
         # All are asked before any is waited for, so that several that don't answer cost one wait.
         begun = [self._current(group, disks, arrived) for group, disks in by_name]
         found = [self._without_doubt(self._end(one, arrived)) for one in begun]
@@ -161,6 +159,8 @@ class ProvedReport:
             found = [(group, tuple(view for view in views if _belongs(view, group))) for group in self._groups.values()]
             # A group whose disks all went away or hold something else now is no more.
             self._groups = {group.name: group for group, disks in found if disks}
+        known = {view.device.number for _, disks in found for view in disks}
+        self.silent = tuple(view.device for view in views if view.frozen and view.device.number not in known)
         return [(group, disks) for group, disks in found if disks]
 
     def _current(self, group: _Group, views: tuple[DiskView, ...], arrived: float) -> "Known | UnreadableGroup | _Wait":
