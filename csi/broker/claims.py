@@ -99,6 +99,8 @@ class TdxClaims:
     report_data: str
     tee_tcb_svn: str
     tcb_status: TcbStatus
+    current_tcb_status: TcbStatus | None
+    """Of the TCB that the TD runs on now, where the quote tells it. `tcb_status` is of the one that it was launched on."""
     advisories: tuple[str, ...]
     tcb_evaluation: int
     fmspc: str

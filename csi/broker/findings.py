@@ -83,7 +83,10 @@ def image_findings(image: Image, claims: HardwareClaims) -> Iterator[Finding]:
 
 
 def _tdx_platform(floor: TdxFloor, claims: TdxClaims) -> Iterator[Finding]:
+    # No status makes up for another: "a little behind at launch" says nothing of what the TD runs on now.
     yield _listed("[tee.tdx] tcb_status", floor.tcb_status, claims.tcb_status)
+    if claims.current_tcb_status is not None:
+        yield _listed("[tee.tdx] tcb_status (current TCB)", floor.tcb_status, claims.current_tcb_status)
     denied = [advisory for advisory in claims.advisories if advisory in floor.denied_advisories]
     yield Finding(
         rule="[tee.tdx] denied_advisories",

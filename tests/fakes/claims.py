@@ -20,6 +20,7 @@ TDX = TdxClaims(
     report_data="00" * 64,
     tee_tcb_svn="06010300000000000000000000000000",
     tcb_status=TcbStatus.UP_TO_DATE,
+    current_tcb_status=TcbStatus.UP_TO_DATE,
     advisories=(),
     tcb_evaluation=17,
     fmspc="B0C06F000000",

@@ -110,6 +110,9 @@ def _attributes(bits: int) -> TdAttributes:
     ("claims", "rule"),
     [
         (replace(TDX, tcb_status=TcbStatus.OUT_OF_DATE), "[tee.tdx] tcb_status does not list OutOfDate"),
+        (replace(TDX, current_tcb_status=TcbStatus.OUT_OF_DATE), "tcb_status (current TCB) does not list OutOfDate"),
+        (replace(TDX, tcb_status=TcbStatus.SW_HARDENING_NEEDED, current_tcb_status=TcbStatus.OUT_OF_DATE), "(current TCB)"),
+        (replace(TDX, tcb_status=TcbStatus.OUT_OF_DATE, current_tcb_status=None), "[tee.tdx] tcb_status does not list"),
         (replace(TDX, advisories=("INTEL-SA-00001", "INTEL-SA-00837")), "[tee.tdx] denied_advisories lists INTEL-SA-00837"),
         (replace(TDX, tcb_evaluation=16), "[tee.tdx] minimum_tcb_evaluation is 17, and the collateral has number 16"),
         (replace(TDX, attributes=_attributes(1 << 28 | 1)), "debug is not allowed"),

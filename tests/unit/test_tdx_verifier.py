@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from csi.broker.claims import TcbStatus, TdxClaims
+from csi.broker.findings import first_refusal, platform_findings
+from csi.broker.release import ReleasePolicy, TdxFloor
 from csi.broker.verifiers import tdx, tdx_quote
 from csi.broker.verifiers.base import Expected
 from csi.broker.verifiers.intel_chain import INTEL
@@ -152,36 +153,45 @@ def test_a_td_that_the_host_may_meddle_with_is_refused_in_words(byte: int, bit: 
         verifier("tdx-v4").verify(evidence(bytes(changed)), expected_of("tdx-v4"))
 
 
-@pytest.mark.parametrize(
-    ("launch", "current", "status", "advisories"),
-    [
-        ("UpToDate", None, "UpToDate", ("A",)),
-        ("UpToDate", "UpToDate", "UpToDate", ("A", "B")),
-        ("UpToDate", "OutOfDate", "OutOfDate", ("A", "B")),
-        ("TDRelaunchAdvised", "UpToDate", "TDRelaunchAdvised", ("A", "B")),
-        ("OutOfDate", "OutOfDate", "OutOfDate", ("A", "B")),
-    ],
-)
-def test_the_worse_of_launch_and_current_tcb_counts(
-    launch: str, current: str | None, status: str, advisories: tuple[str, ...]
-) -> None:
-    level = None if current is None else {"tcbStatus": current, "advisoryIDs": ["B"]}
-    verified = msgspec.convert(
-        {
-            "tcb": {"status": launch, "advisory_ids": ["A"], "eval_data_number": 1},
-            "platform": {"current_tcb_level": level},
-            "report": {},
-        },
-        tdx._Verified,
-    )
-    assert (tdx._status(verified), tdx._advisories(verified)) == (status, advisories)
+@pytest.mark.parametrize("launch", [one for one in TcbStatus if "Relaunch" not in one])
+def test_launch_and_current_tcb_both_count(launch: TcbStatus) -> None:
+    claims = of_two_tcbs(launch=(3, launch), current=(1, TcbStatus.OUT_OF_DATE))
+    assert (claims.tcb_status, claims.current_tcb_status) == (launch, TcbStatus.OUT_OF_DATE)
+    assert claims.advisories == ("INTEL-SA-00001", "INTEL-SA-00003")
+    found = platform_findings(ReleasePolicy(allow_sample=True, tdx=TdxFloor(tcb_status=(launch,))), claims)
+    refused = first_refusal(found)
+    if launch is TcbStatus.OUT_OF_DATE:
+        assert refused is None
+    else:
+        assert refused == "[tee.tdx] tcb_status (current TCB) does not list OutOfDate"
+
+
+def test_an_old_launch_tcb_counts_whatever_the_td_runs_on_now() -> None:
+    claims = of_two_tcbs(launch=(1, TcbStatus.OUT_OF_DATE), current=(3, TcbStatus.UP_TO_DATE))
+    assert (claims.tcb_status, claims.current_tcb_status) == (TcbStatus.TD_RELAUNCH_ADVISED, TcbStatus.UP_TO_DATE)
+    assert claims.advisories == ("INTEL-SA-00001", "INTEL-SA-00003")
+    refused = first_refusal(platform_findings(ReleasePolicy(allow_sample=True), claims))
+    assert refused == "[tee.tdx] tcb_status does not list TDRelaunchAdvised"
+
+
+def of_two_tcbs(*, launch: tuple[int, TcbStatus], current: tuple[int, TcbStatus]) -> TdxClaims:
+    """What a TD says that was launched on one TCB and runs on another. Each level has an advisory of its own."""
+    newer, older = sorted((launch, current), reverse=True)
+    parts = intel.with_two_levels(json.loads(intel.collateral_json()), newer=newer, older=older)
+    found = TdxCollateral.parse(json.dumps(parts), intel.intel_root())
+    one = TdxVerifier(collateral=Only(found), root=intel.intel_root(), clock=intel.NOW.timestamp)
+    raw = intel.quote_of_two_tcbs(launch[0], current[0], report_data=bytes(64))
+    return one.verify(evidence(raw), Expected(report_data=b"", init_data_text=None))
+
+
+def test_a_quote_that_knows_of_one_tcb_says_nothing_of_a_current_one() -> None:
+    assert verify("tdx-v4").current_tcb_status is None
+    assert verify("tdx-v5-td15ex").current_tcb_status is TcbStatus.UP_TO_DATE
 
 
 def test_a_status_that_is_not_known_is_refused() -> None:
-    tcb = {"status": "Splendid", "advisory_ids": [], "eval_data_number": 1}
-    verified = msgspec.convert({"tcb": tcb, "platform": {"current_tcb_level": None}, "report": {}}, tdx._Verified)
     with pytest.raises(NotReleased, match="'Splendid'"):
-        tdx._status(verified)
+        tdx._status("Splendid")
 
 
 # Every changed byte

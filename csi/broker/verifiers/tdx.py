@@ -151,6 +151,7 @@ def _innermost(verified: _Verified) -> _Report:
 
 
 def _claims(verified: _Verified, report: _Report, fmspc: str, init_data: str | None, *, test: bool) -> TdxClaims:
+    current = verified.platform.current_tcb_level
     return TdxClaims(
         mrtd=report.mr_td,
         rtmr0=report.rt_mr0,
@@ -166,7 +167,8 @@ def _claims(verified: _Verified, report: _Report, fmspc: str, init_data: str | N
         attributes=TdAttributes.parse(bytes.fromhex(report.td_attributes)),
         report_data=report.report_data,
         tee_tcb_svn=report.tee_tcb_svn,
-        tcb_status=_status(verified),
+        tcb_status=_status(verified.tcb.status),
+        current_tcb_status=None if current is None else _status(current.tcb_status),
         advisories=_advisories(verified),
         tcb_evaluation=verified.tcb.eval_data_number,
         fmspc=fmspc,
@@ -175,12 +177,7 @@ def _claims(verified: _Verified, report: _Report, fmspc: str, init_data: str | N
     )
 
 
-def _status(verified: _Verified) -> TcbStatus:
-    """The launch TCB's, unless that is up to date and the current one's is not."""
-    current = verified.platform.current_tcb_level
-    status = verified.tcb.status
-    if status == TcbStatus.UP_TO_DATE and current is not None:
-        status = current.tcb_status
+def _status(status: str) -> TcbStatus:
     try:
         return TcbStatus(status)
     except ValueError as error:
