@@ -5,6 +5,11 @@ is.
 import os
 import stat
 from dataclasses import dataclass
+from typing import Final
+
+_MAJORS: Final = 1 << 12
+_MINORS: Final = 1 << 20
+"""The kernel keeps a number in 32 bits. What does not fit is no device, and no system call takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,7 @@ class DeviceNumber:
     def parse(cls, text: str) -> "DeviceNumber":
         """The number that a kernel file or table shows as `MAJOR:MINOR`. Raises `ValueError` for other text."""
         major, colon, minor = text.partition(":")
-        if not colon or not _is_decimal(major) or not _is_decimal(minor):
+        if not colon or not _is_below(_MAJORS, major) or not _is_below(_MINORS, minor):
             raise ValueError(f"{text!r} is not a device number MAJOR:MINOR")
         return cls(int(major), int(minor))
 
@@ -38,5 +43,7 @@ class DeviceNumber:
         return f"{self.major}:{self.minor}"
 
 
-def _is_decimal(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+def _is_below(limit: int, text: str) -> bool:
+    """Whether it is a number below `limit`, without zeroes in front, as the kernel writes it."""
+    decimal = text.isascii() and text.isdigit() and len(text) <= len(str(limit))
+    return decimal and str(int(text)) == text and int(text) < limit

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from csi.guest.serve import front
 from csi.guest.serve.frames import DATA, MOST_BYTES, REQUEST, RESPONSE
+from csi.guest.serve.proto.secure_mount_pb2 import SecureMountRequest
 from csi.guest.serve.proto.ttrpc_pb2 import Response
 from lab.kata_agent import REMOTE_CLOSED, Caller, launch, mount_request
 
@@ -319,12 +320,15 @@ def test_the_socket_has_its_name_only_when_it_listens_and_replaces_what_was_ther
 
 # The program
 
+OF_A_BUCKET = SecureMountRequest(volume_type="alibaba-cloud-oss", mount_point="/bucket").SerializeToString()
+"""A request for the hub alone: it needs no device of this machine."""
+
 
 def test_the_program_passes_on_what_no_policy_names_and_leaves_nothing_at_its_end(fronts: Fronts) -> None:
     config = fronts.folder / "cdh.toml"
     config.write_text('socket = "unix:///run/confidential-containers/cdh.sock"\n')
     caller = fronts.start_program("--policy", str(fronts.folder / "none"), "-c", str(config))
-    assert caller.secure_mount("0:0", "/run/kata-containers/image/").status.code == 0
+    assert caller.call("api.SecureMountService", "SecureMount", OF_A_BUCKET).status.code == 0
     assert (fronts.folder / "cdh-behind.mounts").exists()
     assert caller.call(SECRETS, "Unseal", b"x").payload == b"x"
     fronts.started[0].terminate()
@@ -335,7 +339,7 @@ def test_the_program_passes_on_what_no_policy_names_and_leaves_nothing_at_its_en
 
 def test_the_process_that_stays_has_nothing_of_an_unlock_in_it(fronts: Fronts) -> None:
     caller = fronts.start_program("--policy", str(fronts.folder / "none"))
-    assert caller.secure_mount("0:0", "/run/kata-containers/image/").status.code == 0
+    assert caller.call("api.SecureMountService", "SecureMount", OF_A_BUCKET).status.code == 0
     maps = Path(f"/proc/{fronts.started[0].pid}/maps").read_text()
     assert "/google/" in maps
     for part in ("cryptography", "_ssl", "msgspec", "_ctypes"):

@@ -23,10 +23,23 @@ def test_it_reads_what_it_prints(number: DeviceNumber) -> None:
     assert DeviceNumber.parse(str(number)) == number
 
 
-@pytest.mark.parametrize("text", ["", "8", "8:", ":0", "8:-1", "a:b", "8:1:2", "8: 1", "8:1\n", "\u0668:1"])
+@pytest.mark.parametrize(
+    "text", ["", "8", "8:", ":0", "8:-1", "a:b", "8:1:2", "8: 1", "8:1\n", "\u0668:1", "08:1", "8:01"]
+)
 def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a device number"):
         DeviceNumber.parse(text)
+
+
+@pytest.mark.parametrize("text", ["4096:0", "8:1048576", "8:4294967295", "4294967296:0", f"8:{'9' * 5000}"])
+def test_a_number_that_no_device_can_have_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a device number"):
+        DeviceNumber.parse(text)
+
+
+def test_the_greatest_number_is_one_that_system_calls_take() -> None:
+    number = DeviceNumber.parse("4095:1048575")
+    assert (os.major(number.combined), os.minor(number.combined)) == (4095, 1048575)
 
 
 @given(number=NUMBERS)

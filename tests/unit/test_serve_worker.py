@@ -11,7 +11,7 @@ import pytest
 
 from csi.core import errors
 from csi.core.device_number import DeviceNumber
-from csi.core.errors import Busy, InUse, InvalidInput, Refused, ToolFailed
+from csi.core.errors import Busy, InUse, InvalidInput, NotFound, Refused, ToolFailed
 from csi.core.sealed import STATE_RECORD_BYTES, Freshness, Profile
 from csi.guest import close, verbs
 from csi.guest import policy as guest_policy
@@ -20,6 +20,7 @@ from csi.guest.seal import state_record
 from csi.guest.seal.mapping import Mapping, mapping_name
 from csi.guest.serve import watch, words
 from csi.guest.serve.answers import Code
+from csi.guest.serve.proto.secure_mount_pb2 import SecureMountRequest
 from csi.guest.serve.proto.ttrpc_pb2 import Response
 from csi.guest.serve.worker import Worker
 from csi.guest.status import Notes
@@ -79,9 +80,12 @@ class World:
         self.fails: Exception | None = None
         self.wanted: list[Wanted] = []
         self.looked_after: list[str] = []
+        self.read: list[str] = []
         self.policy = folder / "policy.toml"
         self.policy.write_text(POLICY)
-        machine: Any = SimpleNamespace(node_of=self._node_of, read_slots=self._read_slots)
+        machine: Any = SimpleNamespace(
+            node_of=self._node_of, read_slots=self._read_slots, wait_for=self._wait_for, number_of=self._number_of
+        )
         self.worker = Worker(
             guest=Guest(machine=machine, notes=Notes(folder=folder / "volumes"), root=folder),
             policy=str(self.policy),
@@ -92,7 +96,18 @@ class World:
     def _node_of(self, number: DeviceNumber) -> str | None:
         return "/dev/sdb" if number == DeviceNumber(8, 16) else None
 
-    def _read_slots(self, _: str) -> tuple[bytes, bytes]:
+    def _wait_for(self, path: str, seconds: float) -> str:
+        assert seconds == 0
+        found = {"/dev/sdb": "/dev/sdb", "/dev/disk/by-id/b": "/dev/sdb", "/dev/sda": "/dev/sda"}.get(path)
+        if found is None:
+            raise NotFound(f"no device {path}")
+        return found
+
+    def _number_of(self, device: str) -> DeviceNumber:
+        return {"/dev/sda": DeviceNumber(8, 0), "/dev/sdb": DeviceNumber(8, 16)}[device]
+
+    def _read_slots(self, device: str) -> tuple[bytes, bytes]:
+        self.read.append(device)
         if isinstance(self.slots, Exception):
             raise self.slots
         return self.slots
@@ -115,10 +130,23 @@ class World:
             return list(iter(lambda: ours.recv(65536), b""))
 
     def refused(self, mount_point: str, device: str = "8:16") -> tuple[int, str]:
-        (packet,) = self.ask(mount_point, device)
-        assert packet.startswith(words.ANSWER)
-        status = Response.FromString(packet[1:]).status
-        return status.code, status.message
+        return answered(self.ask(mount_point, device))
+
+    def refused_for(self, mount_point: str, kind: str = "block-device", **options: str) -> tuple[int, str]:
+        return answered(self.give(request(mount_point, kind, **options)))
+
+
+def request(mount_point: str, kind: str = "block-device", **options: str) -> bytes:
+    asked = SecureMountRequest(volume_type=kind, options={"sourceType": "empty", **options}, mount_point=mount_point)
+    return words.MOUNT + asked.SerializeToString()
+
+
+def answered(told: list[bytes]) -> tuple[int, str]:
+    """The one answer of a request that came to nothing."""
+    (packet,) = told
+    assert packet.startswith(words.ANSWER)
+    status = Response.FromString(packet[1:]).status
+    return status.code, status.message
 
 
 @pytest.fixture
@@ -171,6 +199,65 @@ def test_a_device_that_shows_a_sealed_volume_is_never_passed_on(world: World, sl
     code, text = world.refused("/elsewhere/x")
     assert code == Code.FAILED_PRECONDITION
     assert "would format it" in text
+
+
+@pytest.mark.parametrize("mount_point", ["/elsewhere/x", f"{STORAGE}/other"])
+@pytest.mark.parametrize("path", ["/dev/sdb", "/dev/disk/by-id/b"])
+def test_a_sealed_volume_named_by_a_path_is_not_passed_on_either(world: World, mount_point: str, path: str) -> None:
+    world.slots = (SEALED, SEALED)
+    code, text = world.refused_for(mount_point, devicePath=path)
+    assert (code, "would format it" in text) == (Code.FAILED_PRECONDITION, True)
+    assert world.read == ["/dev/sdb"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ({}, Code.INVALID_ARGUMENT, "names none"),
+        ({"deviceId": "8:32"}, Code.NOT_FOUND, "no block device 8:32"),
+        ({"devicePath": "/dev/sdc"}, Code.NOT_FOUND, "/dev/sdc"),
+        ({"devicePath": ""}, Code.INVALID_ARGUMENT, "devicePath"),
+        ({"devicePath": "dev/sdb"}, Code.INVALID_ARGUMENT, "devicePath"),
+        ({"devicePath": "/dev/sdb\0x"}, Code.INVALID_ARGUMENT, "devicePath"),
+        ({"deviceId": "8:16", "devicePath": "/dev/sda"}, Code.FAILED_PRECONDITION, "two devices"),
+        ({"deviceId": "8:0", "devicePath": "/dev/sdb"}, Code.FAILED_PRECONDITION, "two devices"),
+        ({"deviceId": "8:4294967295"}, Code.INVALID_ARGUMENT, "8:4294967295"),
+        ({"deviceId": "4294967296:0", "devicePath": "/dev/sda"}, Code.INVALID_ARGUMENT, "4294967296:0"),
+    ],
+)
+@pytest.mark.parametrize("mount_point", ["/elsewhere/x", "/named/x"])
+def test_a_device_that_can_not_be_looked_at_is_neither_passed_on_nor_opened(
+    world: World, mount_point: str, options: dict[str, str], code: Code, said: str
+) -> None:
+    found, text = world.refused_for(mount_point, **options)
+    assert (found, said in text) == (code, True)
+    assert world.wanted == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"devicePath": "/dev/sda"}, {"deviceId": "8:16", "devicePath": "/dev/disk/by-id/b"}]
+)
+def test_a_device_named_by_a_path_is_looked_at_and_passed_on(world: World, options: dict[str, str]) -> None:
+    assert world.give(request("/elsewhere/x", **options)) == [words.PASS_ON]
+    assert world.read == ["/dev/sda" if len(options) == 1 else "/dev/sdb"]
+
+
+def test_a_volume_of_the_policy_opens_by_a_path_too(world: World) -> None:
+    world.give(request("/named/x", devicePath="/dev/disk/by-id/b"))
+    assert [wanted.device for wanted in world.wanted] == ["/dev/sdb"]
+
+
+def test_a_request_of_another_kind_that_names_no_device_is_passed_on(world: World) -> None:
+    assert world.give(request("/elsewhere/x", "alibaba-cloud-oss")) == [words.PASS_ON]
+    assert world.refused_for("/named/x", "alibaba-cloud-oss")[0] == Code.NOT_FOUND
+    world.slots = (SEALED, SEALED)
+    assert world.refused_for("/elsewhere/x", "BlockDevice", devicePath="/dev/sdb")[0] == Code.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize("mount_point", ["/elsewhere/\0", "/named/x\0"])
+def test_a_mount_point_that_is_no_path_is_told(world: World, mount_point: str) -> None:
+    assert world.refused(mount_point)[0] == Code.INVALID_ARGUMENT
+    assert world.wanted == []
 
 
 def test_a_device_too_short_for_a_sealed_volume_is_passed_on(world: World) -> None:

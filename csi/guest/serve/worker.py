@@ -1,7 +1,7 @@
 """What a worker does: one SecureMount by the measured policy, then looking after the volume until nobody mounts it.
 
-The request is a hint in everything. Its mount point chooses among the rules of the policy, its device number says where to
-look; type, key, filesystem and options are the policy's, and whose device it is the authenticated head says.
+The request is a hint in everything. Its mount point chooses among the rules of the policy, its device says where to look;
+type, key, filesystem and options are the policy's, and whose device it is the authenticated head says.
 """
 
 import socket
@@ -36,6 +36,7 @@ from csi.guest.serve.proto.secure_mount_pb2 import SecureMountRequest
 from csi.guest.serve.watch import look_after
 from csi.guest.verbs import Guest, Wanted
 
+_BLOCK_DEVICE: Final = "block-device"
 _CODES: Final[tuple[tuple[type[SealedLocalError], Code], ...]] = (
     (InvalidInput, Code.INVALID_ARGUMENT),
     (NotFound, Code.NOT_FOUND),
@@ -81,6 +82,8 @@ class Worker:
         except DecodeError as error:
             raise InvalidInput("request", "is no SecureMountRequest") from error
         mount_point = request.mount_point.rstrip("/")
+        if "\0" in mount_point:
+            raise InvalidInput("mount_point", f"{mount_point!r} is no path")
         device = _device(self.guest, request)
         policy = verbs.measured_policy(self.guest, self.policy) if Path(self.policy).exists() else None
         rule = policy.mounted_at(mount_point) if policy is not None else None
@@ -122,11 +125,37 @@ class Worker:
 
 
 def _device(guest: Guest, request: SecureMountRequest) -> str | None:
+    """The device that a confidential-data-hub would take, by either option; None where a request is for none.
+
+    A device that can't be looked at is an error: what stands behind might find it, and would format it.
+    """
+    number = _number(request)
+    if "devicePath" in request.options:
+        return _at(guest, request.options["devicePath"], number)
+    if number is None:
+        if request.volume_type == _BLOCK_DEVICE:
+            raise InvalidInput("request", f"is for a {_BLOCK_DEVICE} and names none: no deviceId, no devicePath")
+        return None
+    device = guest.machine.node_of(number)
+    if device is None:
+        raise NotFound(f"there is no block device {number}")
+    return device
+
+
+def _number(request: SecureMountRequest) -> DeviceNumber | None:
     try:
-        number = DeviceNumber.parse(request.options["deviceId"]) if "deviceId" in request.options else None
+        return DeviceNumber.parse(request.options["deviceId"]) if "deviceId" in request.options else None
     except ValueError as error:
         raise InvalidInput("deviceId", str(error)) from error
-    return guest.machine.node_of(number) if number is not None else None
+
+
+def _at(guest: Guest, path: str, number: DeviceNumber | None) -> str:
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidInput("devicePath", f"{path!r} is not an absolute path")
+    device = guest.machine.wait_for(path, 0.0)
+    if number is not None and guest.machine.number_of(device) != number:
+        raise Refused(f"the request names two devices, deviceId {number} and devicePath {device}")
+    return device
 
 
 def _code(error: Exception) -> Code:
