@@ -62,6 +62,7 @@ def efi_program(
     headers = 64 + 24 + len(optional) + 40
     struct.pack_into("<I", optional, 60, headers)
     struct.pack_into("<I", optional, 64, 0x12345678)
+    struct.pack_into("<I", optional, directories - 4, 16)
     if signatures:
         struct.pack_into("<II", optional, directories + 32, headers + len(body) + len(tail), len(signatures))
     dos = b"MZ".ljust(60, b"\0") + struct.pack("<I", 64)

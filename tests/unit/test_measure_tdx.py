@@ -40,8 +40,10 @@ PUBLISHED_PROGRAM_EVENTS = (
 )
 PUBLISHED_KERNEL = "f51c5215e1ae1e5202fb0a710248e13c2bf2824b7f0b2a1675f63e9fd37befb93fbb97a4f8630879168b76aee3b198e2"
 PUBLISHED_RTMR1 = "4a7db64a609c77e85f603c23e9a9fd03bfd9e6b52ce527f774a598e66d58386026cea79b2aea13b81a0b70cfacdec0ca"
-SIGNATURES_ENTRY_END = 64 + 24 + 112 + 5 * 8
-"""Of `firmware.efi_program()`: DOS header, PE and COFF headers, then the optional header up to its fifth directory."""
+OPTIONAL = 64 + 24
+SIGNATURES_ENTRY_END = OPTIONAL + 112 + 5 * 8
+HEADERS = OPTIONAL + 112 + 16 * 8 + 40
+"""Of `firmware.efi_program()`: up to the optional header; up to its fifth directory; all headers."""
 KATA_COMMAND_LINE = (
     "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 "
     "noreplace-smp reboot=k cryptomgr.notests net.ifnames=0 pci=lastbus=0 "
@@ -130,25 +132,64 @@ def test_a_guest_without_a_command_line_is_refused() -> None:
 
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("tail", [b"", b"odd", b"eight by"])
-def test_the_digest_of_a_program_leaves_out_checksum_and_signatures_alone(wide: bool, tail: bytes) -> None:
+def test_the_digest_of_a_program_is_what_firmware_computes(wide: bool, tail: bytes) -> None:
     plain = firmware.efi_program(wide=wide, tail=tail)
-    signed = firmware.efi_program(wide=wide, tail=tail, signatures=b"S" * 64)
-    # By the procedure of Microsoft's paper: headers in three stretches, sections by their table, then what is left.
-    directories = 64 + 24 + (112 if wide else 96)
-    optional, headers = 64 + 24, directories + 16 * 8 + 40
-    digest = hashlib.sha384(plain[: optional + 64])
-    digest.update(plain[optional + 68 : directories + 32])
-    digest.update(plain[directories + 40 : headers])
-    digest.update(plain[headers : headers + 540])
-    digest.update(plain[headers + 540 :])
-    digest.update(bytes(-len(plain) % 8))
-    assert authenticode.sha384(plain, "k") == digest.digest() == authenticode.sha384(signed, "k")
+    digest = by_edk2(plain)
+    assert authenticode.sha384(plain, "k") == digest
     changed = bytearray(plain)
-    changed[headers + 3] ^= 1
-    assert authenticode.sha384(bytes(changed), "k") != digest.digest()
-    changed[headers + 3] ^= 1
-    changed[optional + 64] ^= 1
-    assert authenticode.sha384(bytes(changed), "k") == digest.digest()
+    changed[len(plain) - len(tail) - 3] ^= 1
+    assert authenticode.sha384(bytes(changed), "k") == by_edk2(bytes(changed)) != digest
+    changed = bytearray(plain)
+    changed[64 + 24 + 64] ^= 1
+    assert authenticode.sha384(bytes(changed), "k") == digest
+
+
+def test_sections_are_measured_by_their_place_in_the_file_not_in_the_table() -> None:
+    program = bytearray(firmware.efi_program())
+    second = bytearray(program[HEADERS - 40 : HEADERS])
+    struct.pack_into("<II", program, HEADERS - 40 + 16, 100, HEADERS + 440)  # The last part of the body comes first,
+    struct.pack_into("<II", second, 16, 360, HEADERS + 80)
+    struct.pack_into("<H", program, 64 + 6, 3)
+    struct.pack_into("<I", program, OPTIONAL + 60, HEADERS + 80)
+    program[HEADERS : HEADERS + 80] = second + bytes(40)  # the part before it second, and then one without content.
+    assert authenticode.sha384(bytes(program), "k") == by_edk2(bytes(program))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_signing_a_program_changes_its_digest_by_nothing_but_what_fills_it_up(wide: bool) -> None:
+    tail = bytes(-len(firmware.efi_program(wide=wide)) % 8)
+    signed = firmware.efi_program(wide=wide, tail=tail, signatures=b"S" * 64)
+    assert authenticode.sha384(signed, "k") == by_edk2(signed) == by_edk2(firmware.efi_program(wide=wide, tail=tail))
+    assert authenticode.sha384(firmware.efi_program(wide=wide, tail=b"odd"), "k") != authenticode.sha384(
+        firmware.efi_program(wide=wide, tail=b"odd".ljust(8, b"\0")), "k"
+    )
+
+
+def by_edk2(image: bytes) -> bytes:
+    """The steps of EDK2's SecurityPkg/Tcg/Tcg2Dxe/MeasureBootPeCoff.c, of which step 16 fills nothing up."""
+    (start,) = struct.unpack_from("<I", image, 0x3C)
+    sections, optional_size = struct.unpack_from("<H12xH", image, start + 6)
+    optional = start + 24
+    directories = optional + {0x10B: 96, 0x20B: 112}[struct.unpack_from("<H", image, optional)[0]]
+    (headers,) = struct.unpack_from("<I", image, optional + 60)
+    (signatures,) = struct.unpack_from("<I", image, directories + 4 * 8 + 4)
+    digest = hashlib.sha384(image[: optional + 64])
+    digest.update(image[optional + 68 : directories + 4 * 8])
+    digest.update(image[directories + 5 * 8 : headers])
+    hashed = headers
+    entries = [struct.unpack_from("<II", image, optional + optional_size + 40 * at + 16) for at in range(sections)]
+    for size, first in sorted(entries, key=lambda entry: entry[1]):
+        digest.update(image[first : first + size])
+        hashed += size
+    digest.update(image[hashed : len(image) - signatures])
+    return digest.digest()
+
+
+def changed(at: int, value: int) -> bytes:
+    """A program with another number in its headers."""
+    program = bytearray(firmware.efi_program())
+    struct.pack_into("<I", program, at, value)
+    return bytes(program)
 
 
 def signed_from(start: int) -> bytes:
@@ -156,12 +197,6 @@ def signed_from(start: int) -> bytes:
     program = bytearray(firmware.efi_program())
     struct.pack_into("<II", program, SIGNATURES_ENTRY_END - 8, start, len(program) - start)
     return bytes(program)
-
-
-def test_a_program_may_be_nothing_but_headers_and_signatures() -> None:
-    program = signed_from(SIGNATURES_ENTRY_END)
-    body = program[: 64 + 24 + 64] + program[64 + 24 + 68 : SIGNATURES_ENTRY_END - 8]
-    assert authenticode.sha384(program, "k") == hashlib.sha384(body + bytes(-SIGNATURES_ENTRY_END % 8)).digest()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +209,15 @@ def test_a_program_may_be_nothing_but_headers_and_signatures() -> None:
         (b"ZM" + firmware.efi_program()[2:], "CONFIG_EFI_STUB"),
         (firmware.efi_program().replace(b"PE\0\0", b"NE\0\0"), "CONFIG_EFI_STUB"),
         (firmware.efi_program().replace(b"\x0b\x02", b"\x07\x01"), "neither of 32 nor of 64 bit"),
-        (signed_from(SIGNATURES_ENTRY_END - 1), "not its last bytes"),
+        (signed_from(SIGNATURES_ENTRY_END), "before its signatures"),
+        (signed_from(len(firmware.efi_program()) - 1), "before its signatures"),
+        (changed(OPTIONAL + 60, SIGNATURES_ENTRY_END - 1), "before its signatures"),
+        (changed(OPTIONAL + 60, 1 << 31), "leave gaps"),
+        (changed(OPTIONAL + 108, 4), "no entry for signatures"),
+        (changed(HEADERS - 40 + 20, HEADERS + 1), "leave gaps"),
+        (changed(HEADERS - 40 + 20, HEADERS - 1), "or overlap"),
+        (changed(HEADERS - 40 + 16, 541), "before its signatures"),
+        (changed(64 + 6, 3), "leave gaps"),
     ],
 )
 def test_a_kernel_that_firmware_could_not_measure_is_refused(kernel: bytes, text: str) -> None:
