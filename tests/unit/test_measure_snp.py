@@ -27,6 +27,10 @@ def given(folder: Path, *, image: bytes | None = None) -> list[str]:
     return [*words, "--kernel", str(folder / "vmlinuz"), "--append", WORDS]
 
 
+def with_sections(*more: tuple[int, int, int]) -> bytes:
+    return firmware.image(snp=[*firmware.SNP_SECTIONS, *more])
+
+
 def test_each_number_of_processors_has_its_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     initrd = ["--initrd", str(tmp_path / "initrd")]
     assert main([*given(tmp_path), *initrd, "--vcpus", "1", "--vcpus", "3"]) == 0
@@ -50,7 +54,13 @@ def test_the_processor_and_the_features_and_a_missing_initrd_are_in_it(
         (firmware.image(snp=firmware.SNP_SECTIONS[:3]), ["--vcpus", "1"], "SNP_KERNEL_HASHES"),
         (b"", ["--vcpus", "1"], "can't be measured for SEV-SNP"),
         (bytes(4096), ["--vcpus", "1"], "can't be measured for SEV-SNP"),
+        (with_sections((0x1000000, 0xF0000000, 1)), ["--vcpus", "1"], "no firmware is so large"),
+        (with_sections(*[(0, 0x1000000, 1)] * 5), ["--vcpus", "1"], "no firmware is so large"),
         (firmware.image(), ["--vcpus", "0"], "start no guest"),
+        (firmware.image(), ["--vcpus", "-1"], "start no guest"),
+        (firmware.image(), ["--vcpus", "4097"], "start no guest"),
+        (firmware.image(), ["--vcpus", "1", "--guest-features", "0x10000000000000001"], "64 bits"),
+        (firmware.image(), ["--vcpus", "1", "--guest-features", "-1"], "64 bits"),
         (firmware.image(), ["--vcpus", "1", "--kernel", "/nonexistent/vmlinuz"], "/nonexistent/vmlinuz does not exist"),
     ],
 )

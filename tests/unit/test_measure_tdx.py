@@ -1,9 +1,11 @@
 """`broker measure tdx`: published registers of real machines, and digests computed by independent lines."""
 
 import hashlib
+import signal
 import struct
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -235,11 +237,37 @@ def test_a_kernel_that_firmware_could_not_measure_is_refused(kernel: bytes, text
         (firmware.image(tdx=[(0, 0x1000, 0x800000, 0x2000, 0, 1)]), "no content"),
         (firmware.image(tdx=[(0x3000, 0x2000, 0x800000, 0x2000, 0, 1)]), "cut off"),
         (firmware.image(tdx=[(0, 0, 0x800000, 1 << 40, 3, 0)]), "no firmware is so large"),
+        (firmware.image(tdx=[(0, 0, 0x800000, 40 * MIB, 3, 0)] * 2), "no firmware is so large"),
+        (firmware.image(tdx=[(0, 0, (1 << 64) - 0x1000, 0x2000, 3, 0)]), "no memory can be"),
+        (firmware.image(tdx=[(0, 0, 0x800000, 1 << 63, 3, 2)]), "no memory can be"),
+        (firmware.image(tdx=[(0, 0x1000, 0x800000, 0x1000, 3, 2)]), "has content and is not added"),
     ],
 )
 def test_firmware_that_does_not_add_up_is_refused(image: bytes, text: str) -> None:
     with pytest.raises(InvalidInput, match=text):
         tdvf.sections(image, "OVMF.fd")
+
+
+def test_memory_that_the_td_is_given_later_costs_nothing_and_is_no_part_of_its_measurement() -> None:
+    later = tdvf.sections(firmware.image(tdx=[(0, 0, 0x1000000, 1 << 50, 3, 2)]), "OVMF.fd")
+    with time_limit(30):
+        assert tdx.mrtd([*sections(), *later]) == tdx.mrtd(sections())
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """End what would run for days. No test depends on how fast the machine is."""
+
+    def expired(*_: object) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def test_a_cut_off_image_is_refused_wherever_it_is_cut() -> None:
@@ -271,6 +299,9 @@ def test_the_command_prints_a_reference_set_that_the_policy_takes(
     out, err = capsys.readouterr()
     assert "rtmr0" in tomllib.loads(out)["image"][0]
     assert err == ""
+    for memory in ("0", "-1", "4294967297", "99999999999999999999"):
+        assert main([*given, "--memory", memory, "--acpi", str(tmp_path / "etc")]) == 1
+        assert "no virtual machine's memory" in capsys.readouterr().err
     assert main([*given, "--memory", "2048"]) == 1
     assert "--acpi" in capsys.readouterr().err
 

@@ -23,7 +23,9 @@ _DESCRIPTOR: Final = struct.Struct("<IIII")
 _SIGNATURE: Final = int.from_bytes(b"TDVF", "little")
 _SECTION: Final = struct.Struct("<IIQQII")
 _MOST_MEMORY_BYTES: Final = 64 * 1024 * 1024
-"""A section's pages are hashed one by one, so a made-up size must not keep the command busy for days."""
+"""Of all sections together. Their pages are hashed one by one; made-up sizes must not keep the command busy for days."""
+_END_OF_MEMORY: Final = 1 << 52
+"""No TD's memory has a higher address."""
 
 
 class SectionKind(enum.IntEnum):
@@ -54,7 +56,14 @@ def sections(firmware: bytes, name: str) -> tuple[Section, ...]:
     signature, _, version, count = fields.unpack(_DESCRIPTOR, start)
     if signature != _SIGNATURE or version != 1:
         raise InvalidInput(name, "its TDX metadata are not of version 1")
-    return tuple(_section(fields, start + _DESCRIPTOR.size + _SECTION.size * index) for index in range(count))
+    found, added = [], 0
+    for index in range(count):
+        section = _section(fields, start + _DESCRIPTOR.size + _SECTION.size * index)
+        found.append(section)
+        added += section.memory_bytes if section.added else 0
+        if added > _MOST_MEMORY_BYTES:
+            raise InvalidInput(name, f"its sections have more than {_MOST_MEMORY_BYTES} bytes; no firmware is so large")
+    return tuple(found)
 
 
 def _distance(fields: Fields) -> int:
@@ -79,12 +88,12 @@ def _section(fields: Fields, start: int) -> Section:
     measured, added = bool(attributes & 1), not attributes & 2
     if address % PAGE_BYTES or memory_bytes % PAGE_BYTES or size > memory_bytes:
         raise InvalidInput(fields.name, f"the section at {address:#x} is not whole pages")
-    if (added or measured) and memory_bytes > _MOST_MEMORY_BYTES:
-        raise InvalidInput(
-            fields.name, f"the section at {address:#x} has {memory_bytes} bytes; no firmware is so large"
-        )
+    if address + memory_bytes > _END_OF_MEMORY:
+        raise InvalidInput(fields.name, f"the section at {address:#x} ends where no memory can be")
     if measured and (size < memory_bytes or not added):
         raise InvalidInput(fields.name, f"the section at {address:#x} is to be measured and has no content")
+    if size and not added:
+        raise InvalidInput(fields.name, f"the section at {address:#x} has content and is not added")
     content = fields.part(offset, size) if size else b""
     return Section(
         kind=kind, address=address, memory_bytes=memory_bytes, content=content, measured=measured, added=added

@@ -49,8 +49,9 @@ def mrtd(sections: Iterable[tdvf.Section]) -> bytes:
     """The digest of the TD's first memory."""
     digest = hashlib.sha384()
     for section in sections:
-        for record in _records(section):
-            digest.update(record)
+        if section.added:
+            for record in _records(section):
+                digest.update(record)
     return digest.digest()
 
 
@@ -64,8 +65,7 @@ def extended(events: Iterable[bytes]) -> bytes:
 
 def _records(section: tdvf.Section) -> Iterator[bytes]:
     for offset in range(0, section.memory_bytes, tdvf.PAGE_BYTES):
-        if section.added:
-            yield _record(b"MEM.PAGE.ADD", section.address + offset)
+        yield _record(b"MEM.PAGE.ADD", section.address + offset)
         if section.measured:
             for start in range(offset, offset + tdvf.PAGE_BYTES, _CHUNK_BYTES):
                 yield _record(b"MR.EXTEND", section.address + start)

@@ -11,6 +11,8 @@ from csi.broker.verbs.common import read
 from csi.core.errors import InvalidInput
 
 _MIB = 1024 * 1024
+_MOST_MIB = (1 << 52) // _MIB
+"""No processor has more address bits."""
 _WITHOUT_MACHINE = (
     "rtmr0 is left out: it follows from the virtual machine's shape (--memory and --acpi). Firmware, kernel, command line "
     "and initrd are in the others"
@@ -29,6 +31,8 @@ def measure_tdx(arguments: Namespace) -> int:
         command_line=arguments.append,
         initrd=None if arguments.initrd is None else read(arguments.initrd),
     )
+    if arguments.memory is not None and not 1 <= arguments.memory <= _MOST_MIB:
+        raise InvalidInput("--memory", f"{arguments.memory} MiB is no virtual machine's memory")
     machine = None if arguments.acpi is None else _machine(arguments.memory * _MIB, arguments.acpi)
     found = tdx.registers(boot, machine)
     print(images.reference_set(arguments.name, "tdx", {name: [value] for name, value in found.items()}), end="")
