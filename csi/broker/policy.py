@@ -35,7 +35,7 @@ _Svn = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class _SnpTcb(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    fmc: _Svn = 0
+    fmc: _Svn | None = None
     bootloader: _Svn
     tee: _Svn
     snp: _Svn
@@ -113,11 +113,19 @@ def _tdx(table: _Tdx) -> TdxFloor:
 
 
 def _snp(table: _Snp) -> SnpFloor:
-    floors = {
-        product: SnpTcb(fmc=tcb.fmc, bootloader=tcb.bootloader, tee=tcb.tee, snp=tcb.snp, microcode=tcb.microcode)
-        for product, tcb in table.minimum_tcb.items()
-    }
+    floors = {product: _snp_floor(product, tcb) for product, tcb in table.minimum_tcb.items()}
     return SnpFloor(minimum_tcb=floors, committed=table.committed)
+
+
+def _snp_floor(product: SnpProduct, tcb: _SnpTcb) -> SnpTcb:
+    field = f"policy.tee.snp.minimum_tcb.{product}.fmc"
+    if product is SnpProduct.TURIN and tcb.fmc is None:
+        raise InvalidInput(
+            field, "missing: a floor says something of each part that a product has; 0 lets every one in"
+        )
+    if product is not SnpProduct.TURIN and tcb.fmc:
+        raise InvalidInput(field, f"{tcb.fmc}, and only Turin has that part: no {product} would be let in")
+    return SnpTcb(fmc=tcb.fmc or 0, bootloader=tcb.bootloader, tee=tcb.tee, snp=tcb.snp, microcode=tcb.microcode)
 
 
 def _images(file: _File) -> tuple[Image, ...]:

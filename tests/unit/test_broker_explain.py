@@ -154,9 +154,31 @@ def test_a_file_that_is_not_evidence_is_told_without_a_traceback(
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [["--at", "tomorrow"], ["--init-data", "/nonexistent"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--at", "tomorrow"],
+        ["--at", ""],
+        ["--at", "1969-12-31T23:59:59Z"],
+        ["--at", "1970-01-01T00:00:00+01:00"],
+        ["--at", "0001-01-01T00:00:00+14:00"],
+        ["--at", "9999-12-31T23:59:59-12:00"],
+        ["--at", "9999-12-31T23:59:59.999999"],
+        ["--init-data", "/nonexistent"],
+    ],
+)
 def test_a_wrong_option_is_told_without_a_traceback(
     directory: BrokerDirectory, tdx: str, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["policy", "explain", tdx, "--dir", str(directory.root), *more]) == 1
     assert more[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", ["1970-01-01", "1970-01-01T00:59:59-01:00", "9998-12-31T23:59:59.999999"])
+def test_the_first_and_the_last_time_are_answered_by_the_verifier(
+    directory: BrokerDirectory, tdx: str, snp_evidence: str, at: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, told in ((tdx, ("does not verify", "ended on")), (snp_evidence, ("is valid from",))):
+        assert main(["policy", "explain", path, "--at", at, "--dir", str(directory.root)]) == 1
+        said = capsys.readouterr().err
+        assert any(text in said for text in told), said

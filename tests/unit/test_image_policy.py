@@ -145,6 +145,11 @@ def test_each_part_of_a_tcb_counts_for_itself(version: str, part: str) -> None:
     assert f"({version.removesuffix('_tcb')} TCB) has {part} {floor - 1}, not {floor}" in found
 
 
+def test_a_floor_of_zero_for_a_part_that_a_product_has_or_lacks_can_be_written() -> None:
+    text = POLICY.replace("fmc = 1\n", "fmc = 0\n").replace("milan]\n", "milan]\nfmc = 0\n")
+    assert {floor.fmc for floor in broker_policy.parse(text).snp.minimum_tcb.values()} == {0}
+
+
 @pytest.mark.parametrize("narrower", ["smt = false", "single_socket = true"])
 def test_the_host_s_liberties_can_be_narrowed(narrower: str) -> None:
     assert narrower in refusal(SNP, POLICY.replace("smt = true", narrower))
@@ -237,6 +242,8 @@ def test_a_policy_that_names_mrtd_alone_has_to_say_what_that_means() -> None:
         ('"INTEL-SA-00837"', '"SA-837"', "denied_advisories"),
         ("minimum_tcb.milan", "minimum_tcb.rome", "rome"),
         ("bootloader = 3\n", "", "bootloader"),
+        ("fmc = 1\n", "", r"minimum_tcb\.turin\.fmc: missing"),
+        ("milan]\n", "milan]\nfmc = 1\n", r"minimum_tcb\.milan\.fmc.*only Turin"),
         ("microcode = 115", "microcode = 256", "microcode"),
         ("minimum_guest_svn = 2", "vmpl = [4]", "vmpl"),
         ("minimum_guest_svn = 2", "vmpl = []", "vmpl"),

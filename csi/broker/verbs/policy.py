@@ -92,6 +92,10 @@ def _time(text: str | None) -> dt.datetime:
         return dt.datetime.now(dt.UTC)
     try:
         found = dt.datetime.fromisoformat(text)
-    except ValueError as error:
+        found = found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
+    except (ValueError, OverflowError) as error:
         raise InvalidInput("--at", f"{text!r} is not a time like 2026-11-25T12:00:00Z") from error
-    return found if found.tzinfo is not None else found.replace(tzinfo=dt.UTC)
+    # Verifiers count seconds from 1970 on, and the calendar's last second must not round into the year 10000.
+    if not 1970 <= found.year < dt.MAXYEAR:
+        raise InvalidInput("--at", f"{text!r} is not a time of the years 1970 to {dt.MAXYEAR - 1}")
+    return found
