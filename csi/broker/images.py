@@ -11,7 +11,9 @@ from csi.broker.release import ANY, Image, Registers, SnpImage, TdxImage
 from csi.core.errors import InvalidInput
 
 UNMEASURED = "whoever starts the guest chooses kernel and command line"
-"""What a policy has to say, in these words, to do without RTMR1 and RTMR2."""
+"""What a policy has to say, in these words, to do without RTMR1 or RTMR2."""
+TABLES_UNMEASURED = "whoever starts the guest chooses ACPI tables, whose code its kernel runs"
+"""The same to do without RTMR0 alone. It is less: who chooses the kernel needs no tables."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _LEARNED_TDX = ("mrtd", "rtmr0", "rtmr1", "rtmr2")
 _LEARNED_SNP = ("measurement",)
@@ -60,9 +62,7 @@ def image(table: TdxTable | SnpTable, field: str) -> Image:
     match table:
         case TdxTable():
             registers = _registers(table, TDX_REGISTERS, field)
-            return TdxImage(
-                name=table.name, registers=registers, kernel_unmeasured=_kernel_unmeasured(table, registers, field)
-            )
+            return TdxImage(name=table.name, registers=registers, unmeasured=_unmeasured(table, registers, field))
         case SnpTable():
             registers = _registers(table, SNP_REGISTERS, field)
             if "measurement" not in registers:
@@ -120,19 +120,26 @@ def _registers(table: TdxTable | SnpTable, known: Mapping[str, int], field: str)
     return found
 
 
-def _kernel_unmeasured(table: TdxTable, registers: Registers, field: str) -> bool:
-    """MRTD is the firmware alone: with direct boot, kernel and command line are in RTMR1 and RTMR2."""
+def _unmeasured(table: TdxTable, registers: Registers, field: str) -> str | None:
+    """What the policy says in words to leave to whoever starts the guest: nothing, the ACPI tables, or the kernel."""
     if "mrtd" not in registers:
         raise InvalidInput(f"{field}.mrtd", "missing: without it any firmware may run, and measure what it likes")
-    if table.unmeasured is not None and table.unmeasured != UNMEASURED:
-        raise InvalidInput(f"{field}.unmeasured", f"has to be {UNMEASURED!r}, if that is meant")
-    missing = [name for name in ("rtmr1", "rtmr2") if name not in registers]
-    if table.unmeasured is None and missing:
-        raise InvalidInput(
-            f"{field}.{missing[0]}",
-            "missing: MRTD is the firmware alone, kernel and command line are in RTMR1 and RTMR2; "
-            f'if they don\'t matter, say so: unmeasured = "{UNMEASURED}"',
+    missing = [name for name in ("rtmr1", "rtmr2", "rtmr0") if name not in registers]
+    if not missing:
+        if table.unmeasured is not None:
+            raise InvalidInput(f"{field}.unmeasured", "rtmr0, rtmr1 and rtmr2 are given: take this line out")
+        return None
+    if missing == ["rtmr0"]:
+        words, why = (
+            TABLES_UNMEASURED,
+            "memory map and ACPI tables are in RTMR0, and the kernel runs what code those hold",
         )
-    if table.unmeasured is not None and not missing:
-        raise InvalidInput(f"{field}.unmeasured", "rtmr1 and rtmr2 are given: take this line out")
-    return table.unmeasured is not None
+    else:
+        words, why = UNMEASURED, "MRTD is the firmware alone, kernel and command line are in RTMR1 and RTMR2"
+    if table.unmeasured is None:
+        raise InvalidInput(
+            f"{field}.{missing[0]}", f'missing: {why}; if that doesn\'t matter, say so: unmeasured = "{words}"'
+        )
+    if table.unmeasured != words:
+        raise InvalidInput(f"{field}.unmeasured", f"has to be {words!r}, if that is meant")
+    return words

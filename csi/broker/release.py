@@ -25,12 +25,12 @@ class Allocate(StrEnum):
 class TdxImage:
     """A reference set: what the registers of a TD that runs this image have to hold.
 
-    `kernel_unmeasured`: the policy says in words that kernel and command line are not looked at.
+    `unmeasured`: what the policy says, in these words, to leave to whoever starts the guest.
     """
 
     name: str
     registers: Registers
-    kernel_unmeasured: bool = False
+    unmeasured: str | None = None
 
     @property
     def tee(self) -> str:

@@ -25,7 +25,7 @@ _FILE = "/data/volume/file"
 _REFUSED, _NOT_RELEASED = 10, 6
 _CHIP = amd.Platform()
 _OLD = amd.Platform(certified_tcb=dataclasses.replace(amd.TCB, snp=amd.TCB.snp - 1))
-_REGISTERS = {"mrtd": 136, "rtmr1": 376, "rtmr2": 424}
+_REGISTERS = {"mrtd": 136, "rtmr0": 328, "rtmr1": 376, "rtmr2": 424}
 _BROKER_POLICY = """
 version = 1
 allocate = "first-use"
@@ -44,6 +44,7 @@ measurement = ["{measurement}"]
 name = "tdx"
 tee = "tdx"
 mrtd = ["{mrtd}"]
+rtmr0 = ["{rtmr0}"]
 rtmr1 = ["{rtmr1}"]
 rtmr2 = ["{rtmr2}"]
 [[workload]]

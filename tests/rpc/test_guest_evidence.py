@@ -50,6 +50,7 @@ measurement = ["{measurement}"]
 name = "tdx"
 tee = "tdx"
 mrtd = ["{mrtd}"]
+rtmr0 = ["{rtmr0}"]
 rtmr1 = ["{rtmr1}"]
 rtmr2 = ["{rtmr2}"]
 [[workload]]
@@ -144,6 +145,7 @@ def test_the_right_guest_gets_its_key_again_and_again_by_its_tee_and_not_as_samp
 
 
 CHEATS = [
+    ("tdx", {"rtmr0": b"\x01" * 48}, NotReleased, "image 'tdx': rtmr0 does not list 0101"),
     ("tdx", {"rtmr2": b"\x01" * 48}, NotReleased, "image 'tdx': rtmr2 does not list 0101"),
     ("tdx", {"attributes": b"\x01"}, NotReleased, "the TD is in debug mode"),
     ("tdx", {"init_data_text": "other"}, Refused, "not the one that this guest was started with: MRCONFIGID holds"),

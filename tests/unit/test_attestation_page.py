@@ -26,6 +26,7 @@ def test_the_policy_of_the_page_is_valid() -> None:
     policy = broker_policy.parse(text)
     assert [image.name for image in policy.images] == ["spark-2026-11", "spark-2026-11-snp"]
     assert images.UNMEASURED in PAGE
+    assert images.TABLES_UNMEASURED in PAGE
     assert policy.tdx == broker_policy.parse("version = 1").tdx
 
 

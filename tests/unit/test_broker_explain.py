@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from csi.broker import images
 from csi.broker.directory import BrokerDirectory, initialise
 from csi.broker.main import main
 from tests.unit import test_snp_verifier as snp
@@ -182,3 +183,17 @@ def test_the_first_and_the_last_time_are_answered_by_the_verifier(
         assert main(["policy", "explain", path, "--at", at, "--dir", str(directory.root)]) == 1
         said = capsys.readouterr().err
         assert any(text in said for text in told), said
+
+
+def test_the_check_of_a_policy_repeats_what_it_leaves_to_whoever_starts_the_guest(
+    directory: BrokerDirectory, tdx: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = learned(directory, tdx, AT, capsys)
+    check = ["policy", "check", "--dir", str(directory.root)]
+    directory.policy.write_text(f"version = 1\n{image}")
+    assert main(check) == 0
+    assert images.TABLES_UNMEASURED not in capsys.readouterr().out
+    without = "\n".join(line for line in image.splitlines() if not line.startswith("rtmr0"))
+    directory.policy.write_text(f'version = 1\n{without}\nunmeasured = "{images.TABLES_UNMEASURED}"\n')
+    assert main(check) == 0
+    assert f"image spark-1: {images.TABLES_UNMEASURED}" in capsys.readouterr().out

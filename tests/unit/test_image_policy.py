@@ -18,6 +18,7 @@ from csi.broker.claims import (
     TdAttributes,
     TdxClaims,
 )
+from csi.broker.release import TdxImage
 from csi.core.errors import InvalidInput, NotReleased
 from csi.kbs import strict_json
 from tests.fakes.claims import INIT_DATA_DIGEST, SNP, TCB, TDX
@@ -202,18 +203,46 @@ def test_a_volume_is_used_by_the_workloads_that_the_guest_belongs_to_and_by_no_o
     assert appraise.memberships(policy, replace(SNP, product=SnpProduct.GENOA)) == ()
 
 
-MRTD = f'mrtd = ["{TDX.mrtd}"]'
-ALONE = f'version = 1\n[[image]]\nname = "td-1"\ntee = "tdx"\n{MRTD}\n'
+RTMR0, RTMR1, RTMR2 = (f'{name} = ["{TDX.registers[name]}"]\n' for name in ("rtmr0", "rtmr1", "rtmr2"))
+ALONE = f'version = 1\n[[image]]\nname = "td-1"\ntee = "tdx"\nmrtd = ["{TDX.mrtd}"]\n'
+KERNEL, TABLES = (f'unmeasured = "{words}"\n' for words in (images.UNMEASURED, images.TABLES_UNMEASURED))
 
 
-def test_a_policy_that_names_mrtd_alone_has_to_say_what_that_means() -> None:
-    with pytest.raises(InvalidInput, match=r"image\[0\].rtmr1: missing: MRTD is the firmware alone"):
-        broker_policy.parse(ALONE)
-    with pytest.raises(InvalidInput, match=r"image\[0\].rtmr2: missing"):
-        broker_policy.parse(ALONE + f'rtmr1 = ["{TDX.rtmr1}"]\n')
-    with pytest.raises(InvalidInput, match=r"image\[0\].unmeasured"):
-        broker_policy.parse(ALONE + 'unmeasured = "yes"\n')
-    broker_policy.parse(ALONE + f'unmeasured = "{images.UNMEASURED}"\n')
+@pytest.mark.parametrize(
+    ("named", "field"),
+    [
+        ("", r"rtmr1: missing: MRTD is the firmware alone.*whoever starts the guest chooses kernel"),
+        (RTMR0 + RTMR1, r"rtmr2: missing"),
+        (RTMR0 + RTMR2, r"rtmr1: missing"),
+        (RTMR1, r"rtmr2: missing"),
+        (RTMR1 + RTMR2, r"rtmr0: missing: .*ACPI tables.*whoever starts the guest chooses ACPI tables"),
+        ('unmeasured = "yes"\n', r"unmeasured: has to be"),
+        (RTMR1 + RTMR2 + 'unmeasured = "yes"\n', r"unmeasured: has to be 'whoever starts the guest chooses ACPI"),
+        (TABLES, r"unmeasured: has to be 'whoever starts the guest chooses kernel"),
+        (RTMR0 + TABLES, r"unmeasured: has to be 'whoever starts the guest chooses kernel"),
+        (RTMR1 + RTMR2 + KERNEL, r"unmeasured: has to be 'whoever starts the guest chooses ACPI"),
+        (RTMR0 + RTMR1 + RTMR2 + TABLES, "take this line out"),
+        (RTMR0 + RTMR1 + RTMR2 + KERNEL, "take this line out"),
+    ],
+)
+def test_a_policy_that_leaves_a_register_out_has_to_say_what_that_means(named: str, field: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"image\[0\].{field}" if ":" in field else field):
+        broker_policy.parse(ALONE + named)
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        (KERNEL, images.UNMEASURED),
+        (RTMR0 + RTMR1 + KERNEL, images.UNMEASURED),
+        (RTMR1 + RTMR2 + TABLES, images.TABLES_UNMEASURED),
+        (RTMR0 + RTMR1 + RTMR2, None),
+    ],
+)
+def test_a_policy_that_says_what_it_leaves_out_is_taken(named: str, words: str | None) -> None:
+    (image,) = broker_policy.parse(ALONE + named).images
+    assert isinstance(image, TdxImage)
+    assert image.unmeasured == words
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ _MOST_MIB = (1 << 52) // _MIB
 """No processor has more address bits."""
 _WITHOUT_MACHINE = (
     "rtmr0 is left out: it follows from the virtual machine's shape (--memory and --acpi). Firmware, kernel, command line "
-    "and initrd are in the others"
+    "and initrd are in the others. A host may give such a guest ACPI tables with code of its own: the policy takes it "
+    "only if you say so, by the last line"
 )
 
 
@@ -37,6 +38,7 @@ def measure_tdx(arguments: Namespace) -> int:
     found = tdx.registers(boot, machine)
     print(images.reference_set(arguments.name, "tdx", {name: [value] for name, value in found.items()}), end="")
     if machine is None:
+        print(f'# unmeasured = "{images.TABLES_UNMEASURED}"')
         print(_WITHOUT_MACHINE, file=sys.stderr)
     return 0
 

@@ -8,6 +8,7 @@ from argparse import Namespace
 
 from csi.broker import rotation
 from csi.broker.directory import BrokerDirectory, initialise, missing_hosts
+from csi.broker.release import TdxImage
 from csi.broker.verbs.common import collateral_folder, read
 from csi.broker.verifiers.known import known_verifiers
 from csi.core import log, process
@@ -100,6 +101,9 @@ def policy(arguments: Namespace) -> int:
     """Check the policy file."""
     loaded = BrokerDirectory(arguments.dir).load_policy()
     print(f"the policy is valid; sample TEE: {'ALLOWED, development only' if loaded.allow_sample else 'denied'}")
+    for image in loaded.images:
+        if isinstance(image, TdxImage) and image.unmeasured is not None:
+            print(f"image {image.name}: {image.unmeasured}")
     for work in loaded.workloads:
         print(f"workload {work.name}: tee {', '.join(work.tee)}; init-data {', '.join(work.init_data)}")
         print(f"  volumes {', '.join(work.volumes) or 'none'}; resources {', '.join(work.resources) or 'none'}")
