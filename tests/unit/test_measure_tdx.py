@@ -157,6 +157,13 @@ def test_sections_are_measured_by_their_place_in_the_file_not_in_the_table() -> 
     assert authenticode.sha384(bytes(program), "k") == by_edk2(bytes(program))
 
 
+def test_headers_may_end_with_the_entry_of_the_signatures() -> None:
+    program = bytearray(firmware.efi_program())
+    struct.pack_into("<H", program, 64 + 6, 0)
+    struct.pack_into("<I", program, OPTIONAL + 60, SIGNATURES_ENTRY_END)
+    assert authenticode.sha384(bytes(program), "k") == by_edk2(bytes(program))
+
+
 @pytest.mark.parametrize("wide", [True, False])
 def test_signing_a_program_changes_its_digest_by_nothing_but_what_fills_it_up(wide: bool) -> None:
     tail = bytes(-len(firmware.efi_program(wide=wide)) % 8)
