@@ -112,10 +112,11 @@ class CollateralFolder:
         if not _TDX.fullmatch(path.name):
             raise InvalidInput("collateral.tcb_info.fmspc", f"{found.fmspc!r} is not 12 hex digits")
         present = self.tdx(found.fmspc, found.ca)
-        if present is not None and present.issued > found.issued:
+        older = [] if present is None else list(found.going_back(present))
+        if older:
             raise Refused(
-                f"{path} is from {present.issued:%Y-%m-%d %H:%M} UTC, this is older: {found.issued:%Y-%m-%d %H:%M} UTC; "
-                f"to go back to it, remove that file first"
+                f"this is older than {path}: {'; '.join(older)}. What Intel has revoked since would be good again; to go "
+                "back to it all the same, remove that file first"
             )
         self._write(path, found.json.encode())
         return _entry(path, found)

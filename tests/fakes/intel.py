@@ -8,6 +8,7 @@ import datetime as dt
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,13 +81,16 @@ def raw_signature(name: str, content: bytes) -> bytes:
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
-def crl(real: str, signer: str, now: dt.datetime | None = None) -> str:
+def crl(real: str, signer: str, now: dt.datetime | None = None, revoked: Sequence[x509.Certificate] = ()) -> str:
     found = x509.load_der_x509_crl(bytes.fromhex(real))
     assert found.next_update_utc is not None
     begins, ends = (found.last_update_utc, found.next_update_utc) if now is None else period(now)
     builder = x509.CertificateRevocationListBuilder().issuer_name(found.issuer)
     builder = builder.last_update(begins).next_update(ends)
     builder = builder.add_extension(x509.CRLNumber(1), critical=False)
+    for one in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number).revocation_date(begins)
+        builder = builder.add_revoked_certificate(entry.build())
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(key(signer).public_key())
     signed = builder.add_extension(authority, critical=False).sign(key(signer), hashes.SHA256())
     return signed.public_bytes(serialization.Encoding.DER).hex()
@@ -97,11 +101,13 @@ def period(now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
     return now - dt.timedelta(days=1), now + dt.timedelta(days=29)
 
 
-def dated(text: str, now: dt.datetime | None, status: str) -> str:
+def dated(text: str, now: dt.datetime | None, status: str, evaluation: int | None = None) -> str:
     """TCB info or QE identity as Intel would say it at another time, or of a platform in another state."""
     content = json.loads(text)
     if now is not None:
         content["issueDate"], content["nextUpdate"] = (f"{one:%Y-%m-%dT%H:%M:%SZ}" for one in period(now))
+    if evaluation is not None:
+        content["tcbEvaluationDataNumber"] = evaluation
     if content["id"] == "TDX":
         content["tcbLevels"][0]["tcbStatus"] = status
     return json.dumps(content, separators=(",", ":"))
@@ -124,6 +130,14 @@ def collateral_json(*, now: dt.datetime | None = None, status: str = "UpToDate")
         "qe_identity_signature": raw_signature("tcb", identity.encode()).hex(),
     }
     return json.dumps(parts)
+
+
+def changed(parts: dict[str, str], part: str, now: dt.datetime, evaluation: int | None = None) -> dict[str, str]:
+    """Collateral with one part of another time: TCB info, QE identity, or a list that revokes nothing."""
+    if part.endswith("_crl"):
+        return parts | {part: crl(COLLATERAL[part], "ca" if part == "pck_crl" else "root", now)}
+    text = dated(COLLATERAL[part], now, "UpToDate", evaluation)
+    return parts | {part: text, f"{part}_signature": raw_signature("tcb", text.encode()).hex()}
 
 
 def collateral() -> TdxCollateral:

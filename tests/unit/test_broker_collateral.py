@@ -9,13 +9,15 @@ import pytest
 from csi.broker.collateral import CollateralFolder, in_words
 from csi.broker.directory import BrokerDirectory, initialise
 from csi.broker.main import main
+from csi.broker.verifiers.base import Expected
 from csi.broker.verifiers.snp_chain import Roots
-from csi.core.errors import InvalidInput, Refused
-from tests.fakes import amd
-from tests.unit.test_tdx_verifier import collateral, collateral_text
+from csi.broker.verifiers.tdx import TdxVerifier
+from csi.core.errors import InvalidInput, NotReleased, Refused
+from tests.fakes import amd, intel
+from tests.unit.test_tdx_verifier import collateral, collateral_text, evidence, issued
 
-THEN = collateral("tdx-v4").issued + dt.timedelta(hours=1)
-LATER = collateral("tdx-v5-td15ex").issued + dt.timedelta(hours=1)
+THEN = issued("tdx-v4") + dt.timedelta(hours=1)
+LATER = issued("tdx-v5-td15ex") + dt.timedelta(hours=1)
 NAME = "tdx-B0C06F000000-platform.json"
 AMD = Path(__file__).parents[2] / "csi/broker/verifiers/amd"
 
@@ -46,9 +48,65 @@ def test_newer_collateral_replaces_older_and_not_the_other_way_round(folder: Col
     assert folder.tdx("B0C06F000000", "platform") == collateral("tdx-v4")
     folder.add(collateral_text("tdx-v5-td15ex").encode(), LATER)
     assert folder.tdx("B0C06F000000", "platform") == collateral("tdx-v5-td15ex")
-    with pytest.raises(Refused, match=r"this is older.*remove that file first"):
+    with pytest.raises(Refused, match=r"this is older than .*remove that file first"):
         folder.add(collateral_text("tdx-v4").encode(), THEN)
     assert folder.tdx("B0C06F000000", "platform") == collateral("tdx-v5-td15ex")
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("tcb_info", "its TCB info is of 2025-06-18 22:00 UTC, the present one of 2025-06-19 00:00 UTC"),
+        ("qe_identity", "its QE identity is of"),
+        ("pck_crl", "its PCK revocation list is of"),
+        ("root_ca_crl", "its root revocation list is of"),
+    ],
+)
+def test_no_part_of_collateral_goes_back_however_new_the_others_are(tmp_path: Path, part: str, told: str) -> None:
+    folder = CollateralFolder(tmp_path / "collateral", intel=intel.intel_root())
+    folder.add(intel.collateral_json(now=intel.NOW).encode(), intel.NOW)
+    newer = json.loads(intel.collateral_json(now=intel.NOW + dt.timedelta(hours=1)))
+    older = intel.changed(newer, part, intel.NOW - dt.timedelta(hours=2))
+    with pytest.raises(Refused, match=told) as caught:
+        folder.add(json.dumps(older).encode(), intel.NOW)
+    assert str(caught.value).count("the present one") == 1
+    folder.add(json.dumps(newer).encode(), intel.NOW)
+
+
+@pytest.mark.parametrize("part", ["tcb_info", "qe_identity"])
+def test_collateral_issued_today_of_an_earlier_tcb_evaluation_is_older(tmp_path: Path, part: str) -> None:
+    folder = CollateralFolder(tmp_path / "collateral", intel=intel.intel_root())
+    parts = json.loads(intel.collateral_json(now=intel.NOW))
+    folder.add(json.dumps(parts).encode(), intel.NOW)
+    older = intel.changed(parts, part, intel.NOW + dt.timedelta(hours=1), evaluation=16)
+    with pytest.raises(Refused, match="has TCB evaluation 16, the present one 17"):
+        folder.add(json.dumps(older).encode(), intel.NOW)
+
+
+def test_a_revoked_platform_stays_revoked_whatever_is_imported_then(tmp_path: Path) -> None:
+    folder = CollateralFolder(tmp_path / "collateral", intel=intel.intel_root())
+    before = json.loads(intel.collateral_json(now=intel.NOW))
+    pck = intel.like(intel.real_pck()[0], "pck", "ca")
+    later = intel.NOW + dt.timedelta(minutes=1)
+    revoking = before | {"pck_crl": intel.crl(intel.COLLATERAL["pck_crl"], "ca", later, [pck])}
+    verifier = TdxVerifier(collateral=folder, root=intel.intel_root(), clock=intel.NOW.timestamp)
+    given = evidence(intel.quote(report_data=bytes(64))), Expected(report_data=b"", init_data_text=None)
+    folder.add(json.dumps(before).encode(), intel.NOW)
+    verifier.verify(*given)
+    folder.add(json.dumps(revoking).encode(), intel.NOW)
+    with pytest.raises(Refused, match="its PCK revocation list is of"):
+        folder.add(json.dumps(before).encode(), intel.NOW)
+    with pytest.raises(NotReleased, match="does not verify"):
+        verifier.verify(*given)
+
+
+def test_collateral_whose_times_are_of_no_zone_is_told(folder: CollateralFolder) -> None:
+    folder = CollateralFolder(folder.root, intel=intel.intel_root())
+    parts = json.loads(intel.collateral_json(now=intel.NOW))
+    text = json.dumps(json.loads(parts["tcb_info"]) | {"nextUpdate": "2026-01-01T00:00:00"})
+    signature = intel.raw_signature("tcb", text.encode()).hex()
+    with pytest.raises(InvalidInput, match="tcb_info"):
+        folder.add(json.dumps(parts | {"tcb_info": text, "tcb_info_signature": signature}).encode(), intel.NOW)
 
 
 def test_collateral_that_has_ended_is_not_imported(folder: CollateralFolder) -> None:

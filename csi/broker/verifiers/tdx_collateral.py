@@ -4,8 +4,9 @@ It is given by an operator, never fetched, and verified when it is read: each pa
 """
 
 import datetime as dt
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Annotated, Final, Self, TypeAlias
 
 import msgspec
 from cryptography import x509
@@ -33,12 +34,27 @@ class _Parts(msgspec.Struct, frozen=True, kw_only=True):
     qe_identity_signature: str
 
 
+_Moment: TypeAlias = Annotated[dt.datetime, msgspec.Meta(tz=True)]
+
+
 class _Dated(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     id: str
-    issue_date: dt.datetime
-    next_update: dt.datetime
+    issue_date: _Moment
+    next_update: _Moment
     fmspc: str = ""
     tcb_evaluation_data_number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Age:
+    """How new one part is.
+
+    `number` is the TCB evaluation's, because Intel issues those of lower numbers anew each day. Intel's revocation lists
+    all have the number 1, which tells nothing.
+    """
+
+    issued: dt.datetime
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +64,8 @@ class TdxCollateral:
     fmspc: str
     ca: str
     evaluation: int
-    issued: dt.datetime
+    ages: Mapping[str, Age]
+    """By part, called as a person would. Each counts for itself: newer TCB info makes up for no older revocation list."""
     expires: dt.datetime
     json: str
 
@@ -73,10 +90,25 @@ class TdxCollateral:
             fmspc=info.fmspc.upper(),
             ca=_ca(pck_chain[0]),
             evaluation=min(info.tcb_evaluation_data_number, identity.tcb_evaluation_data_number),
-            issued=max(info.issue_date, identity.issue_date),
+            ages={
+                "TCB info": _age(info),
+                "QE identity": _age(identity),
+                "PCK revocation list": Age(issued=pck_crl.last_update_utc),
+                "root revocation list": Age(issued=root_crl.last_update_utc),
+            },
             expires=min(ends),
             json=msgspec.json.encode(parts).decode(),
         )
+
+    def going_back(self, present: Self) -> Iterator[str]:
+        """What would get older if this took the place of `present`, in words."""
+        for part, new in self.ages.items():
+            old = present.ages[part]
+            if new.issued < old.issued:
+                times = (f"{one.issued:%Y-%m-%d %H:%M} UTC" for one in (new, old))
+                yield f"its {part} is of {', the present one of '.join(times)}"
+            elif new.number < old.number:
+                yield f"its {part} has TCB evaluation {new.number}, the present one {old.number}"
 
 
 def _signed(text: str, signature: str, signer: x509.Certificate, name: str) -> _Dated:
@@ -92,6 +124,10 @@ def _octets(text: str, name: str) -> bytes:
     if found.hex() != text:
         raise InvalidInput(f"{_FIELD}.{name}", "not lower-case hex digits alone")
     return found
+
+
+def _age(part: _Dated) -> Age:
+    return Age(issued=part.issue_date, number=part.tcb_evaluation_data_number)
 
 
 def _next_update(crl: x509.CertificateRevocationList) -> dt.datetime:
