@@ -505,11 +505,11 @@ def test_a_group_that_is_late_is_not_waited_for_at_its_next_question_either(monk
     here, over = several_that_hang(1)
     monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.01)
     here.report()
-    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 20.0)
     (late,) = (group for group in here.proved._groups.values() if group.name == "vg1")
     over.set()
     assert late.asking is not None
     assert late.asking.answer.result(20), "LVM says that it doesn't know the group"
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 20.0)
     over.clear()
     clock = Clock(monkeypatch)
     assert [vg.name for vg in here.report().vgs] == ["vg0"]
@@ -530,6 +530,24 @@ def test_a_group_that_was_late_and_was_told_since_is_waited_for_again(monkeypatc
     here.lvm.changes = lambda: time.sleep(0.05)
     here.commit(with_lv("b"))
     assert here.names() == ["a", "b"]
+
+
+def test_a_group_that_was_late_and_fails_at_once_since_is_told_with_lvms_own_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = machine()
+    here.lvm.hold, here.lvm.fails = threading.Event(), Refused("LVM's own words")
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.01)
+    assert "did not answer" in here.report().unreadable[0].why
+    here.lvm.hold.set()
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 20.0)
+    (group,) = here.proved._groups.values()
+    give_up = time.monotonic() + 20
+    while group.late:
+        here.report()
+        assert time.monotonic() < give_up
+    here.lvm.changes = lambda: time.sleep(0.05)
+    assert here.report().unreadable[0].why == "LVM's own words"
 
 
 @pytest.mark.parametrize(

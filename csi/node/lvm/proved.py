@@ -70,7 +70,7 @@ class _Group:
     entry: _Entry | None = None
     asking: _Asking | None = None
     late: bool = False
-    """LVM didn't answer in time, and hasn't told of it since: nobody waits for it."""
+    """LVM didn't answer in time, and has neither told of it since nor failed in time: nobody waits for it."""
     volumes: Remembered = field(default_factory=dict)
     changed_at: float = 0.0
     """When the last change of ours began."""
@@ -230,10 +230,15 @@ class ProvedReport:
         asking = _Asking(views=views, began=time.monotonic(), answer=Future())
 
         def work() -> None:
+            answer: Known | UnreadableGroup
             try:
-                asking.answer.set_result(self._asked(group, views, asking.began))
+                answer = self._asked(group, views, asking.began)
             except Exception as error:
-                asking.answer.set_result(_failed(group, views, error))
+                answer = _failed(group, views, error)
+            in_time = time.monotonic() <= asking.began + group.patience_seconds
+            if in_time or not isinstance(answer, UnreadableGroup):
+                group.late = False
+            asking.answer.set_result(answer)
 
         threading.Thread(target=work, name=f"look at {group.name}", daemon=True).start()
         return asking
@@ -244,7 +249,6 @@ class ProvedReport:
             return _unreadable(
                 group, views, "LVM does not show it, though its disks are here; look with `vgs` and `pvs`"
             )
-        group.late = False
         after = tuple(self._views.look([view.device for view in views]))
         if after == views:
             entry = _Entry(views=views, began=began, known=known, plain=self._is_plain(group, known, views))
