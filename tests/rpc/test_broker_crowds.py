@@ -1,5 +1,6 @@
 """Connections that ask for nothing, or for half of something, do not keep guests out. They need no evidence of anything."""
 
+import asyncio
 import http.client
 import socket
 import sqlite3
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
-from csi.broker import server
+from csi.broker import app, connections, server
 from csi.broker.claims import SampleClaims
 from csi.broker.connections import BoundedHandshakes, ImpatientProtocol
 from csi.broker.sessions import Guest
@@ -159,21 +162,133 @@ def test_a_whole_url_is_taken_like_its_path_whatever_host_it_names(
         assert status_of(connection)[0] == status
 
 
+CHUNKED = b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 ENDLESS = {
     "line": b"GET /" + LIMIT * b"a",
     "field": b"GET /healthz HTTP/1.1\r\nX: " + LIMIT * b"a",
-    "fields": b"GET /healthz HTTP/1.1\r\n" + LIMIT // 6 * b"X: y\r\n",
+    "fields": b"GET /healthz HTTP/1.1\r\n" + 100 * (b"X: " + LIMIT // 100 * b"y" + b"\r\n"),
+    "trailer": CHUNKED + b"0\r\nX: " + LIMIT * b"a",
+    "trailers": CHUNKED + b"0\r\n" + 100 * (b"X: " + LIMIT // 100 * b"y" + b"\r\n"),
+    "chunk's extension": CHUNKED + b"1;x=" + LIMIT * b"a",
+    "chunk's size": CHUNKED + LIMIT * b"0",
+    "chunks of one byte": CHUNKED + LIMIT // 5 * b"1\r\n \r\n",
 }
 
 
 @pytest.mark.parametrize("sent", ENDLESS.values(), ids=ENDLESS)
-def test_a_head_without_an_end_is_refused_and_takes_no_memory(broker: RunningBroker, sent: bytes) -> None:
+def test_a_request_without_an_end_is_refused_and_takes_no_memory(broker: RunningBroker, sent: bytes) -> None:
     with connect(broker, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n") as connection:
         assert status_of(connection)[0] == 200
         connection.sendall(sent)
         received = rest(connection)
     assert b"400 Bad Request" in received
-    assert received.endswith(b"The head of the request has more than 262144 bytes.")
+    assert received.endswith(b"The request has more than 262144 bytes beside its body.")
+
+
+@pytest.mark.parametrize("start", [b"GET /healthz HTTP/1.1\r\n", CHUNKED + b"0\r\n"], ids=["head", "trailers"])
+def test_fields_are_counted_because_short_ones_take_much_memory(broker: RunningBroker, start: bytes) -> None:
+    with connect(broker, start + 129 * b"X:\r\n" + b"\r\n") as connection:
+        assert b"400 Bad Request" in rest(connection)
+    with connect(broker, b"GET /healthz HTTP/1.1\r\n" + 128 * b"X:\r\n" + b"\r\n") as connection:
+        assert status_of(connection)[0] == 200
+
+
+@pytest.mark.parametrize("size", [1024, 65536])
+def test_a_long_body_in_chunks_is_taken(broker: RunningBroker, size: int) -> None:
+    chunk = b"%x\r\n%s\r\n" % (size, size * b" ")
+    with connect(broker) as connection:
+        for _ in range(2):
+            connection.sendall(CHUNKED + (2 << 20) // size * chunk + b"0\r\nX: a trailer\r\n\r\n")
+            status, content = status_of(connection)
+            assert (status, b"SerdeError" in content) == (401, True)
+
+
+UNREAD = 16
+"""Answers of 60 KB: more than TLS has room for, beside the sockets."""
+
+
+def never_reads(broker: RunningBroker) -> ssl.SSLSocket:
+    """Requests with long answers, and no intention to hear them."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.settimeout(10)
+    raw.connect(("127.0.0.1", int(broker.url.rpartition(":")[2])))
+    connection = context(broker).wrap_socket(raw, server_hostname="127.0.0.1")
+    connection.sendall(UNREAD * (b"GET /" + 60_000 * b"a" + b" HTTP/1.1\r\nHost: x\r\n\r\n"))
+    return connection
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets that hold little of what nobody reads, and no bound on requests: whoever sends them one by one needs none."""
+    monkeypatch.setattr(connections, "_MAX_WAITING_REQUESTS", UNREAD)
+    original = server.listen
+
+    def listen(address: tuple[str, int]) -> socket.socket:
+        listener = original(address)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return listener
+
+    monkeypatch.setattr(server, "listen", listen)
+
+
+@pytest.mark.usefixtures("narrow", "patience")
+@pytest.mark.parametrize("work", [0, 0.7], ids=["made at once", "made in more time than requests have"])
+def test_an_answer_that_nobody_takes_ends_the_connection(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch, work: float
+) -> None:
+    original = app._unknown_path
+
+    async def slow(request: Request, error: Exception) -> Response:
+        await asyncio.sleep(work)
+        return await original(request, error)
+
+    monkeypatch.setattr(app, "_unknown_path", slow)
+    with running_broker(broker.directory.root.parent / "other") as other, never_reads(other) as connection:
+        time.sleep(1.5 + 4 * work)
+        assert rest(connection).count(b"404 Not Found") < UNREAD
+
+
+@pytest.mark.usefixtures("narrow")
+def test_few_answers_are_kept_for_who_does_not_read_them(
+    broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, original = [], app._unknown_path
+
+    async def noted(request: Request, error: Exception) -> Response:
+        made.append(request)
+        return await original(request, error)
+
+    monkeypatch.setattr(app, "_unknown_path", noted)
+    with running_broker(broker.directory.root.parent / "other") as other, never_reads(other):
+        time.sleep(1)
+    assert 1 <= len(made) <= 4
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_long_answer_that_is_taken_slowly_comes_whole(broker: RunningBroker) -> None:
+    with never_reads(broker) as connection:
+        time.sleep(0.5)
+        answers = [status_of(connection) for _ in range(UNREAD)]
+    assert [(status, len(content) > 60_000) for status, content in answers] == UNREAD * [(404, True)]
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_crowd_that_never_reads_keeps_no_guest_out(broker: RunningBroker) -> None:
+    with ExitStack() as crowd:
+        for _ in range(2 * PLACES):
+            crowd.enter_context(never_reads(broker))
+        assert broker.guest().open("pvc-1", Profile.XTS)[0].volume_id == "pvc-1"
+
+
+def test_a_few_requests_may_wait_for_the_answer_to_an_earlier_one(broker: RunningBroker) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(broker, 5 * request) as connection:
+        assert [status_of(connection)[0] for _ in range(5)] == 5 * [200]
+    with connect(broker, 1000 * request) as connection:
+        received = rest(connection)
+    assert b"400 Bad Request" in received
+    assert received.count(b"200 OK") < 10
 
 
 def test_a_long_token_and_a_long_body_are_no_endless_head(broker: RunningBroker) -> None:
