@@ -88,7 +88,7 @@ class Broker:
         _log.info("attested", extra={"guest": attested.guest.name, "init_data": attested.guest.claims.init_data})
         workloads = appraise.memberships(self.policy, attested.guest.claims)
         self._note_attested(attested.guest, workloads)
-        return self.sessions.attested(session, attested.guest, token, known=bool(workloads)), token
+        return self.sessions.attested(session, attested.guest, token, known=bool(workloads))
 
     def caller(self, session_id: str | None) -> Caller:
         """Who asks, by an attested session only; raises `NotAttested`.

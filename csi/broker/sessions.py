@@ -152,21 +152,29 @@ class Sessions:
         """How long a session lasts from now on."""
         return max(0.0, session.ends - self._clock())
 
-    def attested(self, session: Session, guest: Guest, token: str, *, known: bool) -> Session:
-        """Remember that a session's guest has attested, and whether it belongs to a workload. Its end stays."""
+    def attested(self, session: Session, guest: Guest, token: str, *, known: bool) -> tuple[Session, str]:
+        """Remember that a session's guest has attested, and whether it belongs to a workload. Its end stays.
+
+        A nonce attests one guest: who was second in the same session gets the session and the token of the first, which are
+        of use with that one's key only. Raises `NotAttested` where the session gave way meanwhile.
+        """
         standing = Standing.KNOWN if known else Standing.UNKNOWN
         done = replace(session, guest=guest, token=token, standing=standing)
         measurement = guest.claims.measurement
         with self._lock:
-            if session.id in self._sessions:
-                self._leave_standing(session)
-                of_same = self._by_measurement.setdefault(measurement, {})
-                if len(of_same) >= self._measurement_capacity:
-                    self._forget(next(iter(of_same)))
-                self._sessions[session.id] = done
-                self._by_standing[standing][session.id] = None
-                self._by_measurement.setdefault(measurement, {})[session.id] = None
-        return done
+            present = self._sessions.get(session.id)
+            if present is None:
+                raise NotAttested("the session gave way to others while the guest attested; attest again")
+            if present.token is not None:
+                return present, present.token
+            self._leave_standing(session)
+            of_same = self._by_measurement.get(measurement, {})
+            if len(of_same) >= self._measurement_capacity:
+                self._forget(next(iter(of_same)))
+            self._sessions[session.id] = done
+            self._by_standing[standing][session.id] = None
+            self._by_measurement.setdefault(measurement, {})[session.id] = None
+        return done, token
 
     def _add(self, session: Session) -> None:
         self._sessions[session.id] = session

@@ -76,9 +76,18 @@ def test_a_session_that_gave_way_while_it_attested_is_gone(sessions: Sessions) -
     first = sessions.begin("sample")
     for _ in range(3):
         sessions.begin("sample")
-    sessions.attested(first, GUEST, "token", known=True)
-    with pytest.raises(NotAttested):
-        sessions.find(first.id)
+    for use in (lambda: sessions.attested(first, GUEST, "token", known=True), lambda: sessions.find(first.id)):
+        with pytest.raises(NotAttested):
+            use()
+
+
+def test_two_guests_with_one_nonce_at_once_are_one(sessions: Sessions) -> None:
+    """Both looked the session up before either was done."""
+    begun = sessions.begin("sample")
+    first = sessions.attested(begun, guest(1), "first", known=True)
+    assert sessions.attested(begun, guest(2), "second", known=False) == first
+    assert first[1] == "first"
+    assert sessions.find(begun.id) == first[0]
 
 
 def guest(number: int) -> Guest:
@@ -87,7 +96,7 @@ def guest(number: int) -> Guest:
 
 
 def attest(sessions: Sessions, number: int, *, known: bool) -> Session:
-    return sessions.attested(sessions.begin("sample"), guest(number), "token", known=known)
+    return sessions.attested(sessions.begin("sample"), guest(number), "token", known=known)[0]
 
 
 def test_guests_of_no_workload_give_way_before_those_that_are_about_to_attest(sessions: Sessions) -> None:
@@ -107,7 +116,7 @@ def test_an_allowed_guest_gets_in_after_20_000_hostile_sessions() -> None:
         attest(sessions, number, known=False)
     assert len(sessions._sessions) == 20_000
     assert len(sessions._by_measurement) == 19_999
-    allowed = sessions.attested(waiting, GUEST, "token", known=True)
+    allowed, _ = sessions.attested(waiting, GUEST, "token", known=True)
     newcomer = attest(sessions, -1 & 7, known=True)
     for number in range(25_000):
         attest(sessions, number, known=False)
