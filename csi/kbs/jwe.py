@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
@@ -97,8 +97,8 @@ def key_encryption_key(shared: bytes) -> bytes:
 def _wrap_content_key(recipient: Jwk, content_key: bytes) -> tuple[_Header, bytes]:
     jwk.check_algorithm(recipient, "tee-pubkey")
     if isinstance(recipient, RsaJwk):
-        oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
-        return _Header(alg=recipient.alg, enc=_ENC), jwk.to_rsa_key(recipient, "tee-pubkey").encrypt(content_key, oaep)
+        encrypted = jwk.encrypt_to_rsa(recipient, content_key, "tee-pubkey")
+        return _Header(alg=recipient.alg, enc=_ENC), encrypted
     return _wrap_by_agreement(recipient, content_key)
 
 

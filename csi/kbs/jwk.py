@@ -7,7 +7,8 @@ therefore send nothing else. Private keys are never written as JWK.
 from typing import ClassVar
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from csi.core.errors import InvalidInput
 from csi.kbs import base64url
@@ -17,6 +18,9 @@ _CURVES: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-521": ec.SEC
 _COORDINATE_BYTES = {"P-256": 32, "P-521": 66}
 _MIN_RSA_BITS = 2048
 _MAX_RSA_BITS = 8192
+_MAX_EXPONENT_BITS = 64
+"""What OpenSSL takes for moduli of more than 3,072 bits."""
+_OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 
 ECDH_ES_A256KW = "ECDH-ES+A256KW"
 RSA_OAEP_256 = "RSA-OAEP-256"
@@ -74,14 +78,18 @@ def to_ec_key(curve: str, x: str, y: str, field: str) -> ec.EllipticCurvePublicK
         raise InvalidInput(field, f"not a point on {curve}") from error
 
 
-def to_rsa_key(jwk: RsaJwk, field: str) -> rsa.RSAPublicKey:
-    """The RSA key; sizes that are too weak, or so large that they only burn time, are refused."""
+def encrypt_to_rsa(jwk: RsaJwk, content: bytes, field: str) -> bytes:
+    """RSA-OAEP with SHA-256. Keys are refused that are too weak, so large that they only burn time, or of no use to
+    OpenSSL, which accepts an even modulus until it has to encrypt to it.
+    """
     modulus = int.from_bytes(base64url.decode(jwk.n, f"{field}.n"), "big")
     exponent = int.from_bytes(base64url.decode(jwk.e, f"{field}.e"), "big")
     if not _MIN_RSA_BITS <= modulus.bit_length() <= _MAX_RSA_BITS:
         raise InvalidInput(f"{field}.n", f"{modulus.bit_length()} bits; {_MIN_RSA_BITS} to {_MAX_RSA_BITS} are allowed")
+    if exponent.bit_length() > _MAX_EXPONENT_BITS:
+        raise InvalidInput(f"{field}.e", f"{exponent.bit_length()} bits; at most {_MAX_EXPONENT_BITS} are allowed")
     try:
-        return rsa.RSAPublicNumbers(exponent, modulus).public_key()
+        return rsa.RSAPublicNumbers(exponent, modulus).public_key().encrypt(content, _OAEP)
     except ValueError as error:
         raise InvalidInput(field, "not an RSA public key") from error
 
@@ -92,11 +100,11 @@ def check(jwk: Jwk, field: str) -> None:
     if isinstance(jwk, EcJwk):
         to_ec_key(jwk.crv, jwk.x, jwk.y, field)
     else:
-        to_rsa_key(jwk, field)
+        encrypt_to_rsa(jwk, b"", field)
 
 
 def check_algorithm(jwk: Jwk, field: str) -> None:
-    """The half of `check` that `to_ec_key` and `to_rsa_key` don't do."""
+    """The half of `check` that `to_ec_key` and `encrypt_to_rsa` don't do."""
     if jwk.alg not in jwk.ALGORITHMS:
         raise InvalidInput(
             f"{field}.alg", f"{jwk.alg!r} is not offered; for this key type: {', '.join(jwk.ALGORITHMS)}"

@@ -145,18 +145,41 @@ def test_other_spellings_of_base64_are_refused(text: str) -> None:
         base64url.decode(text, "field")
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        jwk.EcJwk(crv="P-384", alg="ECDH-ES+A256KW", x="AA", y="AA"),
-        jwk.EcJwk(crv="P-256", alg="ECDH-ES", x="AA", y="AA"),
-        jwk.EcJwk(crv="P-256", alg="ECDH-ES+A256KW", x="AA", y="AA"),
-        jwk.RsaJwk(alg="RSA1_5", n="AA", e="AQAB"),
-        jwk.RsaJwk(alg="RSA-OAEP-256", n=base64url.encode(b"\xff" * 128), e="AQAB"),
-        jwk.RsaJwk(alg="RSA-OAEP-256", n=base64url.encode(b"\xff" * 4096), e="AQAB"),
-        jwk.RsaJwk(alg="RSA-OAEP-256", n=base64url.encode(b"\xff" * 256), e="AA"),
-    ],
-)
-def test_nothing_is_encrypted_to_a_bad_key(key: jwk.Jwk) -> None:
+def rsa_of(modulus: int, exponent: int) -> jwk.RsaJwk:
+    n, e = (number.to_bytes((number.bit_length() + 7) // 8, "big") for number in (modulus, exponent))
+    return jwk.RsaJwk(alg="RSA-OAEP-256", n=base64url.encode(n), e=base64url.encode(e))
+
+
+MODULUS = RSA.public_key().public_numbers().n
+BAD_KEYS = {
+    "a curve that is not offered": jwk.EcJwk(crv="P-384", alg="ECDH-ES+A256KW", x="AA", y="AA"),
+    "an algorithm that is not offered": jwk.EcJwk(crv="P-256", alg="ECDH-ES", x="AA", y="AA"),
+    "short coordinates": jwk.EcJwk(crv="P-256", alg="ECDH-ES+A256KW", x="AA", y="AA"),
+    "RSA1_5": jwk.RsaJwk(alg="RSA1_5", n="AA", e="AQAB"),
+    "1,024 bits": rsa_of((1 << 1024) - 1, 65537),
+    "32,768 bits": rsa_of((1 << 32768) - 1, 65537),
+    "exponent 0": jwk.RsaJwk(alg="RSA-OAEP-256", n=base64url.encode(b"\xff" * 256), e="AA"),
+    "exponent 1": rsa_of(MODULUS, 1),
+    "an even exponent": rsa_of(MODULUS, 65536),
+    "an even modulus": rsa_of(MODULUS - 1, 65537),
+    "a power of two": rsa_of(1 << 2047, 3),
+    "an exponent of 65 bits": rsa_of(MODULUS, (1 << 64) + 1),
+    "an exponent of 101 bits, that OpenSSL takes until it encrypts": rsa_of((1 << 4096) - 1, (1 << 100) + 1),
+    "a modulus of 8,192 even bits": rsa_of((1 << 8192) - 2, 65537),
+}
+
+
+@pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS)
+def test_nothing_is_encrypted_to_a_bad_key_and_it_is_refused_before_that(key: jwk.Jwk) -> None:
+    with pytest.raises(InvalidInput, match="tee-pubkey"):
+        jwk.check(key, "tee-pubkey")
     with pytest.raises(InvalidInput, match="tee-pubkey"):
         jwe.encrypt(key, Secret(PLAINTEXT))
+
+
+@pytest.mark.parametrize("bits", [2048, 3072, 8192])
+@pytest.mark.parametrize("exponent", [3, 65537, (1 << 64) - 1])
+def test_what_passes_the_check_can_be_encrypted_to(bits: int, exponent: int) -> None:
+    key = rsa_of((1 << bits) - 1, exponent)
+    jwk.check(key, "tee-pubkey")
+    assert jwe.encrypt(key, Secret(PLAINTEXT))
