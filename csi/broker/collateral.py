@@ -4,6 +4,7 @@ Files of the broker's directory, read again when they change. Each is verified u
 the folder is trusted with availability alone. Nothing is fetched from anywhere.
 """
 
+import contextlib
 import datetime as dt
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from csi.broker.verifiers.intel_chain import INTEL, IntelRoot
 from csi.broker.verifiers.snp_chain import Roots, common_name, load_der
 from csi.broker.verifiers.snp_revoked import Revoked
 from csi.broker.verifiers.tdx_collateral import TdxCollateral
-from csi.core.errors import InvalidInput, NotReleased, Refused
+from csi.core.errors import InvalidInput, NotReleased, Refused, Unavailable
 from csi.core.files import write_atomic
 
 _MODE: Final = 0o644
+_FOLDER_MODE: Final = 0o755
 _TDX: Final = re.compile(r"tdx-[0-9A-F]{12}-(platform|processor)\.json", re.ASCII)
 _CRL: Final = re.compile(r"amd-(milan|genoa|turin)\.crl", re.ASCII)
 _AMD: Final = re.compile(r"amd-[A-Za-z0-9-]{1,64}\.pem", re.ASCII)
@@ -52,28 +54,29 @@ class CollateralFolder:
         if not _TDX.fullmatch(name):
             return None
         path = self.root / name
-        try:
-            state = path.stat()
-            known = self._read.get(name)
-            if known is None or known[0] != (state.st_mtime_ns, state.st_size):
-                known = (state.st_mtime_ns, state.st_size), self._tdx(path)
-                self._read[name] = known
-        except (FileNotFoundError, InvalidInput):
-            return None
+        with _readable():
+            try:
+                state = path.stat()
+                known = self._read.get(name)
+                if known is None or known[0] != (state.st_mtime_ns, state.st_size):
+                    known = (state.st_mtime_ns, state.st_size), self._tdx(path)
+                    self._read[name] = known
+            except (FileNotFoundError, InvalidInput):
+                return None
         return known[1]
 
     def amd(self) -> Sequence[x509.Certificate]:
         """Authorities that stand between AMD's roots and keys. Each is verified where it is used."""
-        return [
-            certificate for path in self._files(_AMD) for certificate in _certificates(path.read_bytes(), path.name)
-        ]
+        with _readable():
+            return [one for path in self._files(_AMD) for one in _certificates(path.read_bytes(), path.name)]
 
     def revoked(self) -> Mapping[SnpProduct, frozenset[int]]:
         """What AMD's roots have taken back. Raises `NotReleased` for a list that is not what was imported: without it
         nobody knows what is still good.
         """
         try:
-            return {found.product: found.serials for found in self._lists()}
+            with _readable():
+                return {found.product: found.serials for found in self._lists()}
         except InvalidInput as error:
             raise NotReleased(f"AMD's revocation list in the broker's collateral can't be used: {error}") from error
 
@@ -159,7 +162,10 @@ class CollateralFolder:
         return Entry(path=self.root / f"amd-{found.product}.crl", what=what, expires=found.expires)
 
     def _write(self, path: Path, content: bytes) -> None:
-        self.root.mkdir(mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self.root.mkdir()
+            # The broker is perhaps another user, and the operator's umask one that lets nobody else in.
+            self.root.chmod(_FOLDER_MODE)
         write_atomic(path, content, mode=_MODE, temporary=path.with_name(f".{path.name}.new"))
 
     def _files(self, pattern: re.Pattern[str]) -> Iterator[Path]:
@@ -176,6 +182,17 @@ def in_words(expires: dt.datetime, now: dt.datetime) -> str:
     if expires <= now:
         return f"ended on {moment}, {(now - expires).days} days ago"
     return f"is good until {moment}, {days} days from now"
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """While guests attest: what can't be read is the broker's trouble, and not what the guest has shown."""
+    try:
+        yield
+    except OSError as error:
+        # Told to whoever asked, so without the place. Where reading goes wrong on the way, the name isn't there either.
+        name = Path(error.filename or "a file").name
+        raise Unavailable(f"the broker's collateral can't be read: {name}: {error.strerror}") from error
 
 
 def _text(content: bytes) -> str:

@@ -2,6 +2,9 @@
 
 import datetime as dt
 import json
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ from csi.broker.verifiers.tdx import TdxVerifier
 from csi.core.errors import InvalidInput, NotReleased, Refused
 from tests.fakes import amd, intel
 from tests.unit.test_tdx_verifier import collateral, collateral_text, evidence, issued
+from csi.core.errors import InvalidInput, Refused, Unavailable
+from tests.fakes import amd
+from tests.unit.test_tdx_verifier import collateral, collateral_text
 
 THEN = issued("tdx-v4") + dt.timedelta(hours=1)
 LATER = issued("tdx-v5-td15ex") + dt.timedelta(hours=1)
@@ -141,6 +147,40 @@ def test_an_authority_of_amd_is_imported_and_one_of_somebody_else_is_not(folder:
         folder.add(pem, amd.NOW)
     with pytest.raises(InvalidInput, match="root alone"):
         folder.add(Roots.of_amd().roots[amd.SnpProduct.MILAN].public_bytes(amd.serialization.Encoding.PEM), THEN)
+
+
+def test_what_is_imported_can_be_read_by_the_brokers_user_whatever_the_operators_umask_is(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        folder = CollateralFolder(tmp_path / "collateral")
+        (entry,) = folder.add((AMD / "genoa.pem").read_bytes(), THEN)
+    finally:
+        os.umask(old)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.root, entry.path)] == [0o755, 0o644]
+
+
+def test_a_folder_that_is_there_keeps_its_mode(folder: CollateralFolder) -> None:
+    folder.root.mkdir(mode=0o750)
+    folder.add((AMD / "genoa.pem").read_bytes(), THEN)
+    assert stat.S_IMODE(folder.root.stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("place", ["", NAME, "amd-SEV-Genoa.pem", "amd-genoa.crl"])
+def test_what_cannot_be_read_is_told_as_the_brokers_trouble(folder: CollateralFolder, place: str) -> None:
+    """A file in the place of the folder, or a folder in the place of a file: no user can read that, root neither."""
+    if place:
+        (folder.root / place).mkdir(parents=True)
+    else:
+        folder.root.write_bytes(b"")
+    reads: dict[str, Callable[[], object]] = {
+        NAME: lambda: folder.tdx("B0C06F000000", "platform"),
+        "amd-SEV-Genoa.pem": folder.amd,
+        "amd-genoa.crl": folder.revoked,
+    }
+    for name, read in reads.items():
+        if place in ("", name):
+            with pytest.raises(Unavailable, match=f"the broker's collateral can't be read: .*{place}"):
+                read()
 
 
 def test_the_commands_say_what_is_there_and_for_how_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
