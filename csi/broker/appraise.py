@@ -6,7 +6,7 @@ Claims are verified before they come here; this module believes them.
 import re
 from collections.abc import Callable
 from fnmatch import translate
-from functools import lru_cache
+from functools import cache
 
 from csi.broker.claims import Claims
 from csi.broker.findings import first_refusal, platform_findings, proves_nothing, tee_findings, workload_findings
@@ -74,7 +74,7 @@ def check_resource(policy: ReleasePolicy, claims: Claims, path: tuple[str, str, 
 
 def matches(pattern: str, text: str) -> bool:
     """Whether a glob, or a full `regex:...`, covers `text`. Upper and lower case differ."""
-    return _compiled(pattern).fullmatch(text) is not None
+    return compiled(pattern).fullmatch(text) is not None
 
 
 def matches_path(pattern: str, path: tuple[str, ...]) -> bool:
@@ -85,8 +85,11 @@ def matches_path(pattern: str, path: tuple[str, ...]) -> bool:
     return len(segments) == len(path) and all(matches(glob, part) for glob, part in zip(segments, path, strict=True))
 
 
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> re.Pattern[str]:
+@cache
+def compiled(pattern: str) -> re.Pattern[str]:
+    """Raises `patterns.UNUSABLE` for a `regex:` that can't be used. Patterns come from policies alone, and reading a policy
+    asks for each, so that none is compiled, and fails, while a guest waits.
+    """
     if pattern.startswith(_REGEX_PREFIX):
         return re.compile(pattern.removeprefix(_REGEX_PREFIX), re.ASCII)
     return re.compile(translate(pattern))

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import msgspec
 
-from csi.broker import images
+from csi.broker import appraise, images
 from csi.broker.claims import SnpProduct, SnpTcb, TcbStatus
 from csi.broker.release import ANY, Allocate, Image, ReleasePolicy, SnpFloor, TdxFloor, Workload
 from csi.core.errors import InvalidInput
+from csi.core.patterns import UNUSABLE
 from csi.kbs import strict_json
 from csi.kbs.messages import Tee
 from csi.kbs.register import LeaseSeconds
@@ -200,8 +201,8 @@ def _one_of(name: str, allowed: tuple[str, ...], field: str) -> None:
 def _pattern(pattern: str, field: str) -> None:
     if not pattern:
         raise InvalidInput(field, "an empty pattern covers nothing; leave it out")
-    if pattern.startswith("regex:"):
-        try:
-            re.compile(pattern.removeprefix("regex:"))
-        except (re.error, RecursionError, OverflowError) as error:
-            raise InvalidInput(field, f"{pattern!r}: {error}") from error
+    try:
+        for part in [pattern] if pattern.startswith("regex:") else pattern.split("/"):
+            appraise.compiled(part)
+    except UNUSABLE as error:
+        raise InvalidInput(field, f"{pattern!r}: {error}") from error

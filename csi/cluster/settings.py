@@ -12,6 +12,7 @@ from csi.cluster.plan.decide import Rules
 from csi.core import options
 from csi.core.errors import InvalidInput
 from csi.core.options import Option
+from csi.core.patterns import UNUSABLE
 
 _DESCRIPTION = """One helper for a cluster: tells of orphans, lost volumes and pods without the right RuntimeClass by
 events, keeps open-local's NodeLocalStorage objects, and reports deleted sealed volumes. It holds no key. Of several that
@@ -24,7 +25,7 @@ docs/cluster.md says what it reads and what it writes."""
 def _pattern(text: str, field: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
-    except re.error as error:
+    except UNUSABLE as error:
         raise InvalidInput(field, f"{text!r} is not a regular expression: {error}") from error
 
 

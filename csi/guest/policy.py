@@ -15,6 +15,7 @@ import msgspec
 
 from csi.core.errors import InvalidInput, Refused
 from csi.core.filesystem import Filesystem
+from csi.core.patterns import UNUSABLE
 from csi.core.sealed import Profile
 from csi.guest.broker_settings import BrokerSettings
 from csi.kbs import init_data
@@ -300,7 +301,7 @@ def _volume(raw: _Volume, place: str) -> VolumePolicy:
             raise InvalidInput(f"{place}.options", f"{option!r} is not allowed; known: {', '.join(sorted(_OPTIONS))}")
     try:
         pattern = re.compile(raw.id_pattern or re.escape(raw.id))
-    except (re.error, OverflowError, RecursionError) as error:
+    except UNUSABLE as error:
         raise InvalidInput(f"{place}.id_pattern", f"is not a usable regular expression: {error}") from error
     return VolumePolicy(
         name=raw.name,

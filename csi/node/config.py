@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from csi.core.errors import InvalidInput
+from csi.core.patterns import UNUSABLE
 from csi.node import strict_yaml
 from csi.node.lvm import filters
 from csi.node.lvm.filters import DeviceFilter
@@ -20,7 +21,6 @@ _WHOLE: Final = 100
 _MOST_JOBS: Final = 16
 """More would only make a disk seek."""
 _ANY_NAME: Final = "a-name_that.nobody+gives"
-_NO_REGEX: Final = (re.error, OverflowError, RecursionError)
 _UUID = re.compile(r"[A-Za-z0-9]{6}(-[A-Za-z0-9]{4}){5}-[A-Za-z0-9]{6}")
 
 
@@ -200,7 +200,7 @@ def _rejections(patterns: list[str], place: str) -> tuple[str, ...]:
     for number, pattern in enumerate(patterns):
         try:
             rejects = filters.is_rejecting(pattern)
-        except _NO_REGEX as error:
+        except UNUSABLE as error:
             raise InvalidInput(f"{place}[{number}]", f"{pattern!r} is not a regular expression: {error}") from error
         if not rejects:
             raise InvalidInput(
@@ -216,7 +216,7 @@ def _patterns(texts: list[str], place: str) -> tuple[re.Pattern[str], ...]:
     for number, text in enumerate(texts):
         try:
             pattern = re.compile(text)
-        except _NO_REGEX as error:
+        except UNUSABLE as error:
             raise InvalidInput(f"{place}[{number}]", f"{text!r} is not a regular expression: {error}") from error
         if pattern.fullmatch("") and not pattern.fullmatch(_ANY_NAME):
             raise InvalidInput(

@@ -121,12 +121,24 @@ def test_any_has_to_be_written() -> None:
         ("version = 1", "version = " + "[" * 5000, "nested too deeply"),
         ("regex:scratch-[0-9]+", "regex:" + "(" * 5000, r"workload\[0\].volumes"),
         ("regex:scratch-[0-9]+", "regex:a{99999999999999999999}", r"workload\[0\].volumes"),
+        ("regex:scratch-[0-9]+", "regex:a{" + "9" * 5000 + "}", r"workload\[0\].volumes"),
+        ("regex:scratch-[0-9]+", "regex:(?u)scratch-.*", r"workload\[0\].volumes.*flags are incompatible"),
+        ("regex:team/.*/a", "regex:(?u)team/.*/a", r"workload\[0\].resources.*flags are incompatible"),
     ],
 )
 def test_mistakes_in_the_file_are_refused_by_field(old: str, new: str, field: str) -> None:
     assert old in WORKLOAD
     with pytest.raises(InvalidInput, match=field):
         broker_policy.parse(WORKLOAD.replace(old, new, 1))
+
+
+def test_no_pattern_is_compiled_while_a_guest_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compiles when the policy is read may not compile elsewhere, with less room on the stack for one thing."""
+    policy = broker_policy.parse(WORKLOAD.replace("scratch", "waits").replace("key", "waits").replace("team", "waits"))
+    monkeypatch.setattr("re.compile", None)
+    appraise.check_volume(policy, GUEST, "waits-1")
+    appraise.check_resource(policy, GUEST, ("default", "any", "waits-1"))
+    appraise.check_resource(policy, GUEST, ("waits", "any", "a"))
 
 
 def test_settings_of_the_file() -> None:

@@ -63,7 +63,7 @@ def _takes(patterns: tuple[str, ...], names: tuple[str, ...]) -> bool:
 
 
 def is_rejecting(pattern: str) -> bool:
-    """Whether this is a pattern that LVM reads, and one that rejects. Raises `re.error` when it can't be compiled."""
+    """Whether this is a pattern that LVM reads, and one that rejects. Raises what `patterns.UNUSABLE` lists."""
     parts = _PATTERN.fullmatch(pattern)
     if parts is None:
         return False
