@@ -82,8 +82,7 @@ def encrypt_to_rsa(jwk: RsaJwk, content: bytes, field: str) -> bytes:
     """RSA-OAEP with SHA-256. Keys are refused that are too weak, so large that they only burn time, or of no use to
     OpenSSL, which accepts an even modulus until it has to encrypt to it.
     """
-    modulus = int.from_bytes(base64url.decode(jwk.n, f"{field}.n"), "big")
-    exponent = int.from_bytes(base64url.decode(jwk.e, f"{field}.e"), "big")
+    modulus, exponent = _number(jwk.n, f"{field}.n"), _number(jwk.e, f"{field}.e")
     if not _MIN_RSA_BITS <= modulus.bit_length() <= _MAX_RSA_BITS:
         raise InvalidInput(f"{field}.n", f"{modulus.bit_length()} bits; {_MIN_RSA_BITS} to {_MAX_RSA_BITS} are allowed")
     if exponent.bit_length() > _MAX_EXPONENT_BITS:
@@ -92,6 +91,14 @@ def encrypt_to_rsa(jwk: RsaJwk, content: bytes, field: str) -> bytes:
         return rsa.RSAPublicNumbers(exponent, modulus).public_key().encrypt(content, _OAEP)
     except ValueError as error:
         raise InvalidInput(field, "not an RSA public key") from error
+
+
+def _number(text: str, field: str) -> int:
+    """One number has one spelling (RFC 7518, 2): with zeroes before it, a key could fill a broker's memory."""
+    value = base64url.decode(text, field)
+    if value[:1] == b"\0":
+        raise InvalidInput(field, "begins with a zero byte")
+    return int.from_bytes(value, "big")
 
 
 def check(jwk: Jwk, field: str) -> None:

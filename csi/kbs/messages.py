@@ -102,7 +102,7 @@ class TokenAnswer(msgspec.Struct, frozen=True, kw_only=True):
 class SampleEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """Evidence of the `sample` TEE: no signature, no proof of anything. For development only."""
 
-    svn: str
+    svn: Word
     report_data: str = ""
 
 

@@ -159,6 +159,12 @@ BAD_KEYS = {
     "1,024 bits": rsa_of((1 << 1024) - 1, 65537),
     "32,768 bits": rsa_of((1 << 32768) - 1, 65537),
     "exponent 0": jwk.RsaJwk(alg="RSA-OAEP-256", n=base64url.encode(b"\xff" * 256), e="AA"),
+    "zeroes before the modulus": jwk.RsaJwk(
+        alg="RSA-OAEP-256", n=base64url.encode(bytes(3_000) + MODULUS.to_bytes(256, "big")), e="AQAB"
+    ),
+    "a zero before the exponent": jwk.RsaJwk(
+        alg="RSA-OAEP-256", n=base64url.encode(MODULUS.to_bytes(256, "big")), e="AAEAAQ"
+    ),
     "exponent 1": rsa_of(MODULUS, 1),
     "an even exponent": rsa_of(MODULUS, 65536),
     "an even modulus": rsa_of(MODULUS - 1, 65537),

@@ -26,6 +26,12 @@ def test_canonical_json_vector_of_upstream() -> None:
     assert hashlib.sha384(text).hexdigest() == digest
 
 
+def test_a_sample_guests_version_is_a_word_because_its_session_keeps_it() -> None:
+    assert strict_json.convert({"svn": "1" * 100}, kbs.SampleEvidence, "evidence").svn == "1" * 100
+    with pytest.raises(InvalidInput, match=r"evidence\.svn"):
+        strict_json.convert({"svn": "1" * 101}, kbs.SampleEvidence, "evidence")
+
+
 def test_runtime_digest_vector() -> None:
     assert kbs.runtime_digest(RUNTIME).hex() == PRIMARY
 
