@@ -51,6 +51,8 @@ _POLICY_CALLS = ("resource-policy", "attestation-policy", "reference-value")
 """Upstream's calls about its policies."""
 _REQUEST_SECONDS = 5.0
 """Shorter than guests wait for an answer, so that they hear why there is none."""
+_LONGEST_IN_LOG = 160
+"""Of a name that is not checked yet; one that is right is shorter."""
 _THREADS = 40
 """Requests that wait for the database at one time."""
 
@@ -191,7 +193,7 @@ class BrokerApp:
             self._admin.check(_bearer(request))
         except errors.NotReleased as error:
             peer = request.client.host if request.client else "?"
-            subject = request.path_params.get("path", request.url.path)
+            subject = request.path_params.get("path", _path(request))
             self._broker.refuse_administration(subject, f"{request.method} from {peer}: {error}")
             raise
 
@@ -199,7 +201,7 @@ class BrokerApp:
         # Never by a bearer token: see `Broker.caller`.
         caller = self._broker.caller(request.cookies.get(kbs.SESSION_COOKIE))
         volume_id, action = request.path_params["volume_id"], request.path_params["action"]
-        with log.context(volume_id=volume_id, guest=caller.guest.name):
+        with log.context(volume_id=volume_id[:_LONGEST_IN_LOG], guest=caller.guest.name):
             try:
                 response = _json(self._broker.volume(caller, volume_id, action, body))
                 _log.info("register", extra={"action": action})
@@ -212,7 +214,7 @@ class BrokerApp:
     def _lease(self, request: Request, body: bytes) -> Response:
         """Signed also when refused: a proxy must not be able to tell a guest that it lost its lease."""
         volume_id, action = request.path_params["volume_id"], request.path_params["action"]
-        with log.context(volume_id=volume_id):
+        with log.context(volume_id=volume_id[:_LONGEST_IN_LOG]):
             try:
                 response = _json(self._broker.lease(volume_id, action, body))
             except errors.LeaseLost as error:
@@ -225,7 +227,7 @@ class BrokerApp:
         nonce = request.headers.get(signed_answers.NONCE_HEADER)
         if nonce is not None:
             response.headers[signed_answers.SIGNATURE_HEADER] = self._broker.issuer.sign_answer(
-                path=request.url.path, nonce=nonce, status=response.status_code, body=bytes(response.body)
+                path=_path(request), nonce=nonce, status=response.status_code, body=bytes(response.body)
             )
         return response
 
@@ -280,11 +282,16 @@ def _error(status: int, kind: str, detail: str) -> Response:
 
 async def _unknown_path(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return _error(status, kbs.error_type("InvalidRequestPath"), f"{request.method} {request.url.path} is not offered")
+    return _error(status, kbs.error_type("InvalidRequestPath"), f"{request.method} {_path(request)} is not offered")
 
 
 def _json(content: bytes, status: int = 200) -> Response:
     return Response(content, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _path(request: Request) -> str:
+    """As it was asked for. In `request.url` line ends and tabs are left out of it, so that it can be another one's."""
+    return str(request.scope["path"])
 
 
 def _bearer(request: Request) -> str | None:

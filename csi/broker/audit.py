@@ -19,7 +19,7 @@ OPERATOR = "operator"
 """The actor of every command: whoever may write the broker's directory."""
 _MINUTE = 60.0
 _TYPES = (int, int, str, str, str, str, int | None, str, str, bytes)
-_MAX_DETAIL_CHARACTERS = 1000
+_MAX_CHARACTERS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Ration:
 
     def note(self, event: Event) -> None:
         """Write it, or count it; the count is written with the first event of a later minute."""
-        event = replace(event, detail=event.detail[:_MAX_DETAIL_CHARACTERS])
+        event = replace(event, subject=event.subject[:_MAX_CHARACTERS], detail=event.detail[:_MAX_CHARACTERS])
         with self._lock:
             now = self._clock()
             if not 0 <= now - self._minute_began < _MINUTE:
