@@ -15,12 +15,9 @@ from csi.broker.main import main
 from csi.broker.verifiers.base import Expected
 from csi.broker.verifiers.snp_chain import Roots
 from csi.broker.verifiers.tdx import TdxVerifier
-from csi.core.errors import InvalidInput, NotReleased, Refused
+from csi.core.errors import InvalidInput, NotReleased, Refused, Unavailable
 from tests.fakes import amd, intel
 from tests.unit.test_tdx_verifier import collateral, collateral_text, evidence, issued
-from csi.core.errors import InvalidInput, Refused, Unavailable
-from tests.fakes import amd
-from tests.unit.test_tdx_verifier import collateral, collateral_text
 
 THEN = issued("tdx-v4") + dt.timedelta(hours=1)
 LATER = issued("tdx-v5-td15ex") + dt.timedelta(hours=1)
