@@ -14,7 +14,7 @@ from csi.core.command import LocalRunner
 from csi.core.errors import CommandError, CommandTimeout, ToolFailed
 from csi.core.secret import Secret
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/opt/sealed-local/tools:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def said(*argv: str, **more: object) -> str:
