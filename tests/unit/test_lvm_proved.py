@@ -521,6 +521,7 @@ def test_a_group_that_was_late_and_was_told_since_is_waited_for_again(monkeypatc
     here = machine()
     here.lvm.differs, here.lvm.hold = True, threading.Event()
     monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(proved, "_PATIENCE_AGAIN_SECONDS", 0.01)
     assert here.report().unreadable
     here.lvm.hold.set()
     give_up = time.monotonic() + 20
