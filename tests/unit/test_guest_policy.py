@@ -82,6 +82,7 @@ def test_every_key_is_read() -> None:
         ("version = 1", "version = ", "p.toml: is not valid TOML"),
         ("version = 1", f"version = 1\nx = {'[' * 5000}", "p.toml: is not valid TOML"),
         ("version = 1", f"version = {'1' * 5000}", "p.toml: is not valid TOML"),
+        ("version = 1", f"version = 0x{'f' * 5000}", "p.toml: version"),
         ('url = "https://broker:8443"', "", "`url`"),
         ("https://", "http://", "p.toml: broker.url"),
         ('ca = "pem"', "", "`ca`"),

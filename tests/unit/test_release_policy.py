@@ -119,6 +119,7 @@ def test_any_has_to_be_written() -> None:
         ("version = 1", "version =", "TOML"),
         ("version = 1", "version = " + "9" * 5000, "TOML"),
         ("version = 1", "version = " + "[" * 5000, "nested too deeply"),
+        ("version = 1", "version = 0x" + "f" * 5000, "version"),
         ("regex:scratch-[0-9]+", "regex:" + "(" * 5000, r"workload\[0\].volumes"),
         ("regex:scratch-[0-9]+", "regex:a{99999999999999999999}", r"workload\[0\].volumes"),
         ("regex:scratch-[0-9]+", "regex:a{" + "9" * 5000 + "}", r"workload\[0\].volumes"),
