@@ -149,7 +149,7 @@ def test_a_volume_is_not_called_deleted_while_a_group_that_had_volumes_is_late_a
     later = own_groups.trust(on, path)
     with pytest.raises(Unavailable, match=r"data-1, in which this node has had volumes, is missing.*used-groups\.json"):
         delete(later, on)
-    delete(later, on, group(OWN, OURS, name="data-1"))
+    delete(later, on, group(OWN, OURS, name="data-1", lv="pvc-2", tags=["sl:v1"]))
     with pytest.raises(Unavailable, match="is missing"):
         delete(later, on, group(OTHER, THEIRS, name="data-1", lv="pvc-2"))
 
@@ -174,6 +174,30 @@ def test_a_group_is_remembered_before_the_first_volume_is_made_in_it() -> None:
     assert kept == [{"data-1": OWN}]
     with pytest.raises(Unavailable, match="data-1"):
         delete(trust, PATTERN)
+
+
+def test_a_group_whose_volumes_are_all_deleted_may_go(tmp_path: Path) -> None:
+    path = tmp_path / "groups.json"
+    own_groups.trust(PATTERN, path).separate(Report(vgs=(with_volume(),)))
+    delete(own_groups.trust(PATTERN, path), PATTERN, group(OWN, OURS, name="data-1", lv="root"))
+    delete(own_groups.trust(PATTERN, path), PATTERN)
+
+
+def test_a_look_from_before_the_first_volume_forgets_nothing() -> None:
+    trust = Trust()
+    trust.use(group(OWN, OURS, name="data-1"))
+    trust.separate(Report(vgs=(group(OWN, OURS, name="data-1"),)))
+    with pytest.raises(Unavailable, match="data-1"):
+        delete(trust, PATTERN)
+    trust.separate(Report(vgs=(with_volume(),)))
+    delete(trust, PATTERN, group(OWN, OURS, name="data-1"))
+    delete(trust, PATTERN)
+
+
+def test_an_empty_group_of_the_name_does_not_make_the_one_with_volumes_forgotten() -> None:
+    trust = Trust(uuids={"data-1": OTHER}, used=Memory(uuids={"data-1": OWN}))
+    trust.separate(Report(vgs=(group(OTHER, THEIRS, name="data-1"),)))
+    assert trust.known == {"data-1": OWN}
 
 
 def test_a_group_that_had_volumes_and_has_another_name_now_is_not_missing() -> None:

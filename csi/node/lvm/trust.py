@@ -34,6 +34,12 @@ class Memory:
         self.kept = False
         return True
 
+    def forget(self, uuid: str) -> None:
+        """Under whatever name."""
+        left = {name: other for name, other in self.uuids.items() if other != uuid}
+        if len(left) < len(self.uuids):
+            self.uuids, self.kept = left, False
+
     def settle(self) -> None:
         """Make last what doesn't yet. Where that fails it is tried again at the next report: volumes of a group that is
         used must not wait for another disk that is full.
@@ -54,7 +60,7 @@ class Memory:
 class Trust:
     """`uuids` are confirmed by the configuration: where it names any, no other group is trusted. `pool_disks` are the disks
     of a group whose pool names disks, else None. `pins` are the UUIDs at first sight, `used` those of the groups in which a
-    volume of this driver was.
+    volume of this driver was when they were seen last.
     """
 
     uuids: Mapping[str, str] = field(default_factory=dict)
@@ -63,6 +69,8 @@ class Trust:
     used: Memory = field(default_factory=Memory)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _told: set[str] = field(default_factory=set)
+    _begun: set[str] = field(default_factory=set)
+    """UUIDs of groups in which a volume is being made that nobody has seen yet."""
 
     def separate(self, report: Report) -> Report:
         """The report with its strangers apart. A group that is alone with its name is pinned at first sight."""
@@ -72,8 +80,8 @@ class Trust:
                 if why and vg.uuid not in self._told:
                     self._told.add(vg.uuid)
                     _log.warning("a volume group is not used", extra={"vg": vg.name, "uuid": vg.uuid, "error": why})
-                if not why and vg.name not in report.ambiguous and any(map(tags.was_ours, vg.lvs)):
-                    self.used.note(vg.name, vg.uuid)
+                if not why and vg.name not in report.ambiguous:
+                    self._look_for_use(vg)
             self.pins.settle()
             self.used.settle()
         own = tuple(vg for vg, why in found if not why)
@@ -83,17 +91,26 @@ class Trust:
     def use(self, vg: VolumeGroup) -> None:
         """A volume is about to be made there: no power cut may come between it and the memory of its group."""
         with self._lock:
+            self._begun.add(vg.uuid)
             self.used.note(vg.name, vg.uuid)
             self.used.settle()
 
     @property
     def known(self) -> Mapping[str, str]:
-        """UUIDs by names of the groups in which a volume of this driver was, whether their disks are here or not. Not
-        those that were only seen, as somebody's disk that came and went may be, nor those that are confirmed only: one
-        configuration may confirm the groups of several nodes.
+        """UUIDs by names of the groups in which a volume of this driver was when they were seen last, whether their disks
+        are here or not. Not those that hold none, as somebody's disk that came and went may, nor those that are confirmed
+        only: one configuration may confirm the groups of several nodes.
         """
         with self._lock:
             return dict(self.used.uuids)
+
+    def _look_for_use(self, vg: VolumeGroup) -> None:
+        """A group that is here and holds no volume of ours any more may go: nothing can be left in it."""
+        if any(map(tags.was_ours, vg.lvs)):
+            self.used.note(vg.name, vg.uuid)
+            self._begun.discard(vg.uuid)
+        elif vg.uuid not in self._begun:
+            self.used.forget(vg.uuid)
 
     def _why_strange(self, vg: VolumeGroup, report: Report) -> str:
         """Empty for a group of this node."""
