@@ -49,6 +49,9 @@ _ADMIN = "admin"
 _OF_THE_ADMIN = ("resource-admin", "policy-admin")
 _POLICY_CALLS = ("resource-policy", "attestation-policy", "reference-value")
 """Upstream's calls about its policies."""
+_SHORT_BODY_BYTES = 16 * 1024
+_LONG_BODY_BYTES = 512 * 1024
+"""Evidence with init-data and event logs, or a header copy in base64, which has 380 KiB at most."""
 _REQUEST_SECONDS = 5.0
 """Shorter than guests wait for an answer, so that they hear why there is none."""
 _LONGEST_IN_LOG = 160
@@ -115,12 +118,16 @@ class BrokerApp:
         """`waits`: for the disk, or for whoever does. What doesn't is answered at once; a thread would take longer."""
 
         async def endpoint(request: Request) -> Response:
+            room, refusal = self._room(name, request)
             try:
-                body = await _limited_body(request)
+                body = await _limited_body(request, room)
             except ClientDisconnect:
                 return Response(status_code=400)
-            if body is None:
-                response = _error(413, kbs.error_type("SerdeError"), f"more than {kbs.BODY_LIMIT_BYTES} bytes")
+            if body is None and refusal is not None:
+                # Not that it is too long: to this guest, attested anew, it would not be.
+                response = _refusal(name, refusal)
+            elif body is None:
+                response = _error(413, kbs.error_type("SerdeError"), f"more than {room} bytes")
             else:
                 # From the whole request on: waiting for a thread counts as well as waiting for the database.
                 with deadline.within(_REQUEST_SECONDS):
@@ -130,6 +137,25 @@ class BrokerApp:
             return response
 
         return endpoint
+
+    def _room(self, name: str, request: Request) -> tuple[int, errors.NotReleased | None]:
+        """How long the body may be. Who has shown nothing yet gets little room, as there may be many; the refusal says what
+        is missing for more.
+        """
+        cookie, most = request.cookies.get(kbs.SESSION_COOKIE), _SHORT_BODY_BYTES
+        try:
+            if name == "attest":
+                self._broker.sessions.find(cookie)
+                most = _LONG_BODY_BYTES
+            elif name == "volumes":
+                self._broker.caller(cookie)
+                most = _LONG_BODY_BYTES
+            elif name in _OF_THE_ADMIN:
+                self._admin.check(_bearer(request))
+                most = kbs.BODY_LIMIT_BYTES
+        except errors.NotReleased as error:
+            return most, error
+        return most, None
 
     async def _in_a_thread(self, answer: Callable[[], Response]) -> Response:
         context = contextvars.copy_context()
@@ -235,12 +261,12 @@ class BrokerApp:
         return Response(self._metrics.page(), headers={"Content-Type": PAGE_TYPE})
 
 
-async def _limited_body(request: Request) -> bytes | None:
-    """The whole body, None when it is longer than the protocol allows; never more than that is held."""
+async def _limited_body(request: Request, limit: int) -> bytes | None:
+    """The whole body, None when it is longer; never more than that is held."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > kbs.BODY_LIMIT_BYTES:
+        if len(body) > limit:
             return None
     return bytes(body)
 

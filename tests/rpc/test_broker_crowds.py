@@ -196,11 +196,12 @@ def test_fields_are_counted_because_short_ones_take_much_memory(broker: RunningB
 @pytest.mark.parametrize("size", [1024, 65536])
 def test_a_long_body_in_chunks_is_taken(broker: RunningBroker, size: int) -> None:
     chunk = b"%x\r\n%s\r\n" % (size, size * b" ")
+    token = b"\r\nAuthorization: Bearer " + broker.directory.admin_token.read_bytes().strip() + b"\r\n\r\n"
+    head = CHUNKED.replace(b"/auth", b"/resource/a/b/c").replace(b"\r\n\r\n", token)
     with connect(broker) as connection:
         for _ in range(2):
-            connection.sendall(CHUNKED + (2 << 20) // size * chunk + b"0\r\nX: a trailer\r\n\r\n")
-            status, content = status_of(connection)
-            assert (status, b"SerdeError" in content) == (401, True)
+            connection.sendall(head + (2 << 20) // size * chunk + b"0\r\nX: a trailer\r\n\r\n")
+            assert status_of(connection)[0] == 200
 
 
 UNREAD = 16
@@ -214,7 +215,9 @@ def never_reads(broker: RunningBroker) -> ssl.SSLSocket:
     raw.settimeout(10)
     raw.connect(("127.0.0.1", int(broker.url.rpartition(":")[2])))
     connection = context(broker).wrap_socket(raw, server_hostname="127.0.0.1")
-    connection.sendall(UNREAD * (b"GET /" + 60_000 * b"a" + b" HTTP/1.1\r\nHost: x\r\n\r\n"))
+    # Where places are rare, the broker may have ended it before all was sent.
+    with suppress(ssl.SSLError, ConnectionError):
+        connection.sendall(UNREAD * (b"GET /" + 60_000 * b"a" + b" HTTP/1.1\r\nHost: x\r\n\r\n"))
     return connection
 
 
@@ -278,6 +281,8 @@ def test_a_crowd_that_never_reads_keeps_no_guest_out(broker: RunningBroker) -> N
     with ExitStack() as crowd:
         for _ in range(2 * PLACES):
             crowd.enter_context(never_reads(broker))
+        # Until nothing is done for them any more: while it is, they are guests like others.
+        time.sleep(0.5)
         assert broker.guest().open("pvc-1", Profile.XTS)[0].volume_id == "pvc-1"
 
 
@@ -294,14 +299,13 @@ def test_a_few_requests_may_wait_for_the_answer_to_an_earlier_one(broker: Runnin
 def test_a_long_token_and_a_long_body_are_no_endless_head(broker: RunningBroker) -> None:
     token = b"Authorization: Bearer " + LIMIT // 4 * 3 * b"a"
     request = (
-        b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\n" + token + b"\r\nContent-Length: 200000\r\n\r\n" + 200_000 * b" "
+        b"POST /kbs/v0/attest HTTP/1.1\r\nHost: x\r\n" + token + b"\r\nContent-Length: 200000\r\n\r\n" + 200_000 * b" "
     )
     with connect(broker) as connection:
         for _ in range(3):
             connection.sendall(request)
             status, content = status_of(connection)
-            assert b"more than" not in content
-            assert status in (400, 401)
+            assert (status, b"more than" in content) == (401, False)
 
 
 def test_the_server_uses_both_bounds(broker: RunningBroker) -> None:

@@ -420,10 +420,51 @@ def test_evidence_without_a_session_is_told_apart_from_refused_evidence(client: 
     assert (answer.status_code, client.error(answer)[0]) == (401, ERRORS + "TokenNotFound")
 
 
-def test_large_bodies_are_refused(client: RustShapedClient) -> None:
-    answer = client.http.post("/auth", content=b" " * (2 * 1024 * 1024 + 1))
-    assert answer.status_code == 413
-    client.error(answer)
+ROOM = {"little": 16 * 1024, "for evidence": 512 * 1024, "for resources": 2 * 1024 * 1024}
+STRANGERS = {
+    "/auth": (413, "SerdeError"),
+    "/leases/pvc-1/renew": (413, "SerdeError"),
+    "/attest": (401, "TokenNotFound"),
+    "/volumes/pvc-1/commit-format": (401, "TokenNotFound"),
+    f"/resource/{PATH}": (401, "AdminAuthAccess"),
+    "/resource-policy": (401, "AdminAuthAccess"),
+}
+
+
+@pytest.mark.parametrize("path", STRANGERS)
+def test_who_has_shown_nothing_has_little_room(client: RustShapedClient, path: str) -> None:
+    """Hundreds may do it at a time. Who could have more room hears what is missing for it, not that it was too long: a
+    guest whose session has ended attests anew then.
+    """
+    answer = client.http.post(path, content=b" " * (ROOM["little"] + 1))
+    status, kind = STRANGERS[path]
+    assert (answer.status_code, client.error(answer)[0]) == (status, ERRORS + kind)
+
+
+def test_a_long_request_of_a_stranger_is_not_held(client: RustShapedClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    monkeypatch.setattr("csi.broker.app.BrokerApp._answer", lambda *arguments: held.append(len(arguments[-1])))
+    for path in STRANGERS:
+        client.http.post(path, content=b" " * (ROOM["little"] + 1))
+    assert held == []
+
+
+def test_a_session_has_room_for_evidence_and_an_attested_one_for_a_header(client: RustShapedClient) -> None:
+    client.http.post("/auth", json={"version": "0.4.0", "tee": "sample", "extra-params": ""})
+    for size, kind in ((ROOM["for evidence"], "SerdeError"), (ROOM["for evidence"] + 1, "SerdeError")):
+        answer = client.http.post("/attest", content=b" " * size)
+        assert answer.status_code == (401 if size == ROOM["for evidence"] else 413)
+        assert client.error(answer)[0] == ERRORS + kind
+    client.handshake()
+    for size, status in ((ROOM["for evidence"], 400), (ROOM["for evidence"] + 1, 413)):
+        assert client.http.post("/volumes/pvc-1/commit-format", content=b" " * size).status_code == status
+
+
+def test_the_administrator_has_room_for_a_resource(broker: RunningBroker, client: RustShapedClient) -> None:
+    good = {"Authorization": f"Bearer {broker.directory.admin_token.read_text().strip()}"}
+    for size, status in ((ROOM["for resources"], 200), (ROOM["for resources"] + 1, 413)):
+        answer = client.http.post("/resource/default/test/long", content=b" " * size, headers=good)
+        assert answer.status_code == status
 
 
 def test_an_administrator_stores_and_destroys_resources(broker: RunningBroker, client: RustShapedClient) -> None:
