@@ -24,6 +24,8 @@ _ID_BYTES = 16
 _MAX_SESSIONS = 20_000
 """A bound on memory. Anyone may begin a session and, where the sample TEE is allowed, attest in it; see `Standing`."""
 _MAX_OF_ONE_MEASUREMENT = 2_000
+_MAX_UNKNOWN_CHARACTERS = 32 * 1024 * 1024
+"""Of tokens of guests that belong to no workload. A token shows up to 64 KiB of init-data, which its host chooses."""
 
 
 class Standing(Enum):
@@ -113,12 +115,15 @@ class Sessions:
         lifetime_seconds: float = kbs.SESSION_SECONDS,
         capacity: int = _MAX_SESSIONS,
         measurement_capacity: int = _MAX_OF_ONE_MEASUREMENT,
+        unknown_capacity: int = _MAX_UNKNOWN_CHARACTERS,
     ) -> None:
         self._clock = clock
         self._random = random
         self._lifetime = lifetime_seconds
         self._capacity = capacity
         self._measurement_capacity = measurement_capacity
+        self._unknown_capacity = unknown_capacity
+        self._unknown_characters = 0
         self._lock = threading.Lock()
         # Each in the order in which sessions end; dictionaries are used as ordered sets.
         self._sessions: dict[str, Session] = {}
@@ -174,6 +179,10 @@ class Sessions:
             self._sessions[session.id] = done
             self._by_standing[standing][session.id] = None
             self._by_measurement.setdefault(measurement, {})[session.id] = None
+            if standing is Standing.UNKNOWN:
+                self._unknown_characters += len(token)
+                while self._unknown_characters > self._unknown_capacity:
+                    self._forget(next(iter(self._by_standing[Standing.UNKNOWN])))
         return done, token
 
     def _add(self, session: Session) -> None:
@@ -204,6 +213,8 @@ class Sessions:
     def _forget(self, session_id: str) -> None:
         session = self._sessions.pop(session_id)
         self._leave_standing(session)
+        if session.standing is Standing.UNKNOWN and session.token is not None:
+            self._unknown_characters -= len(session.token)
         if session.guest is not None:
             of_same = self._by_measurement[session.guest.claims.measurement]
             of_same.pop(session_id, None)

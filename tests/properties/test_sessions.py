@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from csi.broker.claims import SampleClaims
-from csi.broker.sessions import Guest, NotAttested, Session, Sessions
+from csi.broker.sessions import Guest, NotAttested, Session, Sessions, Standing
 from csi.core.errors import Unavailable
 from csi.kbs.jwk import EcJwk
 
-CAPACITY, OF_ONE, LIFETIME = 5, 2, 10.0
+CAPACITY, OF_ONE, OF_UNKNOWN, LIFETIME = 5, 2, 3, 10.0
 KEY = EcJwk(crv="P-256", alg="ECDH-ES+A256KW", x="x", y="y")
 
 
@@ -22,7 +22,11 @@ class Crowd(RuleBasedStateMachine):
         super().__init__()
         self.now, self.made = 0.0, 0
         self.sessions = Sessions(
-            clock=lambda: self.now, lifetime_seconds=LIFETIME, capacity=CAPACITY, measurement_capacity=OF_ONE
+            clock=lambda: self.now,
+            lifetime_seconds=LIFETIME,
+            capacity=CAPACITY,
+            measurement_capacity=OF_ONE,
+            unknown_capacity=OF_UNKNOWN,
         )
         self.begun: list[Session] = []
         self.attesting: list[Session] = []
@@ -74,6 +78,8 @@ class Crowd(RuleBasedStateMachine):
         assert measured == {one.id: one.guest.claims.measurement for one in held.values() if one.guest is not None}
         assert all(0 < len(ids) <= OF_ONE for ids in self.sessions._by_measurement.values())
         assert len(held) <= CAPACITY
+        unknown = sum(len(one.token or "") for one in held.values() if one.standing is Standing.UNKNOWN)
+        assert unknown == self.sessions._unknown_characters <= OF_UNKNOWN
 
 
 TestCrowd = Crowd.TestCase

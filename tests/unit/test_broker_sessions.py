@@ -131,6 +131,17 @@ def test_one_measurement_has_a_cap_and_pushes_out_its_own_only() -> None:
     assert sessions.find(other.id) == other
 
 
+def test_long_tokens_of_guests_of_no_workload_push_out_one_another_only() -> None:
+    sessions = Sessions(unknown_capacity=3_000)
+    known = sessions.begin("sample")
+    sessions.attested(known, GUEST, 5_000 * "k", known=True)
+    unknown = [sessions.begin("sample") for _ in range(10)]
+    for number, session in enumerate(unknown):
+        sessions.attested(session, guest(number), 1_000 * "u", known=False)
+    assert [session for session in unknown if session.id in sessions._sessions] == unknown[-3:]
+    assert sessions.find(known.id).guest == GUEST
+
+
 def test_a_clock_that_is_set_neither_ends_nor_prolongs_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions = Sessions()
     session = sessions.begin("sample")
