@@ -489,18 +489,6 @@ def test_groups_that_do_not_answer_cost_the_others_one_wait_and_that_once(monkey
     over.set()
 
 
-def test_a_group_that_was_told_before_is_waited_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = machine()
-    here.lvm.differs = True
-    here.report()
-    here.lvm.hold = threading.Event()
-    here.commit(with_lv("b"))
-    clock = Clock(monkeypatch)
-    assert "within 1.5 s" in here.report().unreadable[0].why
-    assert sum(clock.waits) < 2
-    here.lvm.hold.set()
-
-
 def test_a_group_that_is_late_is_not_waited_for_at_its_next_question_either(monkeypatch: pytest.MonkeyPatch) -> None:
     here, over = several_that_hang(1)
     monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.01)
@@ -521,13 +509,12 @@ def test_a_group_that_was_late_and_was_told_since_is_waited_for_again(monkeypatc
     here = machine()
     here.lvm.differs, here.lvm.hold = True, threading.Event()
     monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(proved, "_PATIENCE_AGAIN_SECONDS", 0.01)
     assert here.report().unreadable
     here.lvm.hold.set()
     give_up = time.monotonic() + 20
     while here.names() != ["a"]:
         assert time.monotonic() < give_up
-    monkeypatch.setattr(proved, "_PATIENCE_AGAIN_SECONDS", 20.0)
+    monkeypatch.setattr(proved, "_PATIENCE_SECONDS", 20.0)
     here.lvm.changes = lambda: time.sleep(0.05)
     here.commit(with_lv("b"))
     assert here.names() == ["a", "b"]

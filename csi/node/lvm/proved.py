@@ -25,11 +25,9 @@ from csi.node.lvm.model import ForeignGroup, LogicalVolume, PhysicalVolume, Repo
 _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS: Final = 5.0
-"""How old the first question about a group may get while reports wait for its answer; then the group is unreadable, and the
-others are served. A machine that boots is slow.
+"""How old a question about a group may get while reports wait for its answer; then the group is unreadable, and the others
+are served without a further wait. LVM takes seconds for a crowded group on a busy machine.
 """
-_PATIENCE_AGAIN_SECONDS: Final = 1.5
-"""The same for a group that LVM has told of before: the others, which do answer, are not to wait for it."""
 
 Known = tuple[VolumeGroup, ...]
 """What is known of a name: one group, or several of the same name."""
@@ -74,11 +72,6 @@ class _Group:
     volumes: Remembered = field(default_factory=dict)
     changed_at: float = 0.0
     """When the last change of ours began."""
-
-    @property
-    def patience_seconds(self) -> float:
-        """How old a question about it may get."""
-        return _PATIENCE_SECONDS if self.entry is None else _PATIENCE_AGAIN_SECONDS
 
     @property
     def lvs(self) -> tuple[LogicalVolume, ...] | None:
@@ -194,12 +187,12 @@ class ProvedReport:
         while isinstance(begun, _Wait):
             group, views, asking = begun
             # Whoever comes later doesn't wait anew for what has not been answered in time.
-            left = 0.0 if group.late else asking.began + group.patience_seconds - time.monotonic()
+            left = 0.0 if group.late else asking.began + _PATIENCE_SECONDS - time.monotonic()
             try:
                 answer = asking.answer.result(max(0.0, left))
             except TimeoutError:
                 group.late = not asking.answer.done()
-                waited = f"LVM did not answer within {group.patience_seconds:g} s when asked about it"
+                waited = f"LVM did not answer within {_PATIENCE_SECONDS:g} s when asked about it"
                 return _unreadable(group, views, f"{waited}; does another LVM command hold its lock?")
             # What was asked before the group changed says nothing of the change.
             begun = answer if asking.tells(views, arrived) else self._current(group, views, arrived)
@@ -235,7 +228,7 @@ class ProvedReport:
                 answer = self._asked(group, views, asking.began)
             except Exception as error:
                 answer = _failed(group, views, error)
-            in_time = time.monotonic() <= asking.began + group.patience_seconds
+            in_time = time.monotonic() <= asking.began + _PATIENCE_SECONDS
             if in_time or not isinstance(answer, UnreadableGroup):
                 group.late = False
             asking.answer.set_result(answer)
