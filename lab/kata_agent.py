@@ -33,7 +33,7 @@ def launch(command: list[str], path: Path, **more: object) -> "subprocess.Popen[
     """Start what stands at the confidential-data-hub's place, as the agent does. Raises `TimeoutError` without a socket."""
     path.unlink(missing_ok=True)
     process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=subprocess.DEVNULL, **more)  # type: ignore[call-overload]
-    give_up = time.monotonic() + LAUNCH_SECONDS * 5  # a busy machine is no fault
+    give_up = time.monotonic() + LAUNCH_SECONDS * 20  # a busy machine is no fault
     while not path.exists():
         if time.monotonic() > give_up or process.poll() is not None:
             process.kill()
