@@ -5,14 +5,14 @@ nobody, run no more LVM than there are groups, and are all done though the drive
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
 
 from lab import crowd, exits
-from lab.driver import MIB, Driver, lvs, mount_capability, mounts_below, until_ok
+from lab.driver import MIB, Answer, Driver, lvs, mount_capability, mounts_below, until_ok
 from lab.node import Node, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
@@ -27,6 +27,8 @@ _STEPS = (256, 64, 16, 4, 1)
 _WANTED_SECONDS, _PROBE_SECONDS = 1.0, 10.0
 """What a probe takes at most on a quiet machine, which is shown; and when a liveness probe gives up, which is required."""
 _GROUPS = ("vgcrowd", "vgother")
+_REPEATED = ("ABORTED", "UNAVAILABLE")
+"""What kubelet and the provisioner call again, and no error of anybody's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +61,27 @@ def world(node_kind: type[Node]) -> Iterator[World]:
 def _show(driver: Driver, name: str, group: str) -> float:
     """A pod's volume on its way in and out; the seconds of the slowest call."""
     volume = {"volume_id": name}
-    answers = [
-        driver.create(name, _POD_SIZE, _CAPABILITY, pool=group),
-        driver.stage(volume, _CAPABILITY),
-        driver.publish(volume, _CAPABILITY),
-        driver.unpublish(name),
-        driver.unstage(name),
-    ]
-    for answer in answers:
-        answer.ok()
-    return max(answer.seconds for answer in answers)
+    calls = (
+        lambda: driver.create(name, _POD_SIZE, _CAPABILITY, pool=group),
+        lambda: driver.stage(volume, _CAPABILITY),
+        lambda: driver.publish(volume, _CAPABILITY),
+        lambda: driver.unpublish(name),
+        lambda: driver.unstage(name),
+    )
+    return max(map(_seconds_until_through, calls))
+
+
+def _seconds_until_through(call: Callable[[], Answer]) -> float:
+    """Repeated as kubelet does, on its codes alone: on a busy machine a disk may seem silent for a moment."""
+    tries: list[Answer] = []
+
+    def is_over() -> bool:
+        tries.append(call())
+        return tries[-1].code not in _REPEATED
+
+    wait_until("a pod's call", 120, is_over)
+    tries[-1].ok()
+    return sum(answer.seconds for answer in tries)
 
 
 def test_two_hundred_deletions_at_once_stop_nobody_and_outlive_a_kill(world: World) -> None:
@@ -113,7 +126,7 @@ def _delete_all(driver: Driver, names: list[str]) -> int:
     while left:
         rounds += 1
         answers = driver.many("DeleteVolume", [{"volume_id": name} for name in left])
-        bad = [answer for answer in answers if answer.code not in ("OK", "ABORTED", "UNAVAILABLE")]
+        bad = [answer for answer in answers if answer.code not in ("OK", *_REPEATED)]
         assert not bad, bad[0]
         left = [name for name, answer in zip(left, answers, strict=True) if answer.code != "OK"]
         time.sleep(0.5)
