@@ -3,9 +3,16 @@
 import logging
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.fakes import postgres as postgres_server
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

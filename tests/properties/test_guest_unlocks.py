@@ -176,7 +176,7 @@ def test_a_guest_killed_at_any_point_of_a_close_has_closed_or_can_be_closed_agai
             return
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(deaths=st.lists(st.tuples(st.integers(0, 45), st.sampled_from(Fate)), max_size=6), files=st.integers(0, 2))
 def test_however_many_guests_die_the_last_one_has_every_session_and_older_disks_are_refused(
     tmp_path: Path, deaths: list[tuple[int, Fate]], files: int
@@ -258,7 +258,7 @@ def test_disks_of_guests_that_died_in_an_open_never_pass_for_what_was_committed_
         refused(machine, kept, RolledBack)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     places=st.lists(
         st.one_of(

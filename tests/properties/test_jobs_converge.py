@@ -181,7 +181,7 @@ def test_a_first_clearing_killed_at_every_moment_shows_nothing_of_before(kind: s
         assert there.node.lvs == {}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), kind=st.sampled_from(["ext4", "block", "direct", "discard"]))
 def test_several_processes_and_calls_one_after_another_converge(data: st.DataObject, kind: str) -> None:
     with world(kind) as there:

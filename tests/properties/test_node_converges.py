@@ -278,7 +278,7 @@ def test_killed_at_every_moment_of_a_call_it_converges(kind: str, call: str, rea
     assert deaths >= 2, "the call was never killed"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(sorted(_KINDS)), read_only=st.booleans(), made=_DRIVERS)
 def test_killed_again_and_again_with_reboots_it_converges(
     data: st.DataObject, kind: str, read_only: bool, made: type[Driver]
@@ -304,7 +304,7 @@ def test_whoever_comes_at_whichever_moment_of_whichever_call_it_converges(kind: 
             _live_among_others(Driver(kind=kind), disturb)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), kind=st.sampled_from(sorted(_KINDS)), made=_DRIVERS)
 def test_among_others_killed_and_started_again_it_converges(data: st.DataObject, kind: str, made: type[Driver]) -> None:
     moments = st.none() | st.integers(0, 20)

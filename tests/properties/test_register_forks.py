@@ -240,4 +240,4 @@ def test_the_abandoned_branch_with_the_same_number_is_refused() -> None:
 
 
 TestForks = Forks.TestCase
-TestForks.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestForks.settings = settings(max_examples=150, stateful_step_count=40)

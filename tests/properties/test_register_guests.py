@@ -422,7 +422,7 @@ class WildRequests(RuleBasedStateMachine):
         assert not (self.was_active and answer.state in (VolumeState.ALLOCATED, VolumeState.FORMATTING))
 
 
-SETTINGS = settings(max_examples=200, stateful_step_count=50, deadline=None)
+SETTINGS = settings(max_examples=200, stateful_step_count=50)
 TestGuests = Guests.TestCase
 TestGuests.settings = SETTINGS
 TestHonestHost = HonestHost.TestCase

@@ -83,4 +83,4 @@ class Crowd(RuleBasedStateMachine):
 
 
 TestCrowd = Crowd.TestCase
-TestCrowd.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestCrowd.settings = settings(max_examples=200, stateful_step_count=40)

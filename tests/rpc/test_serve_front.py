@@ -279,7 +279,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Fronts, C
     made.end()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.lists(st.binary(min_size=1, max_size=80), min_size=1, max_size=8))
 def test_no_bytes_of_one_caller_end_the_front_or_another_connection(
     shared: tuple[Fronts, Caller], garbage: list[bytes]

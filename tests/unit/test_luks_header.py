@@ -503,13 +503,13 @@ def flipped(offsets: list[int], mask: int) -> bytearray:
     return changed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(flips)
 def test_any_flipped_byte_is_refused(flip: tuple[int, int]) -> None:
     refused(b"".join((flipped([flip[0]], flip[1]), REST)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(flips)
 def test_a_flipped_byte_under_a_new_checksum_is_refused_outside_of_the_salt(flip: tuple[int, int]) -> None:
     header = reseal(flipped([flip[0]], flip[1]))
@@ -520,7 +520,7 @@ def test_a_flipped_byte_under_a_new_checksum_is_refused_outside_of_the_salt(flip
         refused(header)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.integers(0, len(TEXT) + 8) | st.integers(0, JSON_BYTES - 1), st.integers(1, 255))
 def test_a_byte_flipped_in_both_json_areas_is_refused_outside_of_random_values(offset: int, mask: int) -> None:
     header = reseal(flipped([start + JSON_AT + offset for start in COPIES], mask))
@@ -533,7 +533,7 @@ def test_a_byte_flipped_in_both_json_areas_is_refused_outside_of_random_values(o
         return  # no base64 any more
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=JSON_BYTES) | st.text(max_size=3000).map(lambda text: json.dumps(text).encode()))
 def test_any_other_json_area_is_refused(area: bytes) -> None:
     refused(with_area(GOOD, area))

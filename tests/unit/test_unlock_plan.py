@@ -270,7 +270,7 @@ DISKS = st.builds(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(record=st.sampled_from([ACTIVE, OPENING, RETIRED, SHREDDED]), disk=DISKS, may_format=st.booleans())
 def test_nothing_that_was_ever_active_is_formatted_whatever_the_disk_shows(
     record: VolumeRecord, disk: DiskView, may_format: bool
@@ -278,7 +278,7 @@ def test_nothing_that_was_ever_active_is_formatted_whatever_the_disk_shows(
     assert not isinstance(outcome(record, disk, may_format=may_format), Format)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(record=st.sampled_from([ALLOCATED, FORMATTING]), disk=DISKS, may_format=st.booleans())
 def test_a_format_needs_permission_and_a_device_that_is_blank_or_ours(
     record: VolumeRecord, disk: DiskView, may_format: bool
@@ -294,7 +294,7 @@ def test_a_format_needs_permission_and_a_device_that_is_blank_or_ours(
     assert all(slot.generation <= 1 for slot in data)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(record=st.sampled_from([ACTIVE, OPENING]), disk=DISKS)
 def test_what_is_opened_has_the_registers_header_size_and_generation(record: VolumeRecord, disk: DiskView) -> None:
     decision = outcome(record, disk)
