@@ -87,7 +87,8 @@ class WithoutDeviceMapper(LocalRunner):
     """Runs LVM on a machine whose kernel has no device-mapper."""
 
     def run(self, argv: Sequence[str], **how: Any) -> Result:
-        if argv[0] == "lvm":
+        # `lvmconfig` would show these settings alone.
+        if argv[0] == "lvm" and argv[1] != "lvmconfig":
             argv = [*argv[:2], "--config", "global/activation=0", *argv[2:]]
         return super().run(argv, **how)
 

@@ -34,14 +34,15 @@ def _needs() -> None:
 
 
 class Counting(lab.WithoutDeviceMapper):
-    """Remembers the verbs that ran."""
+    """Remembers the verbs that ran, but for the look at LVM itself that comes first, once a process."""
 
     def __init__(self) -> None:
         super().__init__()
         self.verbs: list[str] = []
 
     def run(self, argv: Sequence[str], **how: Any) -> Result:
-        self.verbs.append(argv[1])
+        if argv[1] not in ("lvmconfig", "version"):
+            self.verbs.append(argv[1])
         return super().run(argv, **how)
 
 

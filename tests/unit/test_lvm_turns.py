@@ -14,11 +14,12 @@ import pytest
 
 from csi.core import command, files
 from csi.core.command import LocalRunner
-from csi.core.errors import CommandTimeout, ToolFailed, Unavailable
+from csi.core.errors import CommandError, CommandTimeout, ToolFailed, Unavailable
 from csi.node import caller
 from csi.node.caller import Rank
 from csi.node.lvm.command import Lvm
 from csi.node.lvm.turns import Queue, Turns
+from tests.fakes import lvm_is_there
 
 PATIENCE = 20.0
 
@@ -109,6 +110,8 @@ def test_a_look_does_not_run_lvm_beside_a_change_of_its_group(tmp_path: Path) ->
 
     class Runner:
         def run(self, argv: Any, **_: Any) -> Any:
+            if lvm_is_there.is_first_look(argv):
+                return lvm_is_there.answer(argv)
             running.append(argv[1])
             met.append(tuple(running))
             if argv[1] == "lvchange":
@@ -327,3 +330,50 @@ def test_a_command_that_a_kill_ends_does_not_count() -> None:
     runner = LocalRunner(HANGS)
     for _ in range(5):
         hang(runner)
+
+
+def test_before_lvm_was_seen_to_read_the_drivers_settings_no_command_of_it_runs(tmp_path: Path) -> None:
+    """And it is looked at once, whoever comes first and however many come at once."""
+    running: list[str] = []
+    met: list[tuple[str, ...]] = []
+    lock = threading.Lock()
+
+    class Runner:
+        def run(self, argv: Any, **_: Any) -> Any:
+            with lock:
+                running.append(argv[1])
+                met.append(tuple(running))
+            time.sleep(0.05)
+            with lock:
+                running.remove(argv[1])
+            if lvm_is_there.is_first_look(argv):
+                return lvm_is_there.answer(argv)
+            raise ToolFailed("nothing is there")
+
+    lvm = Lvm(Runner(), udev=False, lock_file=tmp_path / "lock")
+
+    def look(vg: str) -> None:
+        with pytest.raises(ToolFailed):
+            lvm._ask(vg, 1)
+
+    looks = [in_a_thread(functools.partial(look, vg)) for vg in ("vg0", "vg1", "vg2")]
+    for one in looks:
+        one.join()
+    assert met[:2] == [("lvmconfig",), ("version",)]
+    assert [verb for one in met[2:] for verb in one].count("lvmconfig") == 0
+    assert sum(one[-1] == "version" for one in met) == 1
+
+
+def test_where_lvm_does_not_read_the_drivers_settings_nothing_is_asked_of_it(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    class Runner:
+        def run(self, argv: Any, **_: Any) -> Any:
+            ran.append(argv[1])
+            raise CommandError(tuple(argv), 5, "", "no such setting")
+
+    lvm = Lvm(Runner(), udev=False, lock_file=tmp_path / "lock")
+    for act in (lambda: lvm._ask("vg0", 1), lambda: lvm._change("vg0", ["lvchange", "vg0/x"]), lvm.version):
+        with pytest.raises(ToolFailed, match=r"does not read the driver's lvm\.conf"):
+            act()
+    assert set(ran) == {"lvmconfig"}

@@ -74,6 +74,8 @@ class Lvm:
         self._trust = trust or Trust()
         self._strange: tuple[str, ...] = ()
         self._inactive_at_boot: tuple[str, str] = _SKIP_ACTIVATION
+        self._version = ""
+        self._beginning = threading.Lock()
         self._process = LvmProcess(
             runner, udev=udev, device_filter=device_filter, state_dir=lock_file.parent, elsewhere=elsewhere
         )
@@ -166,6 +168,7 @@ class Lvm:
         Raises `NoSpace` where LVM will not allocate in this group. After any failure it is looked whether the volume is
         there after all; only when that can't be told either, a volume may be there that the caller doesn't know.
         """
+        self.version()
         argv = ["lvcreate", "--yes", "--name", name, "--extents", str(extents)]
         argv += ["--activate", "n", "--zero", "n", "--wipesignatures", "n", *self._inactive_at_boot]
         for tag in tags:
@@ -279,13 +282,20 @@ class Lvm:
         self._commit(vg, ["vgextend", *_metadata_size(devices), vg, *devices], hints=True)
 
     def version(self) -> str:
-        """LVM's own version line. Raises `ToolFailed` when lvm is not installed, or doesn't read the settings of ours."""
-        self._process.require_settings(_READ_SECONDS)
-        first = self._process.run(["version"], _READ_SECONDS).text.partition("\n")[0]
-        version = first.split(":", 1)[-1].strip() or "unknown"
-        numbers = tuple(int(part) for part in re.findall("[0-9]+", version)[:3])
-        self._inactive_at_boot = _NO_AUTOACTIVATION if numbers >= _AUTOACTIVATION_SINCE else _SKIP_ACTIVATION
-        return version
+        """LVM's own version line. Raises `ToolFailed` when lvm is not installed, or doesn't read the settings of ours.
+
+        Asked once, and before any other command runs: until then nobody knows that LVM keeps to the driver's filter.
+        """
+        with self._beginning:
+            if not self._version:
+                self._process.require_settings(_READ_SECONDS)
+                first = self._process.run(["version"], _READ_SECONDS).text.partition("\n")[0]
+                version = first.split(":", 1)[-1].strip() or "unknown"
+                numbers = tuple(int(part) for part in re.findall("[0-9]+", version)[:3])
+                known = numbers >= _AUTOACTIVATION_SINCE
+                self._inactive_at_boot = _NO_AUTOACTIVATION if known else _SKIP_ACTIVATION
+                self._version = version
+            return self._version
 
     @contextmanager
     def _told_by_its_kind(self) -> Iterator[None]:
@@ -319,7 +329,10 @@ class Lvm:
                 self._process.run(argv, _WRITE_SECONDS, hints=hints, without=hidden)
 
     def _gate(self, vg: str) -> threading.Lock:
-        """Who runs LVM on a group has it: a look takes no turn, and is no reason for a second process of one group."""
+        """Who runs LVM on a group has it: a look takes no turn, and is no reason for a second process of one group. Raises
+        as `version` does.
+        """
+        self.version()
         return self._gates.setdefault(vg, threading.Lock())
 
 
