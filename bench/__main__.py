@@ -37,6 +37,7 @@ _AT_ONCE = 128
 _CALLS = 30
 _LOOK_MS = 2
 _AS_IN_THE_IMAGE = ("-OO", "-X", "no_debug_ranges")
+_AS_IN_THE_CHART = "info"
 _CAPABILITY = mount_capability("ext4")
 _REPORT = REPOSITORY / "build" / "bench.json"
 _POLICY = "/run/bench/initdata.toml"
@@ -50,7 +51,8 @@ class Bench:
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self.driver = Driver(node, {"pools": [{"name": "main", "vgs": ["vg0"]}]}, options=_AS_IN_THE_IMAGE)
+        pools = {"pools": [{"name": "main", "vgs": ["vg0"]}]}
+        self.driver = Driver(node, pools, options=_AS_IN_THE_IMAGE, log_level=_AS_IN_THE_CHART)
         self.lines: list[Line | Compared] = []
 
     def run(self) -> None:
@@ -235,7 +237,8 @@ def main() -> int:
         print(f"the lab can't run here: {reason}", file=sys.stderr)
         return 2
     _compile_as_in_the_image()
-    with kind((_DISK,)) as node:
+    # On a disk, whose flushes are part of what a change costs.
+    with kind((_DISK,), keep_on_disk=True) as node:
         node.run(["mkdir", "-p", "/run/bench"])
         bench = Bench(node)
         exchanges.run(bench.keep)

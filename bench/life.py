@@ -12,7 +12,7 @@ from typing import Any
 from bench.lines import PEER_LVM_PROCESSES, PEERS, Compared, Line
 from lab.driver import MIB, Driver, create_request, mount_capability
 
-_ROUNDS = 9
+_ROUNDS = 15
 _AT_ONCE = 20
 _SIZE = 64 * MIB
 _CAPABILITY = mount_capability("ext4")

@@ -56,10 +56,17 @@ class Driver:
     """
 
     def __init__(
-        self, node: Node, config: Mapping[str, Any], *, kubelet: str = KUBELET, options: Sequence[str] = ()
+        self,
+        node: Node,
+        config: Mapping[str, Any],
+        *,
+        kubelet: str = KUBELET,
+        options: Sequence[str] = (),
+        log_level: str = "debug",
     ) -> None:
         self.node = node
         self._options = options
+        self._log_level = log_level
         self.kubelet = kubelet
         self._name = f"driver{next(_numbers)}"
         self._folder = f"/run/{self._name}"
@@ -80,7 +87,7 @@ class Driver:
         return [
             sys.executable, *self._options, "-m", module, "node",
             "--endpoint", f"unix://{self.socket}", "--node-id", "lab-node", "--config", f"{self._folder}/node.yaml",
-            "--kubelet-dir", self.kubelet, "--metrics-address", "", "--log-level", "debug",
+            "--kubelet-dir", self.kubelet, "--metrics-address", "", "--log-level", self._log_level,
         ]  # fmt: skip
 
     def start(self, module: str = "csi", env: Mapping[str, str] | None = None) -> None:
