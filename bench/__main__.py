@@ -237,8 +237,8 @@ def main() -> int:
         print(f"the lab can't run here: {reason}", file=sys.stderr)
         return 2
     _compile_as_in_the_image()
-    # On a disk, whose flushes are part of what a change costs.
-    with kind((_DISK,), keep_on_disk=True) as node:
+    # Flushes are part of what a change costs.
+    with kind((_DISK,), flushes=True) as node:
         node.run(["mkdir", "-p", "/run/bench"])
         bench = Bench(node)
         exchanges.run(bench.keep)

@@ -8,8 +8,6 @@ import base64
 import itertools
 import json
 import os
-import re
-import shutil
 import signal
 import tempfile
 import threading
@@ -24,8 +22,6 @@ from typing import IO, Any, Self
 REPOSITORY = Path(__file__).parents[1]
 _MIB = 1024 * 1024
 _LINE_LIMIT = 1500
-_PLENTY_OF_MEMORY = 10 * 1024 * _MIB
-"""For two nodes with their memory of 3 GiB each, and what their tests write."""
 DISK_BYTES = (1024 * _MIB, 1024 * _MIB, 512 * _MIB)
 
 
@@ -110,23 +106,26 @@ class Channel:
 
 
 class Node(ABC):
-    """A machine with real LVM and real dm-crypt, and disks that outlive it."""
+    """A machine with real LVM and real dm-crypt, and disks that outlive it.
+
+    `flushes` says whether what it flushes has to be on the machine's own disk, which takes the time that it takes there.
+    """
 
     kind: str
     disks: tuple[str, ...]
 
-    def __init__(self, disk_bytes: Sequence[int] = DISK_BYTES, *, keep_on_disk: bool = False) -> None:
+    def __init__(self, disk_bytes: Sequence[int] = DISK_BYTES, *, flushes: bool = False) -> None:
+        self.flushes = flushes
         self._folder = tempfile.TemporaryDirectory(prefix="sealed-lab-")
         self.folder = Path(self._folder.name)
         self.shared = self.folder / "shared"
         """Seen under the same path inside and outside."""
         self.shared.mkdir()
-        self._disk_folder = tempfile.TemporaryDirectory(prefix="sealed-lab-", dir=_place_of_disks(keep_on_disk))
         self.images = tuple(self._image(number, size) for number, size in enumerate(disk_bytes))
         self._channel: Channel | None = None
 
     def _image(self, number: int, size: int) -> Path:
-        path = Path(self._disk_folder.name, f"disk{number}.img")
+        path = self.folder / f"disk{number}.img"
         path.touch()
         os.truncate(path, size)
         return path
@@ -146,7 +145,6 @@ class Node(ABC):
     def close(self) -> None:
         """Stop and remove everything."""
         self.stop()
-        self._disk_folder.cleanup()
         self._folder.cleanup()
 
     def __enter__(self) -> Self:
@@ -221,17 +219,6 @@ class Node(ABC):
         channel = Channel(reader, writer, self.shared)
         channel.ready.result(seconds)
         self._channel = channel
-
-
-def _place_of_disks(keep_on_disk: bool) -> str | None:
-    """The machine's memory, when it has plenty: what one node flushes and wipes then holds up nobody else's disks, and the
-    machine's own power is never cut by a test. None is where temporary files are.
-    """
-    memory = Path("/dev/shm")
-    if keep_on_disk or not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < _PLENTY_OF_MEMORY:
-        return None
-    (available,) = re.findall(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    return str(memory) if int(available) * 1024 >= _PLENTY_OF_MEMORY else None
 
 
 def pick() -> type[Node]:

@@ -53,7 +53,8 @@ class UmlNode(Node):
                 "PATH": os.environ["PATH"],
                 "TMPDIR": memory,
                 "HOME": str(self.folder),
-                "LD_PRELOAD": str(_wide_registers()),
+                "LD_PRELOAD": str(_preloaded()),
+                **({"LAB_FLUSHES": "1"} if self.flushes else {}),
             },
             process_group=0,
         )
@@ -125,10 +126,10 @@ class UmlNode(Node):
         return (self.folder / "console.log").read_text(errors="replace")
 
 
-def _wide_registers() -> Path:
-    """The library that lets this kernel run on processors with more registers than it knows; compiled once."""
-    source = Path(__file__).with_name("uml_registers.c")
-    library = _CACHE / f"registers-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+def _preloaded() -> Path:
+    """The library that goes between this kernel and the machine; compiled once. Its source says what for."""
+    source = Path(__file__).with_name("uml_preload.c")
+    library = _CACHE / f"preload-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
     if not library.exists():
         _CACHE.mkdir(parents=True, exist_ok=True)
         draft = library.with_suffix(f".{os.getpid()}")

@@ -32,7 +32,7 @@ class Cluster:
     """One throw-away cluster."""
 
     def __init__(self, programs: Programs, containers: Path) -> None:
-        self.node = UmlNode((*_VOLUME_DISKS, 0, _STATE_BYTES, _STATE_BYTES), keep_on_disk=True)
+        self.node = UmlNode((*_VOLUME_DISKS, 0, _STATE_BYTES, _STATE_BYTES))
         shared = self.node.shared
         self._layout = parts.Layout(programs=shared / "bin", keys=shared / "keys", files=shared / "files")
         self.keys = str(self._layout.keys)

@@ -104,7 +104,7 @@ def disk(images: Sequence[Wanted], cache: Path, name: str = "containers") -> Pat
 
 def _make(images: Sequence[Wanted], path: Path) -> None:
     """Boot a node with the disk, let containerd import, end it in order."""
-    node = UmlNode((_DISK_BYTES,), keep_on_disk=True)
+    node = UmlNode((_DISK_BYTES,))
     format_disk(node.images[0], _DISK_BYTES)
     layout = parts.Layout(programs=node.shared, keys=node.shared, files=node.shared / "files")
     parts.write_files(layout)
