@@ -19,7 +19,7 @@ demo: setup  ## show the main job end to end and write build/demo.html
 test: setup  ## the whole suite, the lab included
 	@scripts/test $(PYTHON) $(PYTEST_ARGS)
 
-fast: setup  ## everything but the lab: about a minute and a half on two free cores
+fast: setup  ## everything but the lab: about ten minutes on two cores
 	@$(PYTHON) -m pytest $(IN_TWO) $(FAST) $(PYTEST_ARGS)
 
 cluster:  ## the chart in a real Kubernetes inside the lab; the first run builds Kubernetes (10 minutes on two cores)
