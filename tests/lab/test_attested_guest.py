@@ -66,15 +66,9 @@ class World:
     options: tuple[str, ...]
     measured: str
 
-    def guest(self, kind: str, text: str | None = None, **changes: Any) -> Guest:
-        """Boot a guest that was started with this init-data."""
-        text = self.measured if text is None else text
-        if kind == "snp":
-            platform = changes.pop("platform", _CHIP)
-            chip = platform.chip(**({"at_0xc0": digest(text, 32)} | changes))
-        else:
-            chip = intel.chip(**({"mrconfigid": digest(text, 48)} | changes))
-        return Guest(self.node, text, chip=chip).boot()
+    def guest(self, kind: str) -> Guest:
+        """Boot a guest that was started as it should be."""
+        return Guest(self.node, self.measured, chip=_chip(kind, self.measured)).boot()
 
     def tcb(self, status: str) -> None:
         """Import collateral that says this of the TDX platform."""
@@ -109,28 +103,35 @@ def world(node: Node, driver: Driver) -> Iterator[World]:
     broker.stop()
 
 
-def _cheats(world: World, kind: str) -> dict[str, tuple[Guest, int, str]]:
-    """What a host may start, with the status and the text that its guest ends with."""
-    other = init_data(world.broker, note="other")
+def _chip(kind: str, text: str, platform: amd.Platform = _CHIP, **changes: Any) -> dict[str, object]:
+    """What a guest of this kind finds that was started with this init-data."""
+    if kind == "snp":
+        return platform.chip(**({"at_0xc0": digest(text, 32)} | changes))
+    return intel.chip(**({"mrconfigid": digest(text, 48)} | changes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cheat:
+    """What a host may start, and the text that its guest ends with."""
+
+    text: str
+    chip: dict[str, object]
+    said: str
+
+
+def _cheats(world: World, kind: str) -> dict[str, Cheat]:
+    right, other = world.measured, init_data(world.broker, note="other")
     if kind == "tdx":
         return {
-            "wrong RTMR": (
-                world.guest("tdx", rtmr2=b"\x01" * 48),
-                _NOT_RELEASED,
-                "image 'tdx': rtmr2 does not list 0101",
-            ),
-            "debug bit": (world.guest("tdx", attributes=b"\x01"), _NOT_RELEASED, "the TD is in debug mode"),
-            "other MRCONFIGID": (world.guest("tdx", other), _NOT_RELEASED, "init_data does not list sha384:"),
+            "wrong RTMR": Cheat(right, _chip(kind, right, rtmr2=b"\x01" * 48), "image 'tdx': rtmr2 does not list 0101"),
+            "debug bit": Cheat(right, _chip(kind, right, attributes=b"\x01"), "the TD is in debug mode"),
+            "other MRCONFIGID": Cheat(other, _chip(kind, other), "init_data does not list sha384:"),
         }
     return {
-        "wrong measurement": (
-            world.guest("snp", at_0x90=b"\x57" * 48),
-            _NOT_RELEASED,
-            "measurement does not list 5757",
-        ),
-        "debug bit": (world.guest("snp", at_0x8=0x30000 | 1 << 19), _NOT_RELEASED, "debug is not allowed"),
-        "old TCB": (world.guest("snp", platform=_OLD), _NOT_RELEASED, "has snp 21, not 22"),
-        "wrong HOSTDATA": (world.guest("snp", other), _NOT_RELEASED, "init_data does not list sha384:"),
+        "wrong measurement": Cheat(right, _chip(kind, right, at_0x90=b"\x57" * 48), "measurement does not list 5757"),
+        "debug bit": Cheat(right, _chip(kind, right, at_0x8=0x30000 | 1 << 19), "debug is not allowed"),
+        "old TCB": Cheat(right, _chip(kind, right, _OLD), "has snp 21, not 22"),
+        "wrong HOSTDATA": Cheat(other, _chip(kind, other), "init_data does not list sha384:"),
     }
 
 
@@ -147,11 +148,12 @@ def test_the_measured_guest_formats_writes_and_reopens_and_every_other_is_refuse
     first.write(_FILE, b"by an attested guest")
     first.sealed_local("close", "--volume", volume)
     first.kill()
-    for what, (guest, status, said) in _cheats(world, kind).items():
-        assert said in world.refused(guest, device, guest.plug(device), status), what
-        guest.kill()
     second = world.guest(kind)
     inside = second.plug(device)
+    for what, cheat in _cheats(world, kind).items():
+        second.become(cheat.text, cheat.chip)
+        assert cheat.said in world.refused(second, device, inside, _NOT_RELEASED), what
+    second.become(world.measured, _chip(kind, world.measured))
     if kind == "tdx":
         world.tcb("OutOfDate")
         said = world.refused(second, device, inside, _NOT_RELEASED)
