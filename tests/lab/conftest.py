@@ -1,5 +1,10 @@
-"""Fixtures of the lab: a node booted once a run, and nodes of their own for tests that cut the power."""
+"""Fixtures of the lab: a node booted once a run, and nodes of their own for tests that cut the power.
 
+Nodes of User-mode Linux have one processor each and share nothing, so two of them work side by side, each with its tests on
+a processor of its own. Where the machine itself is the node there can be one only.
+"""
+
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 
@@ -7,6 +12,24 @@ import pytest
 
 from lab.driver import Driver
 from lab.node import LabUnavailable, Node, pick
+
+_MOST_AT_ONCE = 2
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For `--numprocesses auto`: how many of the lab's nodes this machine can have at a time."""
+    with contextlib.suppress(LabUnavailable):
+        return min(_MOST_AT_ONCE, len(os.sched_getaffinity(0))) if pick().kind == "uml" else 1
+    return 1
+
+
+def pytest_configure() -> None:
+    """Give a worker of several a processor of its own: its node would else be on the one that all others have."""
+    name, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    processors = sorted(os.sched_getaffinity(0))
+    if name is not None and 1 < count <= len(processors):
+        number = int(name.removeprefix("gw"))
+        os.sched_setaffinity(0, set(processors[number::count]))
 
 
 def _kind() -> type[Node]:
