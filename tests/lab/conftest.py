@@ -1,7 +1,8 @@
 """Fixtures of the lab: a node booted once a run, and nodes of their own for tests that cut the power.
 
 Nodes of User-mode Linux have one processor each and share nothing, so two of them work side by side, each with its tests on
-a processor of its own. Where the machine itself is the node there can be one only.
+a processor of its own. That takes two thirds of the time where two processors are halves of one, as half of the tests wait
+(for disks that don't answer, for leases). Where the machine itself is the node there can be one only.
 """
 
 import contextlib

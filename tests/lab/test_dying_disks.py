@@ -132,10 +132,13 @@ def test_calls_on_a_dying_disk_are_named_others_are_served_and_it_recovers(world
     victims.prepare()
     FAULTS[fault](disk)
     try:
-        with ThreadPoolExecutor(len(victims.calls)) as pool:
+        with ThreadPoolExecutor(2 * len(victims.calls)) as pool:
             first = {name: pool.submit(call, driver.patient(_HANGS_SECONDS)) for name, call in victims.calls.items()}
             served = _life(driver, f"pvc-well-{victims.suffix}")
-            again = {name: call(driver.patient(_REPEAT_SECONDS)) for name, call in victims.calls.items()}
+            repeated = {
+                name: pool.submit(call, driver.patient(_REPEAT_SECONDS)) for name, call in victims.calls.items()
+            }
+            again = _answers(repeated)
             hung = [name for name, answer in first.items() if not answer.done()]
             disk.heal()
             ended = _answers(first)
