@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from csi.core import disks
+from csi.core.command import Result
 from csi.core.device_number import DeviceNumber
 from csi.core.errors import Refused, ToolFailed
 from csi.node.lvm import command as lvm_module
 from csi.node.lvm.command import Lvm
+from tests.fakes import lvm_is_there
 
 
 def sysfs(folder: Path, mapped: dict[str, str], loops: dict[str, str] | None = None) -> Path:
@@ -127,8 +129,10 @@ class Kernel:
             lvm_module.disks, "leads_to", lambda _: self._leads[0] if len(self._leads) == 1 else self._leads.pop(0)
         )
 
-    def run(self, argv: list[str], **_: object) -> None:
-        self.commands.append(argv[1])
+    def run(self, argv: list[str], **_: object) -> Result:
+        if not lvm_is_there.is_first_look(argv):
+            self.commands.append(argv[1])
+        return lvm_is_there.answer(argv)
 
     def activate(self, folder: Path) -> list[str]:
         Lvm(self, udev=False, lock_file=folder / "lock").activate("vg0", "pvc-1")  # type: ignore[arg-type]
