@@ -57,6 +57,74 @@ def test_it_costs_one_wait_and_one_thread_however_often_it_is_asked(frozen: thre
     frozen.set()
 
 
+def test_many_who_ask_at_once_are_served_by_few_reads_and_none_is_told_that_a_slow_disk_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[Place] = []
+
+    def slow(where: Place, _: object) -> bytes:
+        reads.append(where)
+        time.sleep(0.1)
+        return where.path.encode()
+
+    monkeypatch.setattr(disk_reader, "_read", slow)
+    monkeypatch.setattr(disk_reader._Disk, "is_in_the_kernel", lambda _: True)
+    reader, found = DiskReader(patience_seconds=1.0), list[bytes | Trouble]()
+    askers = [threading.Thread(target=lambda: found.extend(reader.read([place()]))) for _ in range(60)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+    assert found == [b"/dev/a"] * 60
+    assert len(reads) < 10
+
+
+def test_who_asks_gets_no_answer_that_was_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    content = [b"old"]
+
+    def read(_: Place, __: object) -> bytes:
+        found = content[0]
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return found
+
+    monkeypatch.setattr(disk_reader, "_read", read)
+    reader, found = DiskReader(patience_seconds=PATIENCE), list[bytes | Trouble]()
+    first = threading.Thread(target=lambda: reader.read([place()]))
+    first.start()
+    assert begun.wait(PATIENCE)
+    content[0] = b"new"
+    second = threading.Thread(target=lambda: found.extend(reader.read([place()])))
+    second.start()
+    until(lambda: bool(reader._disks[ONE].next))
+    go_on.set()
+    first.join()
+    second.join()
+    assert found == [b"new"]
+
+
+def test_a_disk_whose_thread_waits_for_something_else_is_given_more_time(
+    frozen: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_reader._Disk, "is_in_the_kernel", lambda _: False)
+    reader, found = DiskReader(patience_seconds=2.0), list[bytes | Trouble]()
+    asker = threading.Thread(target=lambda: found.extend(reader.read([place()])))
+    asker.start()
+    time.sleep(2.5)
+    frozen.set()
+    asker.join()
+    assert found == [b"/dev/a"]
+
+
+@pytest.mark.parametrize(("state", "waits"), [("D", True), ("S", False), ("R", False)])
+def test_the_state_of_a_thread_is_read_behind_its_name(
+    state: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_reader.Path, "read_bytes", lambda _: f"7 (odd) D name) {state} 1 2".encode())
+    assert disk_reader._Disk().is_in_the_kernel() is waits
+
+
 def test_a_thread_that_can_not_be_had_is_told_and_the_disk_is_read_when_there_is_one(
     frozen: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:

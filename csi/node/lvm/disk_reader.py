@@ -1,7 +1,8 @@
 """Small reads of many disks past the page cache, none of which can stop the caller: each disk has a thread of its own.
 
 A disk that froze keeps its thread in the kernel for as long as it is frozen. It is asked again when that thread comes back,
-and not before, so such a disk costs one thread and one wait.
+and not before, so such a disk costs one thread and one wait. One whose thread waits for a processor, or has many to serve,
+is not frozen: on a node with more work than it can do that takes seconds.
 """
 
 import mmap
@@ -11,12 +12,17 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from csi.core.device_number import DeviceNumber
 
 _ALIGNMENT: Final = 4096
 _PATIENCE_SECONDS: Final = 1.0
+_STARVED: Final = 5
+"""So many times the patience a disk gets whose thread doesn't wait for it."""
+_LOOKS: Final = 4
+"""How often in its patience it is looked whether the thread still waits."""
 _IDLE_SECONDS: Final = 60.0
 _BUFFER_BYTES: Final = 32 << 10
 
@@ -41,8 +47,29 @@ class Trouble:
 
 
 @dataclass(slots=True, eq=False)
+class _Disk:
+    """A disk's thread, and what is there for it to do."""
+
+    waiting: "queue.SimpleQueue[_Job]" = field(default_factory=queue.SimpleQueue)
+    next: "dict[Place, _Job]" = field(default_factory=dict)
+    """What it has not begun yet. Whoever comes meanwhile and wants the same is served by it, too."""
+    task: int = 0
+    moved: float = 0.0
+    """When it began or ended a read, on the monotonic clock."""
+
+    def is_in_the_kernel(self) -> bool:
+        """Whether the thread waits for the disk, and not for a processor or for its turn in Python (proc(5), stat)."""
+        try:
+            stat = Path(f"/proc/self/task/{self.task}/stat").read_bytes()
+        except OSError:
+            return True
+        return stat.rpartition(b")")[2].split()[0] == b"D"
+
+
+@dataclass(slots=True, eq=False)
 class _Job:
     place: Place
+    disk: _Disk
     done: threading.Event = field(default_factory=threading.Event)
     result: bytes | Trouble = Trouble("")
 
@@ -53,60 +80,83 @@ class DiskReader:
     def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         self._patience_seconds = patience_seconds
         self._lock = threading.Lock()
-        self._queues: dict[DeviceNumber, queue.SimpleQueue[_Job]] = {}
+        self._disks: dict[DeviceNumber, _Disk] = {}
         self._late: dict[DeviceNumber, _Job] = {}
 
     def read(self, places: Sequence[Place]) -> list[bytes | Trouble]:
-        """What lies at each place, all disks at the same time; takes no longer than the patience with one disk."""
+        """What lies at each place, all disks at the same time, and not earlier than now. Takes no longer than the patience
+        with a disk that keeps its thread, and at most five times as long.
+        """
         jobs = [self._begin(place) for place in places]
-        give_up = time.monotonic() + self._patience_seconds
-        return [self._end(job, give_up) for job in jobs]
+        asked = time.monotonic()
+        return [self._end(job, asked) for job in jobs]
 
     def _begin(self, place: Place) -> _Job:
-        job = _Job(place)
         with self._lock:
             late = self._late.get(place.number)
             if late is not None and not late.done.is_set():
                 return late
             self._late.pop(place.number, None)
             try:
-                self._queue(place.number).put(job)
+                disk = self._disk(place.number)
             except (OSError, MemoryError, RuntimeError) as error:
-                job.result = Trouble(f"{place.path} can't be read now: {error}")
-                job.done.set()
-        return job
+                failed = _Job(place, _Disk(), result=Trouble(f"{place.path} can't be read now: {error}"))
+                failed.done.set()
+                return failed
+            job = disk.next.get(place)
+            if job is None:
+                job = disk.next[place] = _Job(place, disk)
+                disk.waiting.put(job)
+            return job
 
-    def _queue(self, number: DeviceNumber) -> "queue.SimpleQueue[_Job]":
-        """What the disk's thread takes its jobs from. Raises when the process can have no further thread or buffer; then
-        no queue is left that nobody empties.
+    def _disk(self, number: DeviceNumber) -> _Disk:
+        """The disk with its thread. Raises when the process can have no further thread or buffer; then no queue is left
+        that nobody empties.
         """
-        waiting = self._queues.get(number)
-        if waiting is None:
-            waiting = queue.SimpleQueue()
+        disk = self._disks.get(number)
+        if disk is None:
+            disk = _Disk()
             buffer = mmap.mmap(-1, _BUFFER_BYTES)
-            threading.Thread(target=self._work, args=(number, waiting, buffer), name="disk-reader", daemon=True).start()
-            self._queues[number] = waiting
-        return waiting
+            threading.Thread(target=self._work, args=(number, disk, buffer), name="disk-reader", daemon=True).start()
+            self._disks[number] = disk
+        return disk
 
-    def _end(self, job: _Job, give_up: float) -> bytes | Trouble:
+    def _end(self, job: _Job, asked: float) -> bytes | Trouble:
         with self._lock:
             known_late = self._late.get(job.place.number) is job
-        if not job.done.wait(0 if known_late else max(0.0, give_up - time.monotonic())) or known_late:
-            with self._lock:
-                self._late.setdefault(job.place.number, job)
-            return Trouble(f"{job.place.path} does not answer", frozen=True)
-        return job.result
+        if not known_late and self._comes(job, asked):
+            return job.result
+        with self._lock:
+            self._late.setdefault(job.place.number, job)
+        return Trouble(f"{job.place.path} does not answer", frozen=True)
 
-    def _work(self, number: DeviceNumber, waiting: "queue.SimpleQueue[_Job]", buffer: mmap.mmap) -> None:
+    def _comes(self, job: _Job, asked: float) -> bool:
+        """Wait for it. False when its disk lets nobody go on."""
+        patience, disk = self._patience_seconds, job.disk
+        give_up = asked + _STARVED * patience
+        until = asked + patience
+        while not job.done.wait(max(0.0, until - time.monotonic())):
+            now = time.monotonic()
+            stuck = now - max(asked, disk.moved)
+            if now >= give_up or (stuck >= patience and disk.is_in_the_kernel()):
+                return job.done.is_set()
+            until = min(give_up, now + patience / _LOOKS)
+        return True
+
+    def _work(self, number: DeviceNumber, disk: _Disk, buffer: mmap.mmap) -> None:
+        disk.task = threading.get_native_id()
         while True:
             try:
-                job = waiting.get(timeout=_IDLE_SECONDS)
+                job = disk.waiting.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
                 with self._lock:
-                    if waiting.empty():
-                        del self._queues[number]
+                    if disk.waiting.empty():
+                        del self._disks[number]
                         return
                 continue
+            with self._lock:
+                del disk.next[job.place]
+            disk.moved = time.monotonic()
             try:
                 job.result = _read(job.place, buffer)
             except OSError as error:
@@ -114,6 +164,7 @@ class DiskReader:
             except Exception as error:
                 # A damaged label may name any place. The disk is as alive as before, and so must be its thread.
                 job.result = Trouble(f"{job.place.path} can't be read at byte {job.place.offset}: {error}")
+            disk.moved = time.monotonic()
             job.done.set()
             # A text may be large, and the next job may come much later.
             del job
