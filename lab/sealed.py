@@ -16,17 +16,18 @@ from lab.kata import Rules
 from lab.node import Node, Result
 
 _CHIP = "/run/sealed-local/chip.json"
-_PLAY_TEE = """
+_PLAY_TEE = f"""
 set -e
-if [ -e /sys/kernel/config/tsm ]; then
-    [ ! -e /sys/kernel/config/tdx_guest ] || umount /dev/tdx_guest
-    umount /sys/kernel/config
-fi
-/usr/bin/python3 /run/sealed-local/python/tee.pyc /run/sealed-local/chip.json /sys/kernel/config
+/usr/bin/python3 /run/sealed-local/python/tee.pyc {_CHIP} /sys/kernel/config
 if [ -e /sys/kernel/config/tdx_guest ]; then
     : > /dev/tdx_guest
     mount --bind /sys/kernel/config/tdx_guest /dev/tdx_guest
 fi
+"""
+_STOP_TEE = """
+set -e
+[ ! -e /sys/kernel/config/tdx_guest ] || umount /dev/tdx_guest
+umount /sys/kernel/config
 """
 _numbers = itertools.count(1)
 BROKER_PORT = 8443
@@ -166,6 +167,7 @@ class Guest:
         """As if the host had started it with this init-data on this chip: what its program finds is the same, and an
         emulated machine takes half a minute to boot.
         """
+        self.run(["/bin/sh", "-c", _STOP_TEE])
         self.write(POLICY_PATH, measured.encode())
         self.write(_CHIP, json.dumps(chip).encode())
         self.run(["/bin/sh", "-c", _PLAY_TEE])
